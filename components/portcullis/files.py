@@ -1,0 +1,63 @@
+"""Reading with a limit and writing atomically: what every stage does at its edges.
+
+A write either appears whole under its final name or not at all, also when the process is killed half way.
+"""
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from portcullis.errors import UsageError
+
+
+def read_bytes(path: Path, *, limit: int) -> bytes:
+    """Read a regular file of at most `limit` bytes.
+
+    Raises:
+        UsageError: The file is missing, not a regular file, unreadable, or larger than `limit`.
+    """
+    try:
+        with path.open("rb") as stream:
+            if not path.is_file():
+                raise UsageError(f"{path} is not a regular file")
+            data = stream.read(limit + 1)
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    if len(data) > limit:
+        raise UsageError(f"{path} is larger than the {limit} bytes allowed here")
+    return data
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path, *, mode: int = 0o644) -> Iterator[Path]:
+    """Yield a sibling temporary path (nothing exists there yet); rename it to `path` on success.
+
+    The caller creates a file or a directory at the yielded path. A file replaces an existing file; a directory
+    replaces an existing directory. On an exception the temporary is deleted and `path` is left as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    holder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    temporary = holder / path.name
+    try:
+        yield temporary
+        if temporary.is_dir():
+            if path.is_dir():
+                path.rename(holder / ".replaced")
+        else:
+            temporary.chmod(mode)
+            with temporary.open("rb") as stream:
+                os.fsync(stream.fileno())
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(holder, ignore_errors=True)
+
+
+def write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    """Write `data` to `path` atomically; `mode` is the file's permission bits."""
+    with atomic_path(path, mode=mode) as temporary:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(data)
