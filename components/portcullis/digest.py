@@ -14,7 +14,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -138,7 +138,18 @@ def tree_digest(root: Path, *, exclude: Collection[str] = ()) -> str:
     Raises:
         DataError: As `tree_files`.
     """
-    files = [vars(entry) for entry in tree_files(root, exclude=exclude)]
+    return manifest_digest(tree_files(root, exclude=exclude))
+
+
+def manifest_digest(entries: Iterable[FileEntry]) -> str:
+    """Return the tree digest of a manifest, so that a tree held in memory digests as it would on disk.
+
+    Raises:
+        DataError: The manifest is empty or names one path twice.
+    """
+    files = [vars(entry) for entry in sorted(entries, key=lambda entry: entry.path)]
+    if not files or len({entry["path"] for entry in files}) != len(files):
+        raise DataError("a tree's manifest is empty or names one path twice")
     return sha256(canonical_json({"files": files, "format": TREE_FORMAT}))
 
 
