@@ -5,7 +5,7 @@ it stops:
 
  1. A line is one DSSE envelope in canonical form, holding one in-toto Statement as a step writes it. (Altered bytes.)
  2. The statement's step is one the policy names, with that stage and kind. (An unknown or relabelled step.)
- 3. The signature is by the one key that the policy gives to that step; keyid is never consulted. (Another step's key, a
+ 3. The signature is by the one key that the policy gives to that step; keyid chooses nothing. (Another step's key, a
     rogue key.)
  4. That key is not revoked. (A stolen key.)
  5. Identical lines are one; two different lines for one step refuse. (A second, better-looking verdict.)
@@ -114,19 +114,9 @@ class ChainVerifier:
             raise EvidenceError("this chain was already concluded or refused")
 
     def _accept(self, line: bytes) -> Statement:
-        envelope = Envelope.parse(line)
-        statement = Statement.parse(envelope.payload)
-        rule = self.policy.step(statement.step)
-        where = f"step {rule.name!r}"
-        try:
-            envelope.verify(rule.key)
-        except EvidenceError as error:
-            raise EvidenceError(f"{where}: {error}") from error
-        if rule.key.keyid in self.revoked_keys:
-            raise EvidenceError(f"{where}: its key {rule.key.keyid[:16]}… is revoked")
-        if (statement.stage, statement.kind) != (rule.stage, rule.kind):
-            raise EvidenceError(f"{where}: stated by a {statement.stage} {statement.kind}, not a {rule.stage}")
-        known = self._found.get(rule.name)
+        statement = accept_statement(line, self.policy, self.revoked_keys)
+        where = f"step {statement.step!r}"
+        known = self._found.get(statement.step)
         if known is not None:
             if known[0] == line:
                 return statement
@@ -135,13 +125,7 @@ class ChainVerifier:
         if statement.nonce != first.nonce:
             raise EvidenceError(f"{where}: from another run than step {first.step!r}")
         self._require_fresh(where, statement)
-        if canonical_json(statement.parameters) != canonical_json(rule.parameters):
-            raise EvidenceError(f"{where}: {parameter_difference(statement.parameters, rule.parameters)}")
-        if set(statement.inputs) != set(rule.inputs) or set(statement.outputs) != set(rule.outputs):
-            raise EvidenceError(f"{where}: its inputs or outputs are not those that the policy names")
-        if rule.kind == "gate":
-            _require_passed(where, statement, rule)
-        self._found[rule.name] = (line, statement)
+        self._found[statement.step] = (line, statement)
         return statement
 
     def _require_fresh(self, where: str, statement: Statement) -> None:
@@ -166,6 +150,35 @@ class ChainVerifier:
             for name in rule.outputs:
                 if statement.outputs[name] != statement.inputs[name]:
                     raise EvidenceError(f"step {rule.name!r} judged another {name!r} than it was given")
+
+
+def accept_statement(line: bytes, policy: Policy, revoked_keys: Collection[str]) -> Statement:
+    """Judge one statement by itself: rules 1 to 4 and 8 to 10.
+
+    Raises:
+        EvidenceError: The line breaks a rule.
+        GateFailedError: The line is sound evidence of a gate that FAILED.
+        PolicyError: The policy does not know the step.
+    """
+    envelope = Envelope.parse(line)
+    statement = Statement.parse(envelope.payload)
+    rule = policy.step(statement.step)
+    where = f"step {rule.name!r}"
+    try:
+        envelope.verify(rule.key)
+    except EvidenceError as error:
+        raise EvidenceError(f"{where}: {error}") from error
+    if rule.key.keyid in revoked_keys:
+        raise EvidenceError(f"{where}: its key {rule.key.keyid[:16]}… is revoked")
+    if (statement.stage, statement.kind) != (rule.stage, rule.kind):
+        raise EvidenceError(f"{where}: stated by a {statement.stage} {statement.kind}, not a {rule.stage}")
+    if canonical_json(statement.parameters) != canonical_json(rule.parameters):
+        raise EvidenceError(f"{where}: {parameter_difference(statement.parameters, rule.parameters)}")
+    if set(statement.inputs) != set(rule.inputs) or set(statement.outputs) != set(rule.outputs):
+        raise EvidenceError(f"{where}: its inputs or outputs are not those that the policy names")
+    if rule.kind == "gate":
+        _require_passed(where, statement, rule)
+    return statement
 
 
 def verify_chain(

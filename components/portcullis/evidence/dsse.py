@@ -2,8 +2,8 @@
 
 Source: Dead Simple Signing Envelope v1.0 (secure-systems-lab/dsse, protocol.md and envelope.md). Two things are
 stricter here, so that no byte of an envelope can change unseen: the JSON must be in canonical form (RFC 8785), the
-base64 in its one standard spelling. `keyid` is written as a hint for other tools and never used to choose or trust a
-key.
+base64 in its one standard spelling. `keyid` is a hint for other tools: it is never used to choose or trust a key, and
+because it lies outside the signature it must be empty or name the very key that verified.
 """
 
 import base64
@@ -64,12 +64,14 @@ class Envelope:
         """Return the payload when this key signed it as this type.
 
         Raises:
-            EvidenceError: Another type, or not signed by this key.
+            EvidenceError: Another type, not signed by this key, or labelled with another key's id.
         """
         if self.payload_type != payload_type:
             raise EvidenceError(f"the envelope holds {self.payload_type!r}, not {payload_type!r}")
         if not key.verifies(self.signature, pre_authentication_encoding(self.payload_type, self.payload)):
             raise EvidenceError(f"the signature is not by key {key.keyid[:16]}…")
+        if self.keyid not in ("", key.keyid):
+            raise EvidenceError("the envelope's keyid names another key than the one that signed it")
         return self.payload
 
 

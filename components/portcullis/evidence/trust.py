@@ -1,6 +1,6 @@
 """The verifier's own trust store: what it believes before it has seen anything.
 
-A directory that its operator controls (a mounted ConfigMap, or the user's data directory), never part of what is judged:
+A directory that its operator controls (a mounted ConfigMap, the user's data directory), never part of what is judged:
 
 | file | what |
 |---|---|
@@ -24,7 +24,6 @@ from typing import Any
 
 from portcullis.digest import canonical_json, parse_canonical_json
 from portcullis.errors import (
-    AdmissionError,
     DataError,
     EvidenceError,
     KeyMaterialError,
@@ -169,34 +168,25 @@ def state_directory(trust: Path) -> Path:
     return Path(named) if named else trust.parent / "state"
 
 
-def observe(store: TrustStore, *, admission: int = 0, rollback_allowed: bool = False) -> Seen:
-    """Compare versions with those seen before, refuse a lower one, and remember the higher ones.
+def observe(store: TrustStore, *, deployed: int = 0) -> Seen:
+    """Compare versions with those seen before, refuse a lower one, remember the higher ones, and return them.
 
     Args:
         store: The verified store.
-        admission: Version of an admission about to be deployed; 0 when none is.
-        rollback_allowed: The owner signed that this very admission may be deployed although a newer one was.
+        deployed: Version of an admission that has just been deployed; 0 when none was.
 
     Raises:
         PolicyError: The policy or the revocation list is older than one already seen.
-        AdmissionError: The admission is older than one already deployed.
         TrustStoreError: The state directory cannot be used; a verifier without memory would accept a rollback.
     """
-    name = f"{store.policy.name} ({store.policy.environment})"
+    policy, revocations = store.policy, store.revocations
     with _locked_state(state_directory(store.path)) as state:
         seen = _read_seen(state)
-        if store.policy.version < seen.policy:
-            raise PolicyError(f"policy {name} version {store.policy.version} is older than {seen.policy}, seen before")
-        if store.revocations.version < seen.revocations:
-            raise PolicyError(
-                f"revocation list {store.revocations.version} is older than {seen.revocations}, seen before"
-            )
-        if admission and admission < seen.admission and not rollback_allowed:
-            raise AdmissionError(
-                "an admission newer than this one was already deployed; to go back on purpose, its owner signs a "
-                "rollback with: portcullis keys rollback DIR"
-            )
-        newest = Seen(store.policy.version, store.revocations.version, max(seen.admission, admission))
+        if policy.version < seen.policy:
+            raise PolicyError(f"policy {policy.name} version {policy.version} is older than {seen.policy}, seen before")
+        if revocations.version < seen.revocations:
+            raise PolicyError(f"revocation list {revocations.version} is older than {seen.revocations}, seen before")
+        newest = Seen(policy.version, revocations.version, max(seen.admission, deployed))
         if newest != seen:
             try:
                 write_bytes(state, canonical_json(vars(newest)), mode=0o600)

@@ -1,0 +1,295 @@
+"""How one step works: check what came in, do the work, sign what came out.
+
+    step = begin("mask_pii", stage="mask_pii", inputs={"dataset": tree_digest(path)}, parameters=…, evidence=[bundle])
+    …work…
+    step.finish(outputs={"dataset": tree_digest(out)}, figures={"masked": 17}, bundle=out_bundle)
+
+`begin` refuses before any work is done: unless this trust store's policy names the step with these very parameters and
+inputs, the evidence of all its ancestors verifies, and each input's digest is what the step before it made. Keys come
+from the place that PORTCULLIS_KEYS names, one per step.
+"""
+
+import importlib.metadata
+import os
+import platform
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from portcullis import __version__
+from portcullis.digest import canonical_json, sha256
+from portcullis.errors import EvidenceError, PolicyError, UsageError
+from portcullis.evidence.admission import verify_admission
+from portcullis.evidence.chain import (
+    MAX_BUNDLE_BYTES,
+    Chain,
+    join_bundle,
+    parameter_difference,
+    split_bundle,
+    verify_chain,
+)
+from portcullis.evidence.dsse import seal_payload
+from portcullis.evidence.policy import EXTERNAL, POLICY, StepRule
+from portcullis.evidence.statement import Figure, Statement, Verdict, judge
+from portcullis.evidence.trust import TrustStore, now_ms, observe
+from portcullis.files import read_bytes, write_bytes
+from portcullis.keys import Signer, role_uri
+
+KEYS_ENV = "PORTCULLIS_KEYS"
+IMAGE_ENV = "PORTCULLIS_IMAGE"
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step whose inputs were checked and whose work may begin."""
+
+    rule: StepRule
+    store: TrustStore
+    chain: Chain
+    lines: tuple[bytes, ...]
+    nonce: str
+    started: int
+    inputs: Mapping[str, str]
+    signer: Signer
+
+    def finish(
+        self,
+        *,
+        bundle: Path,
+        outputs: Mapping[str, str] | None = None,
+        figures: Mapping[str, Figure],
+        inconclusive: str = "",
+    ) -> Statement:
+        """Sign this step's statement and write the evidence so far to `bundle`.
+
+        A gate states its verdict, derived from `figures` and the policy's checks; what it judged are its outputs.
+
+        Args:
+            bundle: Where the evidence goes.
+            outputs: Name to SHA-256 of what was made; left out for a gate.
+            figures: What was measured.
+            inconclusive: For a gate that could not measure, why; its verdict is FAILED whatever the figures say.
+
+        Raises:
+            EvidenceError: The figures cannot be stated (NaN), or the outputs are not those that the policy names.
+        """
+        verdict: Verdict | None = None
+        reason = ""
+        if self.rule.kind == "gate":
+            outputs = {name: self.inputs[name] for name in self.rule.outputs}
+            verdict, reason = judge(figures, self.rule.checks)
+            if inconclusive:
+                verdict, reason = "FAILED", f"inconclusive: {inconclusive}"
+        if set(outputs or {}) != set(self.rule.outputs):
+            raise EvidenceError(f"step {self.rule.name!r} made {sorted(outputs or {})}, not {list(self.rule.outputs)}")
+        statement = Statement(
+            step=self.rule.name,
+            stage=self.rule.stage,
+            kind="gate" if self.rule.kind == "gate" else "transform",
+            nonce=self.nonce,
+            started=self.started,
+            finished=now_ms(),
+            inputs=self.inputs,
+            outputs=outputs or {},
+            parameters=self.rule.parameters,
+            figures=figures,
+            environment=environment(),
+            verdict=verdict,
+            reason=reason,
+        )
+        line = seal_payload(statement.encode(), self.signer).encode()
+        write_bytes(bundle, join_bundle([*self.lines, line]))
+        return statement
+
+
+def begin(
+    step: str,
+    *,
+    stage: str,
+    inputs: Mapping[str, str],
+    parameters: Mapping[str, Any],
+    evidence: Iterable[Path] = (),
+    nonce: str | None = None,
+    store: TrustStore | None = None,
+) -> Step:
+    """Check everything that can be checked before a step's work.
+
+    Args:
+        step: The step's name in the policy.
+        stage: The component.
+        inputs: Input name to SHA-256, computed from the bytes that lie there now.
+        parameters: The parameters that the component was called with.
+        evidence: Bundles that came with the inputs; they are united.
+        nonce: Only for the first step, which mints it.
+        store: The trust store; the one that PORTCULLIS_TRUST names when None.
+
+    Raises:
+        TrustStoreError: There is no trust store.
+        PolicyError: The policy does not name this step, stage, or these parameters.
+        EvidenceError: An ancestor's evidence is missing or does not verify, or an input is not what it speaks of.
+        GateFailedError: A gate before this step FAILED.
+        KeyMaterialError: There is no key for this step, or it is not the one that the policy names.
+    """
+    store = store or TrustStore.load()
+    rule = _rule(store, step, stage, parameters)
+    lines = read_evidence(evidence)
+    started = now_ms()
+    chain = verify_chain(
+        lines,
+        store.policy,
+        needed=store.policy.ancestors(step),
+        judged_at=started,
+        revoked_keys=store.revocations.keys,
+    )
+    require_inputs(rule, chain, inputs, policy_digest=store.policy.digest)
+    if nonce is None and not chain.nonce:
+        raise EvidenceError(f"step {step!r} came without evidence")
+    return Step(rule, store, chain, tuple(lines), nonce or chain.nonce, started, dict(inputs), signer_for(store, rule))
+
+
+def _rule(store: TrustStore, step: str, stage: str, parameters: Mapping[str, Any]) -> StepRule:
+    rule = store.policy.step(step)
+    if rule.stage != stage:
+        raise PolicyError(f"the policy says that step {step!r} is a {rule.stage}, not a {stage}")
+    if canonical_json(dict(parameters)) != canonical_json(dict(rule.parameters)):
+        raise PolicyError(f"step {step!r}: {parameter_difference(parameters, rule.parameters)}")
+    return rule
+
+
+def require_inputs(rule: StepRule, chain: Chain, inputs: Mapping[str, str], *, policy_digest: str) -> None:
+    """Refuse unless each input is what the step that its edge comes from made.
+
+    Raises:
+        EvidenceError: An input is missing, unknown, or another one.
+    """
+    if set(inputs) != set(rule.inputs):
+        raise EvidenceError(f"step {rule.name!r} takes {sorted(rule.inputs)}, not {sorted(inputs)}")
+    for name, source in rule.inputs.items():
+        if source == EXTERNAL:
+            continue
+        expected = policy_digest if source == POLICY else chain.output(source)
+        if inputs[name] != expected:
+            raise EvidenceError(f"step {rule.name!r}: its input {name!r} is not {source}; it was swapped or altered")
+
+
+def begin_deployment(
+    step: str, *, stage: str, parameters: Mapping[str, Any], sealed: str, admission: bytes, evidence: Iterable[Path]
+) -> Step:
+    """Check everything that can be checked before an admitted model is deployed.
+
+    Freshness was judged when the model was admitted; here the admission's own expiry, revocation and version count.
+
+    Raises:
+        AdmissionError: The admission does not hold, or is for something else.
+        EvidenceError: The chain behind it does not hold.
+        PolicyError: The policy does not name this step, stage, or these parameters.
+        TrustStoreError: There is no trust store.
+    """
+    store = TrustStore.load()
+    rule = _rule(store, step, stage, parameters)
+    lines = read_evidence(evidence)
+    started = now_ms()
+    admitted, chain = verify_admission(admission, lines, store, sealed=sealed, seen=observe(store), now=started)
+    inputs = {"sealed": sealed, "admission": sha256(admission)}
+    return Step(rule, store, chain, (), admitted.nonce, started, inputs, signer_for(store, rule))
+
+
+def enforce(
+    gate: str, *, inputs: Mapping[str, str], evidence: Iterable[Path], store: TrustStore | None = None
+) -> Chain:
+    """Refuse unless the gate's signed verdict is PASSED, fresh, derived from its figures, and about these very bytes.
+
+    Args:
+        gate: The gate's step name.
+        inputs: Name to SHA-256 of what is to move on, computed from the bytes that lie there now.
+        evidence: Bundles that hold the verdict.
+        store: The trust store; the one that PORTCULLIS_TRUST names when None.
+
+    Raises:
+        GateFailedError: The verdict is FAILED.
+        EvidenceError: There is no sound verdict, or it is about something else.
+        PolicyError: The policy knows no such gate.
+    """
+    store = store or TrustStore.load()
+    rule = store.policy.step(gate)
+    if rule.kind != "gate":
+        raise PolicyError(f"the policy says that step {gate!r} is no gate")
+    chain = verify_chain(
+        read_evidence(evidence),
+        store.policy,
+        needed={gate, *store.policy.ancestors(gate)},
+        judged_at=now_ms(),
+        revoked_keys=store.revocations.keys,
+    )
+    require_inputs(rule, chain, inputs, policy_digest=store.policy.digest)
+    return chain
+
+
+def signer_for(store: TrustStore, rule: StepRule) -> Signer:
+    """Return the private key of a step, which must be the one that the policy names.
+
+    Raises:
+        KeyMaterialError: Missing or malformed.
+        PolicyError: It is another key, or revoked.
+    """
+    if rule.key.keyid in store.revocations.keys:
+        raise PolicyError(f"the key of step {rule.name!r} is revoked")
+    signer = Signer.from_uri(role_uri(keys_base(), f"{rule.name}.pem"))
+    if signer.public_key != rule.key:
+        raise PolicyError(f"the key of step {rule.name!r} here is not the one that the policy names")
+    return signer
+
+
+def keys_base() -> str:
+    """Return the base URI below which the keys lie, from PORTCULLIS_KEYS.
+
+    Raises:
+        UsageError: It is not set.
+    """
+    base = os.environ.get(KEYS_ENV)
+    if not base:
+        raise UsageError(f"no keys: set {KEYS_ENV} to file:/absolute/directory (a mounted Secret) or env:PREFIX")
+    return base
+
+
+def read_evidence(bundles: Iterable[Path]) -> list[bytes]:
+    """Return the union of bundles, each distinct line once.
+
+    Raises:
+        EvidenceError: A bundle is missing, too large or malformed.
+    """
+    lines: dict[bytes, None] = {}
+    for path in bundles:
+        try:
+            data = read_bytes(path, limit=MAX_BUNDLE_BYTES)
+        except UsageError as error:
+            raise EvidenceError(f"the evidence is missing: {error}") from error
+        lines.update(dict.fromkeys(split_bundle(data)))
+    return list(lines)
+
+
+@cache
+def environment() -> Mapping[str, str]:
+    """Return what runs here: versions, the digest of the installed wheel's RECORD and of the list of distributions.
+
+    The image reference is what the pipeline declared (PORTCULLIS_IMAGE); a container cannot measure its own image.
+    """
+    try:
+        record = importlib.metadata.distribution("kfp-portcullis").read_text("RECORD") or ""
+    except importlib.metadata.PackageNotFoundError as error:
+        raise UsageError("Portcullis is not installed; run: pip install kfp-portcullis") from error
+    found: set[str] = set()
+    for entry in dict.fromkeys(sys.path):
+        folder = Path(entry)
+        if folder.is_dir():
+            found.update(path.name.removesuffix(".dist-info") for path in folder.glob("*.dist-info"))
+    return {
+        "portcullis": __version__,
+        "python": platform.python_version(),
+        "record": f"sha256:{sha256(record.encode())}",
+        "distributions": f"sha256:{sha256(chr(10).join(sorted(found)).encode())}",
+        "image": os.environ.get(IMAGE_ENV, "undeclared"),
+    }
