@@ -1,0 +1,56 @@
+# `make help` lists what can be made. Every target sets up what it needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH := torch==2.13.0
+# Set to https://download.pytorch.org/whl/cpu to fetch PyTorch without CUDA.
+TORCH_INDEX ?=
+OUTPUT ?= portcullis-run
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint format bench compile lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(VENV)/.installed ## create .venv with the locked dependencies
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is missing; install Python 3.11 or newer"; exit 2; }
+	@command -v git >/dev/null || { echo "error: git is missing; install git"; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed; try: make PYTHON=python3.11"; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "error: Python's venv module is missing; on Debian: apt-get install python3-venv"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: install ## run the reference pipeline locally on real data
+	$(BIN)/portcullis run --output $(OUTPUT)
+
+test: install ## run every test
+	$(BIN)/python -m pytest
+
+lint: install ## ruff, mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install ## rewrite the code in the project's format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+compile: install ## write every component.yaml and the reference pipeline's YAML
+	$(BIN)/python -m portcullis_pipelines.compile
+
+bench: install ## run the benchmarks; QUICK=1 for a short run
+	$(BIN)/python -m benchmarks $(if $(QUICK),--quick)
+
+lock: install ## pin the newest tested versions again (torch stays outside hash locking)
+	$(BIN)/pip install --quiet pip-tools
+	mkdir -p build && echo "$(TORCH)" > build/torch.txt
+	$(BIN)/pip-compile --quiet --upgrade --extra dev --constraint build/torch.txt --generate-hashes --unsafe-package torch --strip-extras --no-header --no-annotate --no-emit-index-url --no-emit-find-links --output-file requirements.lock pyproject.toml
+
+clean: ## remove what was built
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
