@@ -51,6 +51,7 @@ lock: install ## pin the newest tested versions again (torch stays outside hash 
 	$(BIN)/pip install --quiet pip-tools
 	mkdir -p build && echo "$(TORCH)" > build/torch.txt
 	$(BIN)/pip-compile --quiet --upgrade --extra dev --constraint build/torch.txt --generate-hashes --unsafe-package torch --strip-extras --no-header --no-annotate --no-emit-index-url --no-emit-find-links --output-file requirements.lock pyproject.toml
+	sed -i '/^# WARNING/,/^kfp-portcullis @/d' requirements.lock
 
 clean: ## remove what was built
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
