@@ -63,6 +63,10 @@ class PolicyError(RefusedError):
     """The policy is unsigned, expired, older than one already seen, or another one's."""
 
 
+class PipelineError(RefusedError):
+    """The pipeline's author must act: it could run past a gate, or it did not run to its end."""
+
+
 class GateFailedError(RefusedError):
     """A gate judged its subject and the verdict is FAILED."""
 

@@ -197,34 +197,35 @@ def begin_deployment(
     return Step(rule, store, chain, (), admitted.nonce, started, inputs, signer_for(store, rule))
 
 
-def enforce(
-    gate: str, *, inputs: Mapping[str, str], evidence: Iterable[Path], store: TrustStore | None = None
-) -> Chain:
+def enforce(gate: str, *, subject: str, evidence: Path, passed: Path) -> Chain:
     """Refuse unless the gate's signed verdict is PASSED, fresh, derived from its figures, and about these very bytes.
 
     Args:
         gate: The gate's step name.
-        inputs: Name to SHA-256 of what is to move on, computed from the bytes that lie there now.
-        evidence: Bundles that hold the verdict.
-        store: The trust store; the one that PORTCULLIS_TRUST names when None.
+        subject: SHA-256 of what is to move on, computed from the bytes that lie there now.
+        evidence: The bundle that holds the verdict.
+        passed: Where the bundle is handed on.
 
     Raises:
         GateFailedError: The verdict is FAILED.
         EvidenceError: There is no sound verdict, or it is about something else.
         PolicyError: The policy knows no such gate.
     """
-    store = store or TrustStore.load()
+    store = TrustStore.load()
     rule = store.policy.step(gate)
     if rule.kind != "gate":
         raise PolicyError(f"the policy says that step {gate!r} is no gate")
+    lines = read_evidence([evidence])
     chain = verify_chain(
-        read_evidence(evidence),
+        lines,
         store.policy,
         needed={gate, *store.policy.ancestors(gate)},
         judged_at=now_ms(),
         revoked_keys=store.revocations.keys,
     )
-    require_inputs(rule, chain, inputs, policy_digest=store.policy.digest)
+    if set(chain.statements[gate].outputs.values()) != {subject}:
+        raise EvidenceError(f"gate {gate!r} judged something else than what is to move on")
+    write_bytes(passed, join_bundle(lines))
     return chain
 
 

@@ -1,0 +1,1 @@
+"""Admission: judge the whole chain and sign what may be deployed."""

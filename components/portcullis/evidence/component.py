@@ -1,0 +1,28 @@
+"""KFP component `enforce`: the second half of every gate."""
+
+from kfp.dsl import Artifact, Input, Output
+
+from portcullis.container import component
+
+
+@component
+def enforce(subject: Input[Artifact], evidence: Input[Artifact], gate: str, passed: Output[Artifact]):  # type: ignore[no-untyped-def]  # noqa: ANN201
+    """Raise unless the gate's signed verdict is PASSED, fresh, and about these very bytes; then hand the evidence on.
+
+    Args:
+        subject: What the gate judged and what is to move on.
+        evidence: The evidence that the gate's `evaluate` wrote.
+        gate: Name of the gate's step in the policy.
+        passed: The evidence, handed on.
+    """
+    from pathlib import Path
+
+    from portcullis.digest import path_digest
+    from portcullis.evidence.step import enforce as run
+
+    run(
+        gate,
+        subject=path_digest(Path(subject.path)),
+        evidence=Path(evidence.path),
+        passed=Path(passed.path),
+    )

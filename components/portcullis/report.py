@@ -1,0 +1,116 @@
+"""HTML that people look at: one self-contained page, no script, nothing fetched, every value escaped.
+
+A page repeats what signed evidence says; it is never evidence itself.
+"""
+
+import html
+from collections.abc import Iterable, Mapping, Sequence
+
+from portcullis.evidence.policy import StepRule
+from portcullis.evidence.statement import Check, Figure, Statement, format_time
+
+_STYLE = """
+:root{color-scheme:light dark;--ok:#1a7f37;--bad:#cf222e;--ink:#1f2328;--dim:#656d76;--line:#d0d7de;--bar:#2f6feb;--bg:#fff}
+@media (prefers-color-scheme:dark){:root{--ok:#3fb950;--bad:#f85149;--ink:#e6edf3;--dim:#8d96a0;--line:#30363d;--bar:#4493f8;--bg:#0d1117}}
+body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--bg);max-width:70rem;margin:2rem auto;padding:0 1rem}
+table{border-collapse:collapse;width:100%;margin:.5rem 0 1.5rem}th,td{text-align:left;padding:.3rem .6rem;border-bottom:1px solid var(--line);vertical-align:top}
+th{color:var(--dim);font-weight:600}code{font:13px ui-monospace,monospace;overflow-wrap:anywhere}.PASSED{color:var(--ok);font-weight:700}
+.FAILED{color:var(--bad);font-weight:700}.dim{color:var(--dim)}svg{max-width:100%;height:auto}svg text{fill:var(--ink);font:13px system-ui,sans-serif}
+.scroll{overflow-x:auto}
+"""
+
+
+def page(title: str, body: Iterable[str]) -> str:
+    """Return a whole HTML document. `title` is text; `body` is HTML made by this module's functions."""
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
+        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>\n"
+        f"<h1>{html.escape(title)}</h1>\n" + "\n".join(body) + "\n</body></html>\n"
+    )
+
+
+def section(title: str) -> str:
+    """Return a heading."""
+    return f"<h2>{html.escape(title)}</h2>"
+
+
+def paragraph(text: str, *, kind: str = "") -> str:
+    """Return a paragraph of text; `kind` is a class of the style sheet."""
+    return f'<p class="{html.escape(kind)}">{html.escape(text)}</p>'
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return a table; a cell that reads PASSED or FAILED is coloured."""
+
+    def cell(value: object) -> str:
+        text = html.escape(_text(value))
+        return f'<td class="{text}">{text}</td>' if text in ("PASSED", "FAILED") else f"<td>{text}</td>"
+
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
+    body = "".join(f"<tr>{''.join(cell(value) for value in row)}</tr>" for row in rows)
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def bar_chart(values: Mapping[str, float], *, low: float | None = None) -> str:
+    """Draw shares (0..1) as horizontal bars in SVG; `low` is marked as the line to reach."""
+    row, label, width = 26, 230, 420
+    height = row * len(values) + 26
+    parts = [f'<svg viewBox="0 0 {label + width + 70} {height}" role="img">']
+    for index, (name, value) in enumerate(values.items()):
+        y = index * row + 4
+        share = min(max(value, 0.0), 1.0)
+        colour = "var(--bar)" if low is None or value >= low else "var(--bad)"
+        parts.append(f'<text x="0" y="{y + 15}">{html.escape(name)}</text>')
+        parts.append(f'<rect x="{label}" y="{y}" width="{share * width:.1f}" height="20" fill="{colour}"/>')
+        parts.append(f'<text x="{label + share * width + 6:.1f}" y="{y + 15}">{value:.3f}</text>')
+    if low is not None:
+        x = label + low * width
+        parts.append(
+            f'<line x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{height - 22}" stroke="var(--ink)" stroke-dasharray="4 3"/>'
+        )
+        parts.append(f'<text x="{x - 40:.1f}" y="{height - 6}">required {low:g}</text>')
+    return "".join([*parts, "</svg>"])
+
+
+def gate_section(statement: Statement, checks: Mapping[str, Check]) -> list[str]:
+    """Return a gate's verdict, its figures beside their bounds, and a chart of those that are shares."""
+    rows = [
+        (name, statement.figures.get(name, "missing"), check.low, check.high, "PASSED" if held else "FAILED")
+        for name, check in checks.items()
+        for held in [check.holds(statement.figures.get(name))]
+    ]
+    others = [(name, value, None, None, "") for name, value in statement.figures.items() if name not in checks]
+    shares = accuracies(statement.figures)
+    low = checks["robust_accuracy"].low if "robust_accuracy" in checks else None
+    return [
+        f'<h3>{html.escape(statement.step)}: <span class="{statement.verdict}">{statement.verdict}</span></h3>',
+        *([paragraph(statement.reason, kind="FAILED")] if statement.reason else []),
+        *([bar_chart(shares, low=low)] if shares else []),
+        table(("figure", "measured", "at least", "at most", ""), [*rows, *others]),
+    ]
+
+
+def gate_page(statement: Statement, rule: StepRule) -> str:
+    """Return the page of one gate, for KFP's user interface."""
+    return page(
+        f"{rule.stage}: {statement.verdict}",
+        [
+            *gate_section(statement, rule.checks),
+            section("Parameters"),
+            table(("parameter", "value"), statement.parameters.items()),
+            paragraph(f"Run {statement.nonce}, judged at {format_time(statement.finished)}.", kind="dim"),
+        ],
+    )
+
+
+def accuracies(figures: Mapping[str, Figure]) -> dict[str, float]:
+    """Return the figures that are accuracies, in 0..1."""
+    return {name: float(value) for name, value in figures.items() if "accuracy" in name}
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return ""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,213 @@
+"""A user's own keys and trust stores, one folder per policy, never inside a run's output.
+
+    <home>/<policy name>/keys/    private keys, mode 0600: one per step, the owner's, masking, split, serving
+    <home>/<policy name>/trust/   the trust store that verifiers read
+    <home>/<policy name>/state/   the versions that this machine has seen
+
+Home is PORTCULLIS_HOME, or `portcullis` below XDG_DATA_HOME (by default ~/.local/share). Keys made here are labelled
+`development`: on one machine every step runs as the same user, so the separation of keys is nominal.
+"""
+
+import base64
+import os
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from portcullis.encryption.recipients import SealingPrivateKey
+from portcullis.errors import KeyMaterialError, TrustStoreError, UsageError
+from portcullis.evidence.policy import Policy, parse_policy, policy_body, sign_policy, verify_policy
+from portcullis.evidence.trust import TRUST_ENV, Revocations, TrustStore, now_ms, observe, write_trust_store
+from portcullis.files import read_bytes, write_bytes
+from portcullis.keys import PublicKey, Signer
+from portcullis_pipelines.config import ReferenceConfig
+from portcullis_pipelines.steps import STEPS, policy_steps
+
+HOME_ENV = "PORTCULLIS_HOME"
+ENVIRONMENT = "development"
+DAY_MS = 24 * 3600 * 1000
+POLICY_LIFETIME_MS = 90 * DAY_MS
+RENEW_BEFORE_MS = 30 * DAY_MS
+MAX_AGE_SECONDS = 24 * 3600
+ADMISSION_LIFETIME_SECONDS = 30 * 24 * 3600
+
+
+@dataclass(frozen=True)
+class Home:
+    """One policy's folder."""
+
+    root: Path
+
+    @property
+    def keys(self) -> Path:
+        """Where the private keys lie."""
+        return self.root / "keys"
+
+    @property
+    def trust(self) -> Path:
+        """The trust store."""
+        return self.root / "trust"
+
+    @property
+    def state(self) -> Path:
+        """Where the versions seen lie."""
+        return self.root / "state"
+
+    def signer(self, role: str) -> Signer:
+        """Return one private key, `owner` or a step's name.
+
+        Raises:
+            KeyMaterialError: There is none.
+        """
+        return Signer.from_uri(f"file:{self.keys / _file(role)}")
+
+
+def home_root() -> Path:
+    """Return the directory that holds all policies' folders."""
+    if named := os.environ.get(HOME_ENV):
+        return Path(named).absolute()
+    data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(data).absolute() / "portcullis"
+
+
+def default_trust() -> Path:
+    """Return the trust store to use when none is named: PORTCULLIS_TRUST, or the only one below home.
+
+    Raises:
+        TrustStoreError: There is none, or more than one. Nothing that is being judged may choose.
+    """
+    if named := os.environ.get(TRUST_ENV):
+        return Path(named)
+    stores = sorted(path.parent for path in home_root().glob("*/trust/trust.yaml"))
+    if len(stores) == 1:
+        return stores[0]
+    found = "; ".join(str(store) for store in stores) or "none below " + str(home_root())
+    raise TrustStoreError(f"no trust store: pass --trust STORE or set {TRUST_ENV} (found {found})")
+
+
+def _file(role: str) -> str:
+    return f"{role.replace(':', '.')}.pem"
+
+
+def generate_keys(home: Home) -> list[Path]:
+    """Create every key that is missing, mode 0600, and return the files made; existing keys are left alone.
+
+    Raises:
+        KeyMaterialError: The folder cannot be written.
+    """
+
+    def random_key() -> bytes:
+        return base64.b64encode(secrets.token_bytes(32)) + b"\n"
+
+    makers: dict[str, Callable[[], bytes]] = {
+        _file(role): lambda: Signer.generate().private_pem() for role in ("owner", *(step.name for step in STEPS))
+    }
+    makers |= {"serving.pem": lambda: SealingPrivateKey.generate().to_pem()}
+    makers |= {name: random_key for name in ("masking.key", "split.key", "serving.token")}
+    made: list[Path] = []
+    try:
+        home.keys.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for name, make in makers.items():
+            path = home.keys / name
+            if not path.exists():
+                write_bytes(path, make(), mode=0o600)
+                made.append(path)
+        public = home.keys / "serving.pub.pem"
+        if not public.exists():
+            write_bytes(public, sealing_key(home).public_key().to_pem(), mode=0o600)
+            made.append(public)
+    except OSError as error:
+        raise KeyMaterialError(f"cannot write keys below {home.keys}: {error.strerror}") from error
+    return made
+
+
+def sealing_key(home: Home) -> SealingPrivateKey:
+    """Return the serving recipient's private key.
+
+    Raises:
+        KeyMaterialError: Missing or malformed.
+    """
+    try:
+        return SealingPrivateKey.from_pem(read_bytes(home.keys / "serving.pem", limit=1 << 16))
+    except UsageError as error:
+        raise KeyMaterialError(f"no serving key: {error}") from error
+
+
+def ensure_trust(home: Home, config: ReferenceConfig) -> TrustStore:
+    """Return a trust store whose policy demands exactly `config`, signing a new version only when it must.
+
+    Raises:
+        KeyMaterialError: A key is missing.
+        PolicyError: What lies there was not signed by this home's owner.
+    """
+    owner = home.signer("owner")
+    config = replace(config, recipients=(sealing_key(home).public_key().key_id,))
+    keys = {step.name: home.signer(step.name).public_key for step in STEPS}
+    current = _current_policy(home, owner.public_key)
+    version, expires = (current.version, current.expires) if current else (1, now_ms() + POLICY_LIFETIME_MS)
+
+    def body() -> str:
+        return policy_body(
+            name=config.dataset.name,
+            environment=ENVIRONMENT,
+            version=version,
+            expires=expires,
+            max_age=MAX_AGE_SECONDS,
+            admission_lifetime=ADMISSION_LIFETIME_SECONDS,
+            development=True,
+            steps=policy_steps(config, keys),
+        )
+
+    text = body()
+    unchanged = current is not None and parse_policy(text.encode(), digest=current.digest) == current
+    if current is not None and (not unchanged or expires - now_ms() < RENEW_BEFORE_MS):
+        version, expires = version + 1, now_ms() + POLICY_LIFETIME_MS
+        text, unchanged = body(), False
+    if not unchanged:
+        _write(home, owner, config.dataset.name, sign_policy(text, owner), _current_revocations(home, owner.public_key))
+    store = TrustStore.load(home.trust)
+    observe(store)
+    return store
+
+
+def change_revocations(home: Home, change: Callable[[Revocations], Revocations]) -> TrustStore:
+    """Sign the next version of the revocation list.
+
+    Args:
+        home: The owner's folder.
+        change: Given the current list, returns the changed one; the version is raised here.
+
+    Raises:
+        KeyMaterialError: The owner's key is not here.
+        TrustStoreError: There is no trust store yet.
+    """
+    owner = home.signer("owner")
+    store = TrustStore.load(home.trust)
+    changed = replace(change(store.revocations), version=store.revocations.version + 1)
+    _write(home, owner, store.policy.name, store.policy_bytes, changed)
+    store = TrustStore.load(home.trust)
+    observe(store)
+    return store
+
+
+def _write(home: Home, owner: Signer, name: str, policy: bytes, revocations: Revocations) -> None:
+    write_trust_store(
+        home.trust,
+        owner=owner.public_key,
+        name=name,
+        environment=ENVIRONMENT,
+        policy=policy,
+        revocations=revocations.sign(owner),
+    )
+
+
+def _current_policy(home: Home, owner: PublicKey) -> Policy | None:
+    path = home.trust / "policy.yaml"
+    # An expired policy is still the one whose version the next must exceed, so it is read as of its own beginning.
+    return verify_policy(path.read_bytes(), owner, now=0) if path.exists() else None
+
+
+def _current_revocations(home: Home, owner: PublicKey) -> Revocations:
+    path = home.trust / "revocations.json"
+    return Revocations.verify(path.read_bytes(), owner) if path.exists() else Revocations(version=1)

@@ -1,0 +1,60 @@
+"""Refuse a compiled pipeline that could run past a gate.
+
+Each rule is a way in which KFP 2.17 fails open without a word:
+
+1. A nested pipeline's input that its caller leaves out is filled, in the local runner, from the caller's input of the
+   same name: a gate then judges another artifact, or under another threshold.
+2. A nested pipeline that is given artifacts but no parameter takes them from its caller by name, likewise.
+3. A cached task replays an old verdict, and its fingerprint does not cover the artifact's bytes.
+4. A task that ignores its upstream's failure runs after a gate that refused.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from portcullis.errors import DataError, PipelineError
+from portcullis.strict_yaml import load_yaml
+
+
+def lint(compiled: bytes) -> None:
+    """Check a compiled pipeline (its pipeline spec, and the Kubernetes document after it, as KFP writes them).
+
+    Raises:
+        PipelineError: It could run past a gate; every problem is named.
+    """
+    try:
+        problems = list(_problems(load_yaml(compiled.split(b"\n---\n")[0])))
+    except (DataError, KeyError, TypeError, AttributeError) as error:
+        raise PipelineError(f"not a compiled pipeline: {error}") from error
+    if problems:
+        raise PipelineError("; ".join(problems))
+
+
+def _problems(spec: dict[str, Any]) -> Iterator[str]:
+    components = spec.get("components", {})
+    dags = {"root": spec["root"]["dag"]} | {
+        name: component["dag"] for name, component in components.items() if "dag" in component
+    }
+    for dag_name, dag in dags.items():
+        for name, task in dag["tasks"].items():
+            component = components[task["componentRef"]["name"]]
+            where = f"task {name!r} of {dag_name!r}"
+            if "dag" in component:
+                yield from _nested_problems(where, task, component)
+            elif task.get("cachingOptions", {}).get("enableCache"):
+                yield f"{where} may be cached; call set_caching_options(False)"
+            if task.get("triggerPolicy", {}).get("strategy") == "ALL_UPSTREAM_TASKS_COMPLETED" and "exitHandler" not in str(
+                task.get("componentRef", {})
+            ):
+                yield f"{where} runs although what comes before it failed; remove ignore_upstream_failure()"
+
+
+def _nested_problems(where: str, task: dict[str, Any], component: dict[str, Any]) -> Iterator[str]:
+    declared = component.get("inputDefinitions", {})
+    given = task.get("inputs", {})
+    for kind in ("parameters", "artifacts"):
+        missing = sorted(set(declared.get(kind, {})) - set(given.get(kind, {})))
+        for name in missing:
+            yield f"{where} leaves out the input {name!r}, which would be filled from its caller by name"
+    if declared.get("artifacts") and not declared.get("parameters"):
+        yield f"{where} is given artifacts but no parameter, and would take them from its caller by name"

@@ -1,0 +1,176 @@
+"""The ordered list of steps: the single source of the policy template, the pipeline, its picture and the tests.
+
+A step's inputs name where they come from (`step.output`, `external`, or `policy`); its parameters and checks are derived
+from one `ReferenceConfig`, which also fills the pipeline's arguments, so that a policy and a run cannot drift apart.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from portcullis.evidence.policy import StepKind
+from portcullis.keys import PublicKey
+from portcullis_pipelines.config import ReferenceConfig
+
+Bounds = Mapping[str, Mapping[Literal["min", "max"], float]]
+
+
+def _none(_: ReferenceConfig) -> dict[str, Any]:
+    return {}
+
+
+@dataclass(frozen=True)
+class ReferenceStep:
+    """One step of the reference pipeline.
+
+    Attributes:
+        name: Unique name; also names its key.
+        stage: The component it is a use of.
+        kind: `transform`, `gate` or `admission`.
+        inputs: Input name to where it comes from.
+        outputs: Output names; for a gate, what it judges.
+        refuses: What it refuses, in a few words, for tables and pictures.
+        requires: Gates that must have PASSED before.
+        parameters: The parameters that the policy demands.
+        checks: For a gate, the bounds on its figures.
+    """
+
+    name: str
+    stage: str
+    kind: StepKind
+    inputs: Mapping[str, str]
+    outputs: tuple[str, ...]
+    refuses: str
+    requires: tuple[str, ...] = ()
+    parameters: Callable[[ReferenceConfig], Mapping[str, Any]] = field(default=_none)
+    checks: Callable[[ReferenceConfig], Bounds] = field(default=_none)
+
+
+STEPS: tuple[ReferenceStep, ...] = (
+    ReferenceStep(
+        name="preflight",
+        stage="preflight",
+        kind="transform",
+        inputs={"policy": "policy"},
+        outputs=("nonce",),
+        refuses="a policy that is unsigned, expired or not the pinned one; a missing key",
+    ),
+    ReferenceStep(
+        name="ingest",
+        stage="ingest",
+        kind="transform",
+        inputs={"nonce": "preflight.nonce", "raw": "external"},
+        outputs=("dataset",),
+        refuses="malformed rows, with their position; links; a schema that is not the declared one",
+        parameters=lambda config: {"spec": config.dataset.to_dict()},
+    ),
+    ReferenceStep(
+        name="mask_pii",
+        stage="mask_pii",
+        kind="transform",
+        inputs={"dataset": "ingest.dataset"},
+        outputs=("dataset",),
+        refuses="columns of a type it cannot scan; an undeclared column of card numbers",
+        parameters=lambda config: {"entities": list(config.entities)},
+    ),
+    ReferenceStep(
+        name="residual_pii",
+        stage="residual_pii_gate",
+        kind="gate",
+        inputs={"dataset": "mask_pii.dataset"},
+        outputs=("dataset",),
+        refuses="any identifier left after masking",
+        parameters=lambda config: {"entities": list(config.entities)},
+        checks=lambda _: {
+            "residual_identifiers": {"min": 0, "max": 0},
+            "untokenised_cells": {"min": 0, "max": 0},
+            "undropped_columns": {"min": 0, "max": 0},
+            "cells_scanned": {"min": 1},
+        },
+    ),
+    ReferenceStep(
+        name="split",
+        stage="split",
+        kind="transform",
+        inputs={"dataset": "mask_pii.dataset"},
+        outputs=("train", "test"),
+        requires=("residual_pii",),
+        refuses="test rows that occur in training; a class missing on either side; too few test rows",
+        parameters=lambda config: {"test_fraction": config.test_fraction},
+    ),
+    ReferenceStep(
+        name="train",
+        stage="train",
+        kind="transform",
+        inputs={"dataset": "split.train"},
+        outputs=("model",),
+        refuses="non-finite weights or figures; features out of their declared range",
+        parameters=lambda config: config.training_parameters(),
+    ),
+    ReferenceStep(
+        name="robustness:trained",
+        stage="robustness_gate",
+        kind="gate",
+        inputs={"model": "train.model", "test": "split.test"},
+        outputs=("model",),
+        refuses="a model that FGSM, PGD, CW or DeepFool break too often; whatever cannot be judged soundly",
+        parameters=lambda config: config.robustness_parameters(),
+        checks=lambda config: {
+            "robust_accuracy": {"min": config.robust_accuracy, "max": 1},
+            "clean_accuracy": {"min": config.clean_accuracy, "max": 1},
+            "samples": {"min": config.min_samples},
+        },
+    ),
+    ReferenceStep(
+        name="encrypt",
+        stage="encrypt",
+        kind="transform",
+        inputs={"model": "train.model"},
+        outputs=("sealed",),
+        requires=("robustness:trained",),
+        refuses="a model that no gate passed; a recipient that the policy does not name",
+        parameters=lambda config: {"recipients": list(config.recipients)},
+    ),
+    ReferenceStep(
+        name="admit",
+        stage="admit",
+        kind="admission",
+        inputs={"sealed": "encrypt.sealed"},
+        outputs=("admission",),
+        refuses="evidence that does not form one unbroken chain to this sealed model",
+    ),
+    ReferenceStep(
+        name="deploy",
+        stage="deploy",
+        kind="gate",
+        inputs={"sealed": "encrypt.sealed", "admission": "admit.admission"},
+        outputs=("sealed",),
+        refuses="an admission that is forged, expired, revoked or rolled back; a server that answers wrongly",
+        parameters=lambda _: {"target": "local"},
+        checks=lambda _: {
+            "good": {"min": 200, "max": 200},
+            "unauthenticated": {"min": 401, "max": 401},
+            "wrong_token": {"min": 401, "max": 401},
+            "malformed": {"min": 400, "max": 400},
+            "failed_checks": {"min": 0, "max": 0},
+        },
+    ),
+)
+
+
+def policy_steps(config: ReferenceConfig, keys: Mapping[str, PublicKey]) -> list[dict[str, Any]]:
+    """Return the policy's `steps` for a configuration and one public key per step."""
+    return [
+        {
+            "name": step.name,
+            "stage": step.stage,
+            "kind": step.kind,
+            "key": keys[step.name].pem,
+            "inputs": dict(step.inputs),
+            "outputs": list(step.outputs),
+            "requires": list(step.requires),
+            "parameters": dict(step.parameters(config)),
+            "checks": {figure: dict(bounds) for figure, bounds in step.checks(config).items()},
+        }
+        for step in STEPS
+    ]
