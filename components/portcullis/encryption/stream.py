@@ -1,0 +1,288 @@
+"""Sealed files: AES-256-GCM over segments, for streams of any length, in bounded memory.
+
+The layout is specified in docs/sealed-format.md: a header of 4096 bytes, then segments of ciphertext and tag. It is the
+STREAM construction (Hoang, Reyhanitabar, Rogaway, Vizár, "Online Authenticated-Encryption and its Nonce-Reuse
+Misuse-Resistance", CRYPTO 2015): a segment's nonce holds its number and whether it is the last, so that no segment can
+be dropped, swapped or appended. Each file has its own key, derived from the data encryption key (DEK) and a random
+salt, so that the counted nonces never repeat under one key.
+
+AES-GCM commits to no key: one ciphertext can be built that opens under two keys to two plaintexts (Dodis, Grubbs,
+Ristenpart, Woodage, "Fast Message Franking", CRYPTO 2018). The header therefore holds a key commitment.
+
+A reader does not judge the header it finds: it rebuilds the only header that its key and context allow and compares all
+4096 bytes, padding included, so no other spelling passes.
+"""
+
+import contextlib
+import hashlib
+import hmac
+import os
+import secrets
+import stat
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from portcullis.digest import canonical_json, is_digest, parse_json
+from portcullis.errors import DataError, KeyMaterialError, SealError, UsageError
+
+MAGIC = b"portcullis-seal\x01"
+LABEL = b"portcullis-seal/v1"
+ALGORITHM = "AES-256-GCM-STREAM"
+HEADER_SIZE = 4096
+SEGMENT_SIZE = 1 << 20
+MAX_SEGMENTS = 1 << 32
+DEK_SIZE = SALT_SIZE = 32
+TAG_SIZE = 16
+
+
+def seal(
+    source: BinaryIO,
+    target: BinaryIO,
+    *,
+    dek: bytes,
+    context: Mapping[str, str],
+    _segment_size: int = SEGMENT_SIZE,
+) -> None:
+    """Encrypt `source` to its end into `target`, holding three segments in memory; neither needs to be seekable.
+
+    If this raises, what `target` has received so far is no sealed file: its last segment is missing. An `OSError` of
+    either stream passes through.
+
+    Args:
+        source: Plaintext of any length.
+        target: Receives the header and the segments.
+        dek: Data encryption key, 32 random bytes.
+        context: What the file is, such as a model's digest and a name. It is stored in the clear and demanded again of
+            the reader.
+
+    Raises:
+        KeyMaterialError: `dek` is not 32 bytes.
+        UsageError: The context is empty, not printable text, or too long for the header; a stream is in non-blocking
+            mode; or the source exceeds 2**32 segments (4 PiB).
+    """
+    block, cipher = _header(dek, context, secrets.token_bytes(SALT_SIZE), _segment_size)
+    associated = hashlib.sha256(block).digest()
+    buffer = memoryview(bytearray(_segment_size + TAG_SIZE))
+    _write(target, memoryview(block))
+    segment = _read(source, _segment_size)
+    for index in range(MAX_SEGMENTS):
+        following = _read(source, _segment_size)  # only the next read tells whether this segment is the last
+        sealed = buffer[: len(segment) + TAG_SIZE]
+        cipher.encrypt_into(_nonce(index, last=not following), segment, associated, sealed)
+        _write(target, sealed)
+        if not following:
+            return
+        segment = following
+    raise UsageError(f"the source is longer than {MAX_SEGMENTS} segments; split it")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SealedFile:
+    """An open sealed file of `size` plaintext bytes, each segment of which is authenticated before it is given out."""
+
+    path: Path
+    size: int
+    _stream: BinaryIO
+    _cipher: AESGCM
+    _associated: bytes
+    _segment_size: int
+    _segments: int
+
+    def chunks(self) -> Iterator[bytes]:
+        """Yield the plaintext in order, segment by segment, holding three segments in memory.
+
+        Raises:
+            SealError: A segment was altered.
+        """
+        sealed, plain = self._buffer(), self._buffer()
+        for index in range(self._segments):
+            yield bytes(self._decrypt(index, sealed, plain))
+
+    def read_all(self) -> bytes:
+        """Decrypt the whole file straight into one buffer of `size` bytes.
+
+        Raises:
+            SealError: A segment was altered.
+        """
+        plaintext = BytesIO()  # unlike a bytearray, it gives its buffer away as `bytes` without a copy
+        if self.size:
+            plaintext.seek(self.size - 1)
+            plaintext.write(b"\0")
+        sealed = self._buffer()
+        with plaintext.getbuffer() as plain:
+            for index in range(self._segments):
+                self._decrypt(index, sealed, plain[index * self._segment_size :])
+        return plaintext.getvalue()
+
+    def authenticate_end(self) -> None:
+        """Decrypt the final segment and forget it.
+
+        Raises:
+            SealError: It is not the segment that was sealed as the final one.
+        """
+        self._decrypt(self._segments - 1, self._buffer(), self._buffer())
+
+    def _buffer(self) -> memoryview:
+        return memoryview(bytearray(self._segment_size + TAG_SIZE))
+
+    def _decrypt(self, index: int, sealed: memoryview, plain: memoryview) -> memoryview:
+        """Read segment `index` into `sealed`, decrypt it into the start of `plain` and return that part."""
+        length = min(self._segment_size, self.size - index * self._segment_size)
+        sealed, plain = sealed[: length + TAG_SIZE], plain[:length]
+        if _pread(self.path, self._stream, sealed, HEADER_SIZE + index * (self._segment_size + TAG_SIZE)) < len(sealed):
+            raise SealError(f"{self.path} was truncated while it was read")
+        last = index == self._segments - 1
+        try:
+            self._cipher.decrypt_into(_nonce(index, last=last), sealed, self._associated, plain)
+        except InvalidTag as error:
+            damage = "altered, truncated or extended" if last else "altered"
+            raise SealError(f"{self.path} was {damage}: segment {index} is not authentic") from error
+        return plain
+
+
+@contextlib.contextmanager
+def open_sealed(path: Path, *, dek: bytes, context: Mapping[str, str]) -> Iterator[SealedFile]:
+    """Open a sealed file once its header, key commitment and final segment are authentic; a truncated one fails here.
+
+    Raises:
+        SealError: Altered, truncated, sealed under another key or for another context.
+        KeyMaterialError: `dek` is not 32 bytes.
+        UsageError: The file cannot be opened or is not a regular file, or the context is empty or not printable text.
+    """
+    with open_regular(path) as stream:
+        block = bytearray(HEADER_SIZE)
+        _pread(path, stream, memoryview(block), 0)
+        salt, segment_size, found = _parse_header(path, bytes(block))
+        expected, cipher = _header(dek, context, salt, segment_size)
+        if found != dict(context):
+            raise SealError(f"{path} was sealed for another context, which differs in: {_difference(found, context)}")
+        if not hmac.compare_digest(block, expected):
+            raise SealError(f"this key does not open {path}: it is the wrong key, or the header was altered")
+        body = os.fstat(stream.fileno()).st_size - HEADER_SIZE
+        segments = max(1, -(-body // (segment_size + TAG_SIZE)))
+        size = body - segments * TAG_SIZE
+        final = size - (segments - 1) * segment_size
+        if segments > MAX_SEGMENTS or final < 0 or (final == 0 and segments > 1):
+            raise SealError(f"{path} was truncated or extended: no sealed file has its length")
+        sealed_file = SealedFile(path, size, stream, cipher, hashlib.sha256(block).digest(), segment_size, segments)
+        sealed_file.authenticate_end()
+        yield sealed_file
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for unbuffered reading; links and special files are refused.
+
+    Raises:
+        UsageError: Missing, unreadable, a link, or not a regular file.
+    """
+    try:
+        # O_NONBLOCK keeps a FIFO from hanging us; it means nothing to a regular file.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise UsageError(f"cannot open {path}: {error.strerror}") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise UsageError(f"{path} is not a regular file")
+    return os.fdopen(descriptor, "rb", buffering=0)
+
+
+def check_context(context: Mapping[str, str]) -> None:
+    """Refuse a context that names nothing or cannot be shown as it is.
+
+    Raises:
+        UsageError: It is empty, or a name or value is empty or not printable text.
+    """
+    if not context:
+        raise UsageError("the context is empty; name at least what is sealed")
+    for text in (text for entry in context.items() for text in entry):
+        if not isinstance(text, str) or not text or not text.isprintable():
+            raise UsageError(f"the context holds {text!r}; only printable text can be shown and compared")
+
+
+def check_dek(dek: bytes) -> None:
+    """Refuse what cannot be a data encryption key.
+
+    Raises:
+        KeyMaterialError: It is not 32 bytes.
+    """
+    if not isinstance(dek, bytes) or len(dek) != DEK_SIZE:
+        raise KeyMaterialError(f"a data encryption key is {DEK_SIZE} random bytes")
+
+
+def derive(dek: bytes, *, salt: bytes | None, info: bytes, length: int) -> bytes:
+    """Derive `length` bytes from a data encryption key with HKDF-SHA-512 (RFC 5869)."""
+    return HKDF(algorithm=hashes.SHA512(), length=length, salt=salt, info=info).derive(dek)
+
+
+def _header(dek: bytes, context: Mapping[str, str], salt: bytes, segment_size: int) -> tuple[bytes, AESGCM]:
+    """Build the one header block for these parameters, and the cipher under the file key."""
+    check_dek(dek)
+    check_context(context)
+    fields = {"algorithm": ALGORITHM, "context": dict(context), "salt": salt.hex(), "segment_size": segment_size}
+    # The commitment cannot be part of what it is derived from; everything else in the header is.
+    info = LABEL + hashlib.sha256(canonical_json(fields)).digest()
+    derived = derive(dek, salt=salt, info=info, length=64)
+    file_key, commitment = derived[:32], derived[32:]
+    block = MAGIC + canonical_json(fields | {"commitment": commitment.hex()})
+    if len(block) > HEADER_SIZE:
+        raise UsageError(f"the context is {len(block) - HEADER_SIZE} bytes too long for the header")
+    return block.ljust(HEADER_SIZE, b"\0"), AESGCM(file_key)
+
+
+def _parse_header(path: Path, block: bytes) -> tuple[bytes, int, Any]:
+    """Return the salt, segment size and context that a header claims; nothing of it is authentic yet."""
+    if not block.startswith(MAGIC):
+        raise SealError(f"{path} is not a sealed file of a known version")
+    try:
+        fields = parse_json(block[len(MAGIC) :].rstrip(b"\0"))
+    except DataError as error:
+        raise SealError(f"{path} has an altered header: {error}") from error
+    match fields:
+        case {"salt": salt, "segment_size": int(size), "context": context}:
+            if is_digest(salt) and 0 < size <= SEGMENT_SIZE:
+                return bytes.fromhex(salt), int(size), context  # int(): JSON's true would pass as 1
+    raise SealError(f"{path} has an altered header: a field is missing or out of range")
+
+
+def _difference(found: Any, context: Mapping[str, str]) -> str:
+    names = [name for name in context if not isinstance(found, dict) or found.get(name) != context[name]]
+    return ", ".join(names) or "entries that are not given here"
+
+
+def _nonce(index: int, *, last: bool) -> bytes:
+    return struct.pack(">7xIB", index, last)
+
+
+def _read(source: BinaryIO, size: int) -> bytes:
+    """Read `size` bytes, fewer only at the end; a pipe or socket gives them in pieces."""
+    pieces = []
+    while size and (piece := source.read(size)):
+        pieces.append(piece)
+        size -= len(piece)
+    if size and piece is None:
+        raise UsageError("the source is in non-blocking mode; its end cannot be told from a pause")
+    return b"".join(pieces)
+
+
+def _write(target: BinaryIO, data: memoryview) -> None:
+    while data:
+        written = target.write(data)
+        if not written:
+            raise UsageError("the target is in non-blocking mode, or takes no more bytes")
+        data = data[written:]
+
+
+def _pread(path: Path, stream: BinaryIO, buffer: memoryview, offset: int) -> int:
+    try:
+        return os.preadv(stream.fileno(), [buffer], offset)
+    except OSError as error:
+        raise SealError(f"cannot read {path}: {error.strerror}") from error
