@@ -44,15 +44,26 @@ def atomic_path(path: Path, *, mode: int = 0o644) -> Iterator[Path]:
     try:
         yield temporary
         if temporary.is_dir():
-            if path.is_dir():
-                path.rename(holder / ".replaced")
+            _replace_directory(temporary, path, holder / ".replaced")
         else:
             temporary.chmod(mode)
             with temporary.open("rb") as stream:
                 os.fsync(stream.fileno())
-        temporary.rename(path)
+            temporary.rename(path)
     finally:
         shutil.rmtree(holder, ignore_errors=True)
+
+
+def _replace_directory(temporary: Path, path: Path, aside: Path) -> None:
+    # A directory cannot be renamed over a full one, so the old one steps aside, and back should the new one not come.
+    if path.is_dir():
+        path.rename(aside)
+    try:
+        temporary.rename(path)
+    except BaseException:
+        if aside.is_dir():
+            aside.rename(path)
+        raise
 
 
 def write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:

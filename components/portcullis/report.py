@@ -5,6 +5,7 @@ A page repeats what signed evidence says; it is never evidence itself.
 
 import html
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
 
 from portcullis.evidence.policy import StepRule
 from portcullis.evidence.statement import Check, Figure, Statement, format_time
@@ -103,6 +104,20 @@ def gate_page(statement: Statement, rule: StepRule) -> str:
             paragraph(f"Run {statement.nonce}, judged at {format_time(statement.finished)}.", kind="dim"),
         ],
     )
+
+
+class MetricsArtifact(Protocol):
+    """What this module needs of KFP's `Metrics`."""
+
+    def log_metric(self, metric: str, value: float) -> None:
+        """Record one number."""
+
+
+def log_figures(metrics: MetricsArtifact, statement: Statement) -> None:
+    """Show a statement's numbers in KFP's user interface."""
+    for name, value in statement.figures.items():
+        if not isinstance(value, str):
+            metrics.log_metric(name, float(value))
 
 
 def accuracies(figures: Mapping[str, Figure]) -> dict[str, float]:

@@ -43,10 +43,15 @@ def _problems(spec: dict[str, Any]) -> Iterator[str]:
                 yield from _nested_problems(where, task, component)
             elif task.get("cachingOptions", {}).get("enableCache"):
                 yield f"{where} may be cached; call set_caching_options(False)"
-            if task.get("triggerPolicy", {}).get("strategy") == "ALL_UPSTREAM_TASKS_COMPLETED" and "exitHandler" not in str(
-                task.get("componentRef", {})
-            ):
+            ignores = task.get("triggerPolicy", {}).get("strategy") == "ALL_UPSTREAM_TASKS_COMPLETED"
+            if ignores and not _is_exit_task(task):
                 yield f"{where} runs although what comes before it failed; remove ignore_upstream_failure()"
+
+
+def _is_exit_task(task: dict[str, Any]) -> bool:
+    """Tell whether this is the exit task of a dsl.ExitHandler, which is meant to run last whatever happened."""
+    upstream = task.get("dependentTasks", [])
+    return bool(upstream) and all(name.startswith("exit-handler-") for name in upstream)
 
 
 def _nested_problems(where: str, task: dict[str, Any], component: dict[str, Any]) -> Iterator[str]:

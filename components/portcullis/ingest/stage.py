@@ -1,0 +1,52 @@
+"""`ingest`: read the raw data once, refuse what is malformed, and attest exactly what was read."""
+
+from pathlib import Path
+
+from portcullis.dataset import DatasetSpec, write_dataset
+from portcullis.digest import sha256, tree_digest
+from portcullis.evidence.statement import Statement
+from portcullis.evidence.step import begin
+from portcullis.ingest.readers import read_source
+from portcullis.table import logical_root
+
+
+def ingest(*, step: str, nonce: str, evidence: Path, uri: str, spec: str, dataset: Path, bundle: Path) -> Statement:
+    """Read a source and write it as a data set.
+
+    Args:
+        step: This step's name in the policy.
+        nonce: The run's nonce, as `preflight` returned it.
+        evidence: The bundle that `preflight` wrote.
+        uri: The source: a local path, a `file:` URI, or `builtin:cheque-digits`.
+        spec: The data-set description, YAML.
+        dataset: Where the data set goes.
+        bundle: Where the evidence goes.
+
+    Raises:
+        ConfigError: The description is malformed.
+        DataError: The source is malformed; the message gives file and position.
+        EvidenceError: The evidence does not hold, or is of another run.
+    """
+    described = DatasetSpec.from_yaml(spec)
+    source = read_source(uri, described)
+    begun = begin(
+        step,
+        stage="ingest",
+        inputs={"nonce": sha256(nonce.encode()), "raw": source.raw_digest},
+        parameters={"spec": described.to_dict()},
+        evidence=[evidence],
+    )
+    write_dataset(dataset, source.table, source.spec)
+    return begun.finish(
+        bundle=bundle,
+        outputs={"dataset": tree_digest(dataset)},
+        figures={
+            "source": uri,
+            "reader": source.reader,
+            "bytes": sum(entry.size for entry in source.files),
+            "files": len(source.files),
+            "rows": source.table.num_rows,
+            "columns": source.table.num_columns,
+            "logical_root": logical_root(source.table),
+        },
+    )

@@ -1,0 +1,113 @@
+"""KFP component `mask_pii` and its gate `residual_pii_gate`."""
+
+from typing import List, NamedTuple  # noqa: UP035 - KFP reads these annotations as text
+
+from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Output
+
+from portcullis.container import component, gate_pipeline
+from portcullis.evidence.component import enforce
+
+
+@component
+def mask_pii(
+    dataset: Input[Dataset],
+    evidence: Input[Artifact],
+    entities: List[str],  # noqa: UP006
+    masked: Output[Dataset],
+    masked_evidence: Output[Artifact],
+    metrics: Output[Metrics],
+    step: str = "mask_pii",
+) -> NamedTuple("Outputs", [("digest", str)]):
+    """Replace identifiers in every text column by keyed tokens, and declared columns as the data set declares.
+
+    Refuses columns of a type that it cannot scan and undeclared columns of card numbers.
+
+    Args:
+        dataset: The data set.
+        evidence: Its evidence.
+        entities: What to look for: EMAIL, IBAN, CREDIT_CARD, US_SSN, IP_ADDRESS, PHONE.
+        step: Name of this step in the policy.
+        masked: The masked data set.
+        masked_evidence: The evidence with this step's statement.
+        metrics: How many were masked in each column.
+
+    Returns:
+        digest: SHA-256 of the masked data set.
+    """
+    from pathlib import Path
+
+    from portcullis.report import log_figures
+    from portcullis.pii.stage import mask_pii as run
+
+    statement = run(
+        step=step,
+        dataset=Path(dataset.path),
+        evidence=Path(evidence.path),
+        entities=entities,
+        masked=Path(masked.path),
+        bundle=Path(masked_evidence.path),
+    )
+    log_figures(metrics, statement)
+    outputs = NamedTuple("Outputs", [("digest", str)])
+    return outputs(digest=statement.outputs["dataset"])
+
+
+@component
+def evaluate_residual_pii(
+    dataset: Input[Dataset],
+    evidence: Input[Artifact],
+    entities: List[str],  # noqa: UP006
+    step: str,
+    verdict_evidence: Output[Artifact],
+    report: Output[HTML],
+    metrics: Output[Metrics],
+):  # type: ignore[no-untyped-def]  # noqa: ANN201
+    """Search a masked data set again, by other rules than those that masked it, and sign the verdict.
+
+    Args:
+        dataset: The masked data set.
+        evidence: Its evidence.
+        entities: What to look for.
+        step: Name of this gate in the policy.
+        verdict_evidence: The evidence with the signed verdict.
+        report: The verdict and its figures.
+        metrics: The figures.
+    """
+    from pathlib import Path
+
+    from portcullis.report import log_figures
+    from portcullis.pii.stage import residual_pii as run
+
+    statement = run(
+        step=step,
+        dataset=Path(dataset.path),
+        evidence=Path(evidence.path),
+        entities=entities,
+        report=Path(report.path),
+        bundle=Path(verdict_evidence.path),
+    )
+    log_figures(metrics, statement)
+
+
+@gate_pipeline("residual-pii-gate")
+def residual_pii_gate(
+    dataset: Input[Dataset],
+    evidence: Input[Artifact],
+    entities: List[str],  # noqa: UP006
+    step: str,
+) -> NamedTuple("Outputs", [("evidence", Artifact)]):
+    """Refuse a masked data set that still holds an identifier.
+
+    Args:
+        dataset: The masked data set.
+        evidence: Its evidence.
+        entities: What to look for: EMAIL, IBAN, CREDIT_CARD, US_SSN, IP_ADDRESS, PHONE.
+        step: Name of this gate in the policy.
+
+    Returns:
+        evidence: The evidence with the PASSED verdict.
+    """
+    judged = evaluate_residual_pii(dataset=dataset, evidence=evidence, entities=entities, step=step)
+    held = enforce(subject=dataset, evidence=judged.outputs["verdict_evidence"], gate=step)
+    outputs = NamedTuple("Outputs", [("evidence", Artifact)])
+    return outputs(evidence=held.outputs["passed"])

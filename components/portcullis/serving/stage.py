@@ -1,0 +1,74 @@
+"""Serve an admitted model: what `deploy` starts and `portcullis serve` runs."""
+
+from pathlib import Path
+
+from portcullis.digest import sha256
+from portcullis.evidence.step import keys_base
+from portcullis.keys import resolve, role_uri
+from portcullis.serving.admitted import AdmittedModel, open_admitted
+
+INPUT_NAME = "input"
+
+
+def bearer_token() -> str:
+    """Return the token that clients of the server must send.
+
+    Raises:
+        KeyMaterialError: There is none.
+    """
+    return resolve(role_uri(keys_base(), "serving.token")).strip().decode("ascii", "strict")
+
+
+def model_version(content: str) -> str:
+    """Return a model's version in URLs: the first 12 characters of its content digest."""
+    return content[:12]
+
+
+def serve_admitted(
+    *,
+    sealed: Path,
+    admission: Path,
+    evidence: Path,
+    trust: Path | None,
+    host: str,
+    port: int,
+    ready_file: Path | None = None,
+) -> None:
+    """Verify, decrypt in memory, and serve until SIGTERM.
+
+    The process forbids core dumps and tracing before the model's plaintext exists in it.
+
+    Raises:
+        TrustStoreError: There is no trust store.
+        RefusedError: Admission, evidence, seal or model do not hold; nothing is served.
+        KeyMaterialError: The serving key or token is missing.
+        UsageError: The address cannot be listened on.
+    """
+    from portcullis.serving.app import build_app
+    from portcullis.serving.server import harden_process, serve
+
+    harden_process()
+    admitted = open_admitted(
+        sealed=sealed,
+        admission=admission,
+        evidence=evidence,
+        trust=trust,
+        private_key=resolve(role_uri(keys_base(), "serving.pem")),
+    )
+    app = build_app(served_model(admitted), token_digest=sha256(bearer_token().encode()))
+    serve(app, host=host, port=port, ready_file=ready_file)
+
+
+def served_model(admitted: AdmittedModel) -> "ServedModel":
+    """Return the admitted model as the server sees it."""
+    loaded = admitted.model
+    return ServedModel(
+        name=admitted.admission.policy_name,
+        version=model_version(admitted.admission.content),
+        input_name=INPUT_NAME,
+        shape=loaded.spec.shape,
+        low=loaded.spec.low,
+        high=loaded.spec.high,
+        labels=loaded.spec.labels,
+        predict=loaded.predict_logits,
+    )

@@ -1,0 +1,18 @@
+"""Shared fixtures, and the rule that under PORTCULLIS_CI=1 a skip is a failure."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
+    outcome = yield
+    report = outcome.get_result()
+    if report.skipped and os.environ.get("PORTCULLIS_CI") == "1" and "no_ci_data" not in item.keywords:
+        report.outcome = "failed"
+        report.longrepr = f"skipped under PORTCULLIS_CI=1: {report.longrepr}"
