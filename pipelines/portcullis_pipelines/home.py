@@ -15,8 +15,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from portcullis.digest import sha256
 from portcullis.encryption.recipients import SealingPrivateKey
 from portcullis.errors import KeyMaterialError, TrustStoreError, UsageError
+from portcullis.evidence.dsse import MAX_ENVELOPE_BYTES
 from portcullis.evidence.policy import Policy, parse_policy, policy_body, sign_policy, verify_policy
 from portcullis.evidence.trust import TRUST_ENV, Revocations, TrustStore, now_ms, observe, write_trust_store
 from portcullis.files import read_bytes, write_bytes
@@ -134,8 +136,52 @@ def sealing_key(home: Home) -> SealingPrivateKey:
         raise KeyMaterialError(f"no serving key: {error}") from error
 
 
-def ensure_trust(home: Home, config: ReferenceConfig) -> TrustStore:
+def list_keys(home: Home) -> list[dict[str, str]]:
+    """Return role, algorithm, key id and file of every signing key; never a private key.
+
+    Raises:
+        KeyMaterialError: A key is missing or malformed.
+    """
+    return [
+        {"role": role, "algorithm": key.algorithm, "keyid": key.keyid, "file": str(home.keys / _file(role))}
+        for role in ("owner", *(step.name for step in STEPS))
+        for key in [home.signer(role).public_key]
+    ]
+
+
+def revoke(home: Home, *, step: str | None = None, admission: Path | None = None) -> TrustStore:
+    """Sign that a step's key, or the admission of a run's directory, no longer counts.
+
+    Raises:
+        UsageError: The step has no key here, or there is no admission.
+        TrustStoreError: There is no trust store yet.
+    """
+    keys = {home.signer(step).public_key.keyid} if step else set()
+    admissions = {_admission_digest(admission)} if admission else set()
+    return change_revocations(
+        home, lambda old: replace(old, keys=old.keys | keys, admissions=old.admissions | admissions)
+    )
+
+
+def allow_rollback(home: Home, directory: Path) -> TrustStore:
+    """Sign that the admission of a run's directory may be deployed although a newer one was.
+
+    Raises:
+        UsageError: There is no admission.
+        TrustStoreError: There is no trust store yet.
+    """
+    digest = _admission_digest(directory)
+    return change_revocations(home, lambda old: replace(old, rollbacks=old.rollbacks | {digest}))
+
+
+def _admission_digest(directory: Path) -> str:
+    return sha256(read_bytes(directory / "admission.json", limit=MAX_ENVELOPE_BYTES))
+
+
+def ensure_trust(home: Home, config: ReferenceConfig) -> tuple[TrustStore, ReferenceConfig]:
     """Return a trust store whose policy demands exactly `config`, signing a new version only when it must.
+
+    The configuration comes back with the serving recipient filled in.
 
     Raises:
         KeyMaterialError: A key is missing.
@@ -168,7 +214,7 @@ def ensure_trust(home: Home, config: ReferenceConfig) -> TrustStore:
         _write(home, owner, config.dataset.name, sign_policy(text, owner), _current_revocations(home, owner.public_key))
     store = TrustStore.load(home.trust)
     observe(store)
-    return store
+    return store, config
 
 
 def change_revocations(home: Home, change: Callable[[Revocations], Revocations]) -> TrustStore:

@@ -4,6 +4,7 @@ A step's inputs name where they come from (`step.output`, `external`, or `policy
 from one `ReferenceConfig`, which also fills the pipeline's arguments, so that a policy and a run cannot drift apart.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -105,7 +106,7 @@ STEPS: tuple[ReferenceStep, ...] = (
         inputs={"dataset": "split.train"},
         outputs=("model",),
         refuses="non-finite weights or figures; features out of their declared range",
-        parameters=lambda config: config.training_parameters(),
+        parameters=lambda config: dataclasses.asdict(config.training),
     ),
     ReferenceStep(
         name="robustness:trained",
@@ -114,11 +115,11 @@ STEPS: tuple[ReferenceStep, ...] = (
         inputs={"model": "train.model", "test": "split.test"},
         outputs=("model",),
         refuses="a model that FGSM, PGD, CW or DeepFool break too often; whatever cannot be judged soundly",
-        parameters=lambda config: config.robustness_parameters(),
+        parameters=lambda config: dataclasses.asdict(config.robustness),
         checks=lambda config: {
-            "robust_accuracy": {"min": config.robust_accuracy, "max": 1},
-            "clean_accuracy": {"min": config.clean_accuracy, "max": 1},
-            "samples": {"min": config.min_samples},
+            "robust_accuracy": {"min": config.thresholds.robust_accuracy, "max": 1},
+            "clean_accuracy": {"min": config.thresholds.clean_accuracy, "max": 1},
+            "samples": {"min": config.thresholds.samples},
         },
     ),
     ReferenceStep(

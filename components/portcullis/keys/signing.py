@@ -48,6 +48,11 @@ class PublicKey:
             return cls(der, key)
         raise KeyMaterialError("signing keys are ECDSA P-256 or Ed25519")
 
+    @property
+    def algorithm(self) -> Algorithm:
+        """Which of the two algorithms the key is for."""
+        return "ed25519" if isinstance(self._key, ed25519.Ed25519PublicKey) else "ecdsa-p256"
+
     @cached_property
     def keyid(self) -> str:
         """SHA-256 of the SubjectPublicKeyInfo, hexadecimal. A hint in envelopes, never a reason to trust."""

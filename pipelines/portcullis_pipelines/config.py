@@ -1,0 +1,149 @@
+"""The configuration of the reference pipeline: what a user may choose, with defaults for the reference data.
+
+A configuration file is YAML. Only `dataset` is required; the other sections take the fields of the dataclasses below,
+and an unknown key is refused.
+
+    dataset: {name: …, label: {…}, features: {…}, sensitive: {…}}
+    masking: {entities: [EMAIL, …]}
+    split: {test_fraction: 0.2}
+    training: {method: pgd, epsilon: 0.15, …}
+    robustness: {epsilon: 0.1, …}
+    thresholds: {robust_accuracy: 0.75, clean_accuracy: 0.9, samples: 100}
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+from portcullis.dataset import DatasetSpec
+from portcullis.errors import ConfigError, DataError
+from portcullis.files import read_bytes
+from portcullis.pii.entities import Entity
+from portcullis.robustness.settings import RobustnessSettings
+from portcullis.strict_yaml import MAX_YAML_BYTES, load_yaml
+from portcullis.training.settings import TrainingSettings
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What the robustness gate demands: accuracies in 0..1, and how many test rows at least."""
+
+    robust_accuracy: float = 0.75
+    clean_accuracy: float = 0.9
+    samples: int = 100
+
+    def __post_init__(self) -> None:
+        if not (0 < self.robust_accuracy <= self.clean_accuracy <= 1 and self.samples >= 1):
+            raise ConfigError("thresholds need 0 < robust_accuracy <= clean_accuracy <= 1 and at least one sample")
+
+
+@dataclass(frozen=True)
+class ReferenceConfig:
+    """Everything that the policy demands and the pipeline is called with.
+
+    Attributes:
+        dataset: The description of the data.
+        entities: Identifiers to mask.
+        test_fraction: Expected share of test rows.
+        training: How the model is trained.
+        robustness: How it is attacked.
+        thresholds: What it must withstand.
+        recipients: Key ids of those who can open the sealed model; filled in from the serving key.
+    """
+
+    dataset: DatasetSpec
+    entities: tuple[str, ...] = tuple(entity.value for entity in Entity)
+    test_fraction: float = 0.2
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+    robustness: RobustnessSettings = field(default_factory=RobustnessSettings)
+    thresholds: Thresholds = field(default_factory=Thresholds)
+    recipients: tuple[str, ...] = ()
+
+    @classmethod
+    def load(cls, path: Path | None) -> "ReferenceConfig":
+        """Read a configuration file; the reference data's when there is none.
+
+        Raises:
+            ConfigError: Malformed, or it contradicts itself.
+            UsageError: The file cannot be read.
+        """
+        if path is None:
+            text = resources.files("portcullis.ingest").joinpath("cheque-digits.yaml").read_text("utf-8")
+            return cls(dataset=DatasetSpec.from_yaml(text))
+        try:
+            document = load_yaml(read_bytes(path, limit=MAX_YAML_BYTES))
+        except DataError as error:
+            raise ConfigError(f"{path}: {error}") from error
+        return cls.from_dict(document)
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> "ReferenceConfig":
+        """Build a configuration from plain values.
+
+        Raises:
+            ConfigError: A key is unknown, a value is of the wrong type, or `dataset` is missing.
+        """
+        sections = _known(document, {"dataset", "masking", "split", "training", "robustness", "thresholds"}, "the file")
+        if "dataset" not in sections:
+            raise ConfigError("the configuration has no section `dataset`")
+        masking = _known(sections.get("masking", {}), {"entities"}, "masking")
+        split = _known(sections.get("split", {}), {"test_fraction"}, "split")
+        return cls(
+            dataset=DatasetSpec.from_dict(sections["dataset"]),
+            entities=_entities(masking.get("entities", list(Entity))),
+            test_fraction=_fraction(split.get("test_fraction", 0.2)),
+            training=_section(TrainingSettings, sections.get("training", {}), "training"),
+            robustness=_section(RobustnessSettings, sections.get("robustness", {}), "robustness"),
+            thresholds=_section(Thresholds, sections.get("thresholds", {}), "thresholds"),
+        )
+
+    def arguments(self, uri: str) -> dict[str, Any]:
+        """Return the arguments that the reference pipeline is called with."""
+        return {
+            "data_uri": uri,
+            "dataset_spec": json.dumps(self.dataset.to_dict()),
+            "pii_entities": list(self.entities),
+            "test_fraction": self.test_fraction,
+            **{f"train_{name}": value for name, value in dataclasses.asdict(self.training).items()},
+            **{f"attack_{name}": value for name, value in dataclasses.asdict(self.robustness).items()},
+            "recipients": list(self.recipients),
+        }
+
+
+def _known(value: Any, names: set[str], where: str) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise ConfigError(f"{where} is not a mapping")
+    unknown = sorted(set(map(str, value)) - names)
+    if unknown:
+        raise ConfigError(f"{where} knows no {', '.join(unknown)}; it knows {', '.join(sorted(names))}")
+    return value
+
+
+T = TypeVar("T", TrainingSettings, RobustnessSettings, Thresholds)
+
+
+def _section(kind: type[T], value: Any, where: str) -> T:
+    known = _known(value, {it.name for it in dataclasses.fields(kind)}, where)
+    for name, given in known.items():
+        default = getattr(kind, name)
+        expected = (int, float) if isinstance(default, float) else (type(default),)
+        if not isinstance(given, expected) or isinstance(given, bool) != isinstance(default, bool):
+            raise ConfigError(f"{where}.{name} is {given!r}, not of type {type(default).__name__}")
+    return kind(**{name: type(getattr(kind, name))(given) for name, given in known.items()})
+
+
+def _entities(value: Any) -> tuple[str, ...]:
+    known = set(Entity)
+    if not isinstance(value, list) or not value or not all(name in known for name in value):
+        raise ConfigError(f"masking.entities is a list of {', '.join(Entity)}")
+    return tuple(str(name) for name in value)
+
+
+def _fraction(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
+        raise ConfigError("split.test_fraction is above 0 and below 1")
+    return float(value)

@@ -1,0 +1,248 @@
+"""What a run leaves: one directory, verified again whenever it is read.
+
+| file | what |
+|---|---|
+| `report.html` | one page to look at |
+| `evidence.intoto.jsonl` | the signed statements up to the sealed model |
+| `policy.yaml` | the signed policy, for reading; verifiers use their own |
+| `model/` | the sealed model |
+| `admission.json` | the signed admission |
+| `deployment.json` | the signed statement of the deployment |
+| `run.json` | the same facts for a program |
+
+Private keys never lie here. `run.json` repeats what the evidence says and the report's digest, and both are compared
+when the directory is verified, so that a reader of either is not told something else than the evidence.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from portcullis.digest import file_digest, sha256
+from portcullis.encryption.sealed import sealed_digest
+from portcullis.errors import EvidenceError, PolicyError, PortcullisError, UsageError
+from portcullis.evidence.admission import Admission, verify_admission, verify_deployment
+from portcullis.evidence.chain import Chain, join_bundle
+from portcullis.evidence.dsse import MAX_ENVELOPE_BYTES, Envelope
+from portcullis.evidence.policy import MAX_POLICY_BYTES, Policy
+from portcullis.evidence.statement import Statement, format_time
+from portcullis.evidence.step import read_evidence
+from portcullis.evidence.trust import TrustStore, now_ms, observe
+from portcullis.files import atomic_path, read_bytes, write_bytes
+from portcullis.report import gate_section, page, paragraph, section, table
+from portcullis.serving.admitted import read_admission
+from portcullis_pipelines.picture import chain_picture
+
+EVIDENCE = "evidence.intoto.jsonl"
+POLICY = "policy.yaml"
+MODEL = "model"
+ADMISSION = "admission.json"
+DEPLOYMENT = "deployment.json"
+REPORT = "report.html"
+RUN = "run.json"
+MAX_RUN_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class Verified:
+    """An outcome that verified: the policy, the chain, the admission and the deployment."""
+
+    policy: Policy
+    chain: Chain
+    admission: Admission
+    admission_digest: str
+    deployment: Statement
+
+    @property
+    def statements(self) -> tuple[Statement, ...]:
+        """Every step's statement, in the policy's order."""
+        return (*self.chain.statements.values(), self.deployment)
+
+
+def verify_directory(directory: Path, store: TrustStore, *, published: bool = True) -> Verified:
+    """Verify a run's directory offline, by one's own trust store.
+
+    Args:
+        directory: What `portcullis run` left.
+        store: The trust store.
+        published: Compare `run.json` and the report too; False before they are written.
+
+    Raises:
+        RefusedError: Anything is missing, altered, or not what this trust store admits.
+    """
+    now = now_ms()
+    seen = observe(store)
+    if _read(directory / POLICY, MAX_POLICY_BYTES) != store.policy_bytes:
+        raise PolicyError(f"{directory / POLICY} is not the policy of the trust store {store.path}")
+    data = read_admission(directory / ADMISSION)
+    admission, chain = verify_admission(
+        data,
+        read_evidence([directory / EVIDENCE]),
+        store,
+        sealed=sealed_digest(directory / MODEL),
+        seen=seen,
+        now=now,
+    )
+    deployment = verify_deployment(
+        _read(directory / DEPLOYMENT, MAX_ENVELOPE_BYTES).removesuffix(b"\n"),
+        store,
+        admission,
+        admission_digest=sha256(data),
+        now=now,
+    )
+    verified = Verified(store.policy, chain, admission, sha256(data), deployment)
+    if published and _read(directory / RUN, MAX_RUN_BYTES) != run_json(verified, file_digest(directory / REPORT)):
+        raise EvidenceError(f"{directory / RUN} or {REPORT} does not say what the evidence says")
+    return verified
+
+
+def run_json(verified: Verified, report_digest: str) -> bytes:
+    """Return the facts of a run for a program: per step its status, digests, figures and seconds."""
+    admission = verified.admission
+    document = {
+        "format": "portcullis-run/v1",
+        "status": "PASSED",
+        "policy": {
+            "name": verified.policy.name,
+            "environment": verified.policy.environment,
+            "version": verified.policy.version,
+            "sha256": verified.policy.digest,
+            "development": verified.policy.development,
+        },
+        "nonce": admission.nonce,
+        "steps": [_step_facts(statement) for statement in verified.statements],
+        "model": {"sha256": admission.content, "sealed_sha256": admission.sealed},
+        "admission": {
+            "sha256": verified.admission_digest,
+            "issued": format_time(admission.issued),
+            "expires": format_time(admission.expires),
+        },
+        "report": {"sha256": report_digest},
+    }
+    return _pretty(document)
+
+
+def write_reports(directory: Path, verified: Verified) -> None:
+    """Write `report.html` and `run.json` into a directory that verified."""
+    report = run_page(verified.policy, verified.statements, admission=verified.admission).encode()
+    write_bytes(directory / REPORT, report)
+    write_bytes(directory / RUN, run_json(verified, sha256(report)))
+
+
+def publish_refusal(directory: Path, policy: Policy, error: PortcullisError, lines: Sequence[bytes]) -> None:
+    """Replace `directory` by what a refused run leaves: report, evidence so far, run.json. Nothing in it deploys."""
+    statements = [statement for line in lines if (statement := _own_statement(line, policy))]
+    order = list(policy.steps)
+    statements.sort(key=lambda statement: order.index(statement.step))
+    facts = {
+        "format": "portcullis-run/v1",
+        "status": "REFUSED",
+        "error": {"type": type(error).__name__, "message": str(error)},
+        "steps": [_step_facts(statement) for statement in statements],
+    }
+    with atomic_path(directory) as temporary:
+        temporary.mkdir()
+        write_bytes(temporary / EVIDENCE, join_bundle(lines))
+        write_bytes(temporary / REPORT, run_page(policy, statements, error=error).encode())
+        write_bytes(temporary / RUN, _pretty(facts))
+
+
+def run_page(
+    policy: Policy,
+    statements: Sequence[Statement],
+    *,
+    admission: Admission | None = None,
+    error: PortcullisError | None = None,
+) -> str:
+    """Return the report of a run: the chain, every verdict with its figures, and every digest."""
+    verdict = "PASSED" if admission else "FAILED"
+    gates = [statement for statement in statements if statement.kind == "gate"]
+    return page(
+        f"Portcullis: {policy.name}, {'admitted and deployed' if admission else 'refused'}",
+        [
+            *([paragraph(f"{type(error).__name__}: {error}", kind="FAILED")] if error else []),
+            paragraph(
+                f"Policy {policy.name} for {policy.environment}, version {policy.version}"
+                + (", signed by keys that this machine made for itself (development)." if policy.development else "."),
+                kind="dim",
+            ),
+            section("The chain"),
+            chain_picture(policy, {statement.step: statement.verdict or "PASSED" for statement in statements}, verdict),
+            table(
+                ("step", "what", "verdict", "seconds", "figures"),
+                [
+                    (it.step, it.kind, it.verdict or "", (it.finished - it.started) / 1000, _figures(it))
+                    for it in statements
+                ],
+            ),
+            section("Verdicts"),
+            *(part for gate in gates for part in gate_section(gate, policy.step(gate.step).checks)),
+            section("Digests"),
+            table(("step", "direction", "name", "SHA-256"), _digest_rows(statements)),
+            *(_admission_section(admission) if admission else []),
+        ],
+    )
+
+
+def _admission_section(admission: Admission) -> list[str]:
+    return [
+        section("Admission"),
+        table(
+            ("", ""),
+            [
+                ("model content", admission.content),
+                ("sealed model", admission.sealed),
+                ("issued", format_time(admission.issued)),
+                ("expires", format_time(admission.expires)),
+                ("run nonce", admission.nonce),
+            ],
+        ),
+    ]
+
+
+def _digest_rows(statements: Sequence[Statement]) -> Iterator[tuple[str, str, str, str]]:
+    for statement in statements:
+        yield from ((statement.step, "in", name, digest) for name, digest in sorted(statement.inputs.items()))
+        yield from ((statement.step, "out", name, digest) for name, digest in sorted(statement.outputs.items()))
+
+
+def _step_facts(statement: Statement) -> dict[str, Any]:
+    return {
+        "step": statement.step,
+        "stage": statement.stage,
+        "status": statement.verdict or "DONE",
+        "reason": statement.reason,
+        "inputs": dict(statement.inputs),
+        "outputs": dict(statement.outputs),
+        "figures": dict(statement.figures),
+        "seconds": (statement.finished - statement.started) / 1000,
+    }
+
+
+def _figures(statement: Statement) -> str:
+    shown = {name: value for name, value in statement.figures.items() if not isinstance(value, str) and value}
+    return ", ".join(f"{name} {value:.6g}" for name, value in sorted(shown.items())[:8])
+
+
+def _own_statement(line: bytes, policy: Policy) -> Statement | None:
+    """Read a statement that its step really signed, whatever its verdict; None for anything else."""
+    try:
+        envelope = Envelope.parse(line)
+        statement = Statement.parse(envelope.payload)
+        envelope.verify(policy.step(statement.step).key)
+    except PortcullisError:
+        return None
+    return statement
+
+
+def _read(path: Path, limit: int) -> bytes:
+    try:
+        return read_bytes(path, limit=limit)
+    except UsageError as error:
+        raise EvidenceError(f"the run's directory is not whole: {error}") from error
+
+
+def _pretty(document: Mapping[str, Any]) -> bytes:
+    return json.dumps(document, indent=2, sort_keys=True, allow_nan=False).encode() + b"\n"
