@@ -1,0 +1,287 @@
+"""Raw sources into one typed table: a CSV or Parquet file, a folder of either, or the built-in reference data.
+
+Each file is read into memory once, and those very bytes are both hashed and parsed, so nothing can change in between.
+
+Types are decided over the whole source, in this order, so that the CSV and the Parquet form of a table agree:
+
+- feature columns are numbers, never empty, within the description's bounds;
+- the label column becomes text, each cell one of the classes (an integer through its decimal spelling);
+- sensitive columns are text as written (the ZIP code 02139 keeps its zero);
+- of the other columns, Parquet's types are kept. A CSV column is int64 if every filled cell is an integer without
+  leading zero or plus and of at most 18 digits; else float64 if every filled cell is a finite decimal number of at
+  most 15 digits before the point; else bool if every filled cell is `true` or `false`; else text;
+- a float column of whole numbers of at most 2**53 in size is int64 (1.0 and 1 are one spelling), unless it holds -0.0;
+- a column without any value is text.
+
+In CSV an unquoted empty cell is null and a quoted one is empty text. Dates stay text.
+"""
+
+import os
+import re
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from urllib.parse import unquote
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from portcullis.dataset import DatasetSpec, Features, Label, read_regular_file, write_dataset
+from portcullis.digest import FileEntry, manifest_digest, sha256
+from portcullis.errors import DataError, UsageError
+from portcullis.ingest import cheque_digits
+from portcullis.ingest.csv_table import MAX_CELL_BYTES, parse_csv
+from portcullis.table import MAX_BYTES, check_size, logical_root, parse_parquet, table_schema
+
+_FILE_URI = re.compile(r"file:(?://(?:localhost)?)?(/(?!/)[^?#]*)")
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+_INTEGER = r"\A(?:0|-?[1-9][0-9]{0,17})\z"
+_DECIMAL = r"\A-?(?:0|[1-9][0-9]{0,14})(?:\.[0-9]{1,25})?(?:[eE][+-]?[0-9]{1,3})?\z"
+
+
+_Refuse = Callable[[pa.ChunkedArray, str], None]
+
+
+@dataclass(frozen=True)
+class Source:
+    """What was read.
+
+    Attributes:
+        table: Canonical table, columns in the source's order, rows in the order of the files and within them.
+        spec: The description, resolved against the header.
+        files: Path relative to the source, SHA-256 and size of each file, sorted by path.
+        reader: `csv`, `parquet` or `builtin`.
+        raw_digest: What `digest.path_digest` returns for the source.
+    """
+
+    table: pa.Table
+    spec: DatasetSpec
+    files: tuple[FileEntry, ...]
+    reader: str
+    raw_digest: str
+
+
+@dataclass(frozen=True)
+class IngestResult:
+    """Figures of an ingestion; `schema` is (name, type) in order, `bytes` the size of the source."""
+
+    raw_digest: str
+    logical_root: str
+    rows: int
+    columns: int
+    schema: tuple[tuple[str, str], ...]
+    reader: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One parsed file; `position` names a cell by its row and column index, from 0."""
+
+    path: str
+    table: pa.Table
+    position: Callable[[int, int], str]
+
+
+def ingest(uri: str, spec: DatasetSpec, target: Path, *, limit: int = MAX_BYTES) -> IngestResult:
+    """Read a source and write it as a data set at the directory `target`.
+
+    Raises:
+        DataError, ConfigError, UsageError, MissingDependencyError: As `read_source`.
+    """
+    source = read_source(uri, spec, limit=limit)
+    write_dataset(target, source.table, source.spec)
+    return IngestResult(
+        raw_digest=source.raw_digest,
+        logical_root=logical_root(source.table),
+        rows=source.table.num_rows,
+        columns=source.table.num_columns,
+        schema=table_schema(source.table),
+        reader=source.reader,
+        bytes=sum(entry.size for entry in source.files),
+    )
+
+
+def read_source(uri: str, spec: DatasetSpec, *, limit: int = MAX_BYTES) -> Source:
+    """Read a local path, a `file:` URI or `builtin:cheque-digits`; a path names a file or a folder.
+
+    A folder holds only `.csv` or only `.parquet` files, at any depth, all with one header; rows follow the order of the
+    paths. `limit` bounds the bytes of the source and of the table in memory.
+
+    Raises:
+        UsageError: Another scheme, a remote host, or an unknown built-in.
+        DataError: A link, a special or foreign file, nothing to read, too much of it, or a malformed cell or record,
+            named by file and line (CSV, with the record's number) or row (Parquet), all from 1.
+        ConfigError: The description contradicts the header.
+        MissingDependencyError: The built-in data needs scikit-learn.
+    """
+    if uri.startswith("builtin:"):
+        contents, is_folder = {_builtin_name(uri): cheque_digits.csv_bytes()}, False
+        kind, reader = "csv", "builtin"
+    else:
+        contents, is_folder = _contents(_local_path(uri), limit)
+        reader = kind = _kind(contents)
+    files = tuple(FileEntry(path, sha256(data), len(data)) for path, data in sorted(contents.items()))
+    parts = [_parse(kind, entry.path, contents.pop(entry.path), limit) for entry in files]
+    _check_one_schema(parts)
+    spec = spec.resolve(parts[0].table.column_names)
+    table = _typed(parts, spec, infer=kind == "csv")
+    check_size(table, limit=limit)
+    return Source(table, spec, files, reader, manifest_digest(files) if is_folder else files[0].sha256)
+
+
+def _builtin_name(uri: str) -> str:
+    if uri != cheque_digits.URI:
+        raise UsageError(f"unknown built-in data {uri!r}; the only one is {cheque_digits.URI!r}")
+    return "cheque-digits.csv"
+
+
+def _local_path(uri: str) -> Path:
+    path = uri
+    if uri.startswith("file:"):
+        match = _FILE_URI.fullmatch(uri)
+        if match is None:
+            raise UsageError(f"{uri!r} is not a local file; write file:///path")
+        path = unquote(match[1], errors="surrogateescape")
+    elif _SCHEME.match(uri):
+        raise UsageError(f"{uri!r}: only local paths, file: and builtin: are read; mount or download the data first")
+    if not path or not path.isprintable():
+        raise UsageError("the source is empty or holds an unprintable character; give the path of a file or folder")
+    return Path(path)
+
+
+def _contents(path: Path, limit: int) -> tuple[dict[str, bytes], bool]:
+    """Read every file of the source once: relative path to bytes, and whether the source is a folder."""
+    try:
+        is_link, is_folder = path.is_symlink(), path.is_dir()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+    if is_link:
+        raise DataError(f"{path} is a link; links are refused")
+    if not is_folder:
+        return {path.name: read_regular_file(path, limit=limit)}, False
+    contents: dict[str, bytes] = {}
+
+    def fail(error: OSError) -> None:
+        raise DataError(f"cannot read {error.filename}: {error.strerror}") from error
+
+    for folder, folders, names, descriptor in os.fwalk(path, onerror=fail):
+        here = Path(folder)
+        for name in folders:
+            if (here / name).is_symlink():
+                raise DataError(f"{here / name} is a link; links are refused")
+        for name in names:
+            relative = (here / name).relative_to(path).as_posix()
+            if not relative.isprintable():
+                raise DataError(f"a file name below {path} is unprintable or not UTF-8")
+            # Relative to the open folder, so that no folder on the way can be swapped for a link.
+            contents[relative] = read_regular_file(name, limit=limit, dir_fd=descriptor)
+            limit -= len(contents[relative])
+    if not contents:
+        raise DataError(f"{path} holds no file")
+    return contents, True
+
+
+def _kind(paths: Collection[str]) -> str:
+    suffixes = {path: Path(path).suffix.lower() for path in sorted(paths)}
+    for path, suffix in suffixes.items():
+        if suffix not in (".csv", ".parquet"):
+            raise DataError(f"{path} is neither a .csv nor a .parquet file")
+    if len(set(suffixes.values())) != 1:
+        raise DataError("the folder mixes .csv and .parquet files")
+    return next(iter(suffixes.values()))[1:]
+
+
+def _parse(kind: str, path: str, data: bytes, limit: int) -> _Part:
+    if kind == "csv":
+        try:
+            parsed = parse_csv(data)
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from error
+        return _Part(path, parsed.table, parsed.position)
+    part = _Part(path, parse_parquet(data, path, limit=limit), lambda row, _: f"row {row + 1}")
+    for index, column in enumerate(part.table.columns):
+        if pa.types.is_string(column.type):
+            big = pc.greater(pc.binary_length(column), MAX_CELL_BYTES)
+            _refuse([part], index, big, f"has more than {MAX_CELL_BYTES} bytes")
+            _refuse([part], index, pc.match_substring(column, "\0"), "holds a null byte")
+    return part
+
+
+def _check_one_schema(parts: Sequence[_Part]) -> None:
+    for part in parts[1:]:
+        if part.table.schema != parts[0].table.schema:
+            raise DataError(f"{part.path} has other columns, or other types, than {parts[0].path}")
+
+
+def _refuse(parts: Sequence[_Part], index: int, mask: pa.ChunkedArray, reason: str) -> None:
+    """Refuse the first cell that `mask` marks in column `index` of the joined table. Its value is never shown."""
+    marked = np.flatnonzero(pc.fill_null(mask, fill_value=False).to_numpy())
+    if not marked.size:
+        return
+    row = int(marked[0])
+    for part in parts:
+        if row < part.table.num_rows:
+            name = part.table.column_names[index]
+            raise DataError(f"{part.path}, {part.position(row, index)}: column {name!r} {reason}")
+        row -= part.table.num_rows
+
+
+def _typed(parts: Sequence[_Part], spec: DatasetSpec, *, infer: bool) -> pa.Table:
+    table = pa.concat_tables([part.table for part in parts])
+    features = set(spec.features.columns)
+    columns = []
+    for index, (name, column) in enumerate(zip(table.column_names, table.columns, strict=True)):
+        refuse = partial(_refuse, parts, index)
+        if name in features:
+            typed = _feature(column, spec.features, refuse)
+        elif name == spec.label.column:
+            typed = _label(column, spec.label, refuse)
+        elif name in spec.sensitive or column.null_count == len(column):
+            typed = column.cast(pa.string())
+        else:
+            typed = _inferred(column) if infer else column
+        columns.append(_narrowed(typed))
+    return pa.table(columns, names=table.column_names)
+
+
+def _feature(column: pa.ChunkedArray, features: Features, refuse: _Refuse) -> pa.ChunkedArray:
+    refuse(pc.is_null(column), "is empty")
+    if pa.types.is_string(column.type):
+        refuse(pc.invert(pc.match_substring_regex(column, _DECIMAL)), "is not a number")
+        column = column.cast(pa.float64())
+    elif pa.types.is_boolean(column.type):
+        refuse(pc.is_valid(column), "is a boolean, not a number")
+    inside = pc.and_(pc.greater_equal(column, features.low), pc.less_equal(column, features.high))
+    refuse(pc.invert(inside), f"is not in [{features.low:g}, {features.high:g}]")
+    return column
+
+
+def _label(column: pa.ChunkedArray, label: Label, refuse: _Refuse) -> pa.ChunkedArray:
+    if not (pa.types.is_string(column.type) or pa.types.is_integer(column.type)):
+        refuse(pc.is_valid(column), f"is {column.type}; a label is text or an integer")
+    refuse(pc.is_null(column), "is empty")
+    column = column.cast(pa.string())
+    refuse(pc.invert(pc.is_in(column, pa.array(label.classes))), "is not one of the label's classes")
+    return column
+
+
+def _inferred(text: pa.ChunkedArray) -> pa.ChunkedArray:
+    if pc.all(pc.match_substring_regex(text, _INTEGER)).as_py():
+        return text.cast(pa.int64())
+    if pc.all(pc.match_substring_regex(text, _DECIMAL)).as_py():
+        numbers = text.cast(pa.float64())
+        return numbers if pc.all(pc.is_finite(numbers)).as_py() else text
+    if pc.all(pc.is_in(text, pa.array(["true", "false", None]))).as_py():
+        return text.cast(pa.bool_())
+    return text
+
+
+def _narrowed(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    if not pa.types.is_floating(column.type):
+        return column
+    values = column.drop_null().to_numpy()
+    whole = (np.floor(values) == values) & (np.abs(values) <= 2**53) & ~(np.signbit(values) & (values == 0))
+    return column.cast(pa.int64()) if whole.all() else column

@@ -1,0 +1,447 @@
+"""Ingestion: strict CSV and Parquet, typed by the description, refused with the position of the fault."""
+
+import io
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+import pytest
+
+from portcullis.dataset import DatasetSpec, read_dataset
+from portcullis.digest import path_digest
+from portcullis.errors import ConfigError, DataError, UsageError
+from portcullis.ingest import csv_table
+from portcullis.ingest.csv_table import parse_csv
+from portcullis.ingest.readers import ingest, read_source
+from portcullis.table import logical_root, table_schema
+
+SPEC = DatasetSpec.from_yaml("""
+name: small
+label: {column: label, classes: ["no", "yes"]}
+features: {columns: ["f*"], shape: [2], low: -1, high: 10}
+sensitive: {zip: token}
+""")
+HEADER = b"f0,f1,zip,other,label\n"
+ROW = b"1,2.5,02139,x,yes\n"
+
+
+def write(path: Path, data: bytes) -> str:
+    path.write_bytes(data)
+    return str(path)
+
+
+# The CSV dialect.
+
+
+CSV = {
+    "plain": (b"a,b\n1,x\n", [{"a": "1", "b": "x"}]),
+    "no final line feed": (b"a,b\n1,x", [{"a": "1", "b": "x"}]),
+    "CRLF": (b"a,b\r\n1,x\r\n2,y\r\n", [{"a": "1", "b": "x"}, {"a": "2", "b": "y"}]),
+    "mixed line ends": (b"a,b\r\n1,x\n2,y", [{"a": "1", "b": "x"}, {"a": "2", "b": "y"}]),
+    "null and empty": (b'a,b\n,""\n"",\n', [{"a": None, "b": ""}, {"a": "", "b": None}]),
+    "one column": (b'a\n1\n""\n\n', [{"a": "1"}, {"a": ""}, {"a": None}]),
+    "quotes": (b'a,b\n"x,y","say ""hi"""\n"""",""""""\n', [{"a": "x,y", "b": 'say "hi"'}, {"a": '"', "b": '""'}]),
+    "line breaks in quotes": (b'a,b\r\n"1\r\n2","\n"\r\n', [{"a": "1\r\n2", "b": "\n"}]),
+    "CR at the end in quotes": (b'a,b\n1,"x\r"\r\n', [{"a": "1", "b": "x\r"}]),
+    "quoted header": (b'"a,1","b\xc3\xa9"\n1,x\n', [{"a,1": "1", "bé": "x"}]),
+    "multibyte text": ('a,b\né,"日本\U0001f600"\n'.encode(), [{"a": "é", "b": "日本\U0001f600"}]),
+    "blanks are text": (b"a,b\n 1 ,\t\n", [{"a": " 1 ", "b": "\t"}]),
+}
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 7, 1 << 18])
+@pytest.mark.parametrize("name", CSV)
+def test_csv_is_split_into_cells(name: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(csv_table, "_CHUNK", chunk)
+    data, rows = CSV[name]
+    assert parse_csv(data).table.to_pylist() == rows
+
+
+BAD_CSV = {
+    "empty file": (b"", "empty"),
+    "byte-order mark": (b"\xef\xbb\xbfa,b\n1,2\n", "line 1: .*byte-order mark"),
+    "null byte": (b'a,b\n"1\n",2\n3,\x00\n', "line 4: null byte"),
+    "not UTF-8": (b'a,b\n"1\n",2\n\xff,3\n', "line 4: not UTF-8"),
+    "UTF-8 surrogate": (b"a,b\n\xed\xa0\x80,3\n", "line 2: not UTF-8"),
+    "UTF-8 overlong": (b"a,b\n1,2\n\xc0\xaf,3\n", "line 3: not UTF-8"),
+    "UTF-16": ("a,b\n1,2\n".encode("utf-16"), "null byte"),
+    "latin-1 at the end": (b"a,b\n1,caf\xe9", "line 2: not UTF-8"),
+    "header only": (b"a,b\n", "no row"),
+    "header only, no line feed": (b"a,b", "no row"),
+    "empty header": (b"\n1\n", "column 1 is empty"),
+    "missing name": (b"a,,c\n1,2,3\n", "column 2 is empty"),
+    "repeated name": (b"a,b,a\n1,2,3\n", "'a' appears twice"),
+    "unprintable name": (b'a,"b\n"\n1,2\n', "column 2 is empty, unprintable"),
+    "too few cells": (b"a,b\n1,2\n3\n", r"line 3 \(row 2\): 1 instead of 2 cells"),
+    "too many cells": (b"a,b\n1,2,3\n", r"line 2 \(row 1\): 3 instead of 2 cells"),
+    "too few after quoted line feeds": (b'a,b\n"1\n\n",2\n3\n', r"line 5 \(row 2\): 1 instead of 2 cells"),
+    "cells that balance out": (b"a,b\n1,2,3\n4\n", r"line 2 \(row 1\): 3 instead of 2 cells"),
+    "blank line": (b"a,b\n1,2\n\n3,4\n", r"line 3 \(row 2\): 1 instead of 2 cells"),
+    "blank last line": (b"a,b\n1,2\n\n", r"line 3 \(row 2\): 1 instead of 2 cells"),
+    "CR line ends": (b"a,b\r1,2\r", "line 1: a CR without LF"),
+    "CR in a cell": (b"a,b\n1,2\n3\r4,5\n", "line 3: a CR without LF"),
+    "quote in a cell": (b'a,b\n1,2\n3,4"5\n', "line 3: a stray quote"),
+    "text after a quote": (b'a,b\n"1"x,2\n', "line 2: a stray quote"),
+    "blank before a quote": (b'a,b\n1, "2"\n', "line 2: a stray quote"),
+    "backslash escape": (b'a,b\n"x\\"y",2\n', "line 2: a stray quote"),
+    "open quote at the end": (b'a,b\n1,2\n3,"4\n5,6\n', "line 3: a quote is never closed"),
+    "lone quote": (b'a,b\n1,"', "line 2: a quote is never closed"),
+    "oversize cell": (b'a,b\n"\n",2\n1,' + b"x" * ((1 << 20) + 1), r"line 4 \(row 2\): a cell of more than 1048576"),
+    "oversize name": (b"x" * ((1 << 20) + 1) + b"\n1\n", "line 1"),
+    "too many columns": (b"," * 10_000 + b"\n", "line 1: 10001 columns"),
+}
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 1 << 18])
+@pytest.mark.parametrize("name", [name for name in BAD_CSV if not name.startswith(("oversize", "too many columns"))])
+def test_malformed_csv_is_refused_with_its_line(name: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(csv_table, "_CHUNK", chunk)
+    data, message = BAD_CSV[name]
+    with pytest.raises(DataError, match=message):
+        parse_csv(data)
+
+
+@pytest.mark.parametrize("name", [name for name in BAD_CSV if name.startswith(("oversize", "too many columns"))])
+def test_oversize_csv_is_refused(name: str) -> None:
+    data, message = BAD_CSV[name]
+    with pytest.raises(DataError, match=message):
+        parse_csv(data)
+
+
+def test_a_cell_of_the_largest_size_is_read() -> None:
+    assert parse_csv(b"a,b\n1," + b"x" * (1 << 20)).table["b"][0].as_py() == "x" * (1 << 20)
+
+
+# Types and values.
+
+
+def test_columns_are_typed_by_their_role(tmp_path: Path) -> None:
+    source = read_source(write(tmp_path / "a.csv", HEADER + ROW + b"2,-0.5,,y,no\n"), SPEC)
+    assert table_schema(source.table) == (
+        ("f0", "int64"),
+        ("f1", "float64"),
+        ("zip", "string"),
+        ("other", "string"),
+        ("label", "string"),
+    )
+    assert source.table.to_pylist() == [
+        {"f0": 1, "f1": 2.5, "zip": "02139", "other": "x", "label": "yes"},
+        {"f0": 2, "f1": -0.5, "zip": None, "other": "y", "label": "no"},
+    ]
+    assert source.spec.features.columns == ("f0", "f1")
+    assert source.reader == "csv"
+
+
+INFERRED = {
+    "integers": (["1", "-2", "0", ""], "int64", [1, -2, 0, None]),
+    "18 digits": (["999999999999999999"], "int64", [999_999_999_999_999_999]),
+    "19 digits": (["1000000000000000000"], "string", ["1000000000000000000"]),
+    "leading zero": (["02139", "1"], "string", ["02139", "1"]),
+    "plus": (["+1"], "string", ["+1"]),
+    "decimals": (["1", "2.5", "-1e-3", ""], "float64", [1.0, 2.5, -0.001, None]),
+    "whole decimals": (["1.0", "2e3", "-7"], "int64", [1, 2000, -7]),
+    "beyond 2**53": (["1e300"], "float64", [1e300]),
+    "negative zero": (["-0"], "float64", [-0.0]),
+    "16 digits and a decimal": (["4000001234567899", "1.5"], "string", ["4000001234567899", "1.5"]),
+    "overflow": (["1e999"], "string", ["1e999"]),
+    "nan": (["nan", "1"], "string", ["nan", "1"]),
+    "inf": (["inf"], "string", ["inf"]),
+    "hexadecimal": (["0x10"], "string", ["0x10"]),
+    "blank": ([" 1"], "string", [" 1"]),
+    "bare point": ([".5"], "string", [".5"]),
+    "booleans": (["true", "false", ""], "bool", [True, False, None]),
+    "capital booleans": (["True"], "string", ["True"]),
+    "dates": (["2024-01-01"], "string", ["2024-01-01"]),
+    "nothing": (["", ""], "string", [None, None]),
+    "quoted empty": (["1", '""'], "string", ["1", ""]),
+    "other digits": (["١"], "string", ["١"]),
+}
+
+
+@pytest.mark.parametrize("name", INFERRED)
+def test_other_columns_are_inferred_strictly(name: str, tmp_path: Path) -> None:
+    cells, kind, values = INFERRED[name]
+    data = HEADER + "".join(f"1,2,3,{cell},yes\n" for cell in cells).encode()
+    table = read_source(write(tmp_path / "a.csv", data), SPEC).table
+    assert dict(table_schema(table))["other"] == kind
+    assert str(table["other"].to_pylist()) == str(values)
+
+
+BAD_CELLS = {
+    "empty feature": (b",2,3,x,yes\n", "'f0' is empty"),
+    "quoted empty feature": (b'"",2,3,x,yes\n', "'f0' is not a number"),
+    "word": (b"one,2,3,x,yes\n", "'f0' is not a number"),
+    "nan": (b"1,nan,3,x,yes\n", "'f1' is not a number"),
+    "infinity": (b"1,inf,3,x,yes\n", "'f1' is not a number"),
+    "overflow": (b"1,1e999,3,x,yes\n", "'f1' is not in"),
+    "blank": (b"1, 2,3,x,yes\n", "'f1' is not a number"),
+    "comma as point": (b'1,"2,5",3,x,yes\n', "'f1' is not a number"),
+    "hexadecimal": (b"0x1,2,3,x,yes\n", "'f0' is not a number"),
+    "line feed after": (b'"1\n",2,3,x,yes\n', "'f0' is not a number"),
+    "above": (b"1,10.000000001,3,x,yes\n", "'f1' is not in \\[-1, 10\\]"),
+    "below": (b"-1.5,2,3,x,yes\n", "'f0' is not in \\[-1, 10\\]"),
+    "empty label": (b"1,2,3,x,\n", "'label' is empty"),
+    "unknown label": (b"1,2,3,x,maybe\n", "'label' is not one of the label's classes"),
+    "label with a blank": (b"1,2,3,x,yes \n", "'label' is not one of"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_CELLS)
+def test_a_bad_cell_is_refused_with_file_line_and_row(name: str, tmp_path: Path) -> None:
+    row, message = BAD_CELLS[name]
+    data = HEADER + ROW + b'1,2,3,"two\nlines",no\n' + row + ROW
+    with pytest.raises(DataError, match=rf"^a\.csv, line 5 \(row 3\): column {message}"):
+        read_source(write(tmp_path / "a.csv", data), SPEC)
+
+
+def test_the_line_is_that_of_the_cell_and_not_of_its_record(tmp_path: Path) -> None:
+    data = HEADER + ROW + b'1,2,3,"two\nlines",maybe\n'
+    with pytest.raises(DataError, match=r"^a\.csv, line 4 \(row 2\): column 'label'"):
+        read_source(write(tmp_path / "a.csv", data), SPEC)
+
+
+def test_a_value_is_never_part_of_the_message(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        read_source(write(tmp_path / "a.csv", HEADER + b"123-45-6789,2,3,x,yes\n"), SPEC)
+    assert "123-45" not in str(caught.value)
+
+
+def test_the_position_in_a_folder_is_that_in_the_file(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    write(tmp_path / "a.csv", HEADER + ROW * 3)
+    write(tmp_path / "b" / "c.csv", HEADER + ROW + b"1,2,3,x,maybe\n")
+    with pytest.raises(DataError, match=r"^b/c\.csv, line 3 \(row 2\): column 'label'"):
+        read_source(str(tmp_path), SPEC)
+
+
+def parquet_table(**columns: pa.Array) -> pa.Table:
+    base = {
+        "f0": pa.array([1, 2]),
+        "f1": pa.array([2.5, -0.5]),
+        "zip": pa.array(["02139", None]),
+        "other": pa.array(["x", "y"]),
+        "label": pa.array(["yes", "no"]),
+    }
+    return pa.table(base | columns)
+
+
+def test_parquet_types_are_kept_or_made_those_of_the_role(tmp_path: Path) -> None:
+    table = parquet_table(
+        f1=pa.array([2.0, -1.0], pa.float32()),
+        zip=pa.array([2139, None]),
+        label=pa.array(["yes", "no"]).dictionary_encode(),
+    )
+    pq.write_table(table, tmp_path / "a.parquet")
+    source = read_source(str(tmp_path / "a.parquet"), SPEC)
+    assert [kind for _, kind in table_schema(source.table)] == ["int64", "int64", "string", "string", "string"]
+    assert source.table["zip"].to_pylist() == ["2139", None]
+    assert source.reader == "parquet"
+
+
+def test_integer_labels_are_matched_by_their_decimal_spelling(tmp_path: Path) -> None:
+    spec = DatasetSpec.from_dict(SPEC.to_dict() | {"label": {"column": "label", "classes": ["0", "1"]}})
+    pq.write_table(parquet_table(label=pa.array([1, 0])), tmp_path / "a.parquet")
+    assert read_source(str(tmp_path / "a.parquet"), spec).table["label"].to_pylist() == ["1", "0"]
+    assert read_source(write(tmp_path / "b.csv", HEADER + b"1,2,3,x,1\n"), spec).table["label"].to_pylist() == ["1"]
+
+
+BAD_PARQUET = {
+    "null feature": ({"f0": pa.array([1, None])}, "row 2: column 'f0' is empty"),
+    "NaN": ({"f1": pa.array([float("nan"), 1.0])}, "row 1: column 'f1' is not in"),
+    "infinity": ({"f1": pa.array([1.0, float("inf")])}, "row 2: column 'f1' is not in"),
+    "word": ({"f1": pa.array(["1", "x"])}, "row 2: column 'f1' is not a number"),
+    "boolean feature": ({"f0": pa.array([True, False])}, "row 1: column 'f0' is a boolean"),
+    "float label": ({"label": pa.array([None, 1.0])}, "row 2: column 'label' is double"),
+    "null label": ({"label": pa.nulls(2)}, "row 1: column 'label' is empty"),
+    "null byte": ({"other": pa.array([None, "a\0b"])}, "row 2: column 'other' holds a null byte"),
+    "oversize cell": ({"other": pa.array(["", "x" * ((1 << 20) + 1)])}, "row 2: column 'other' has more than"),
+    "timestamp": ({"other": pa.array([0, 1], pa.timestamp("s"))}, "type timestamp"),
+    "not UTF-8": ({"other": pa.array([b"\xff", b""]).view(pa.string())}, "malformed"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_PARQUET)
+def test_bad_parquet_cells_are_refused_with_their_row(name: str, tmp_path: Path) -> None:
+    columns, message = BAD_PARQUET[name]
+    pq.write_table(parquet_table(**columns), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=rf"^a\.parquet.*{message}"):
+        read_source(str(tmp_path / "a.parquet"), SPEC)
+
+
+# Sources.
+
+
+def test_a_folder_is_read_in_the_order_of_its_paths(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    write(tmp_path / "z.CSV", HEADER + b"3,0,3,x,yes\n")
+    write(tmp_path / "sub" / "b.csv", HEADER + b"2,0,3,x,yes\n")
+    write(tmp_path / "a.csv", HEADER + b"1,0,3,x,yes\n")
+    source = read_source(str(tmp_path), SPEC)
+    assert source.table["f0"].to_pylist() == [1, 2, 3]
+    assert [entry.path for entry in source.files] == ["a.csv", "sub/b.csv", "z.CSV"]
+    assert source.raw_digest == path_digest(tmp_path)
+
+
+def test_types_are_decided_over_all_files(tmp_path: Path) -> None:
+    write(tmp_path / "a.csv", HEADER + b"1,0,3,7,yes\n")
+    write(tmp_path / "b.csv", HEADER + b"1,0,3,07,yes\n")
+    assert read_source(str(tmp_path), SPEC).table["other"].to_pylist() == ["7", "07"]
+
+
+@pytest.mark.parametrize("prefix", ["", "file://", "file://localhost", "file:"])
+def test_a_file_is_named_by_path_or_uri(prefix: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "a b.csv", HEADER + ROW)
+    source = read_source(prefix + (path.replace(" ", "%20") if prefix else path), SPEC)
+    assert source.raw_digest == path_digest(Path(path))
+    assert source.files[0].path == "a b.csv"
+
+
+BAD_URIS = [
+    *("", "s3://bucket/key", "https://example.com/a.csv", "gs:x", "file://host/a.csv", "file:a.csv", "file:///a?b"),
+    *("file:///a%00b.csv", "file:///%ff.csv", "a\0b", "builtin:", "builtin:other", "builtin:cheque-digits/"),
+]
+
+
+@pytest.mark.parametrize("uri", BAD_URIS)
+def test_other_sources_are_a_usage_error(uri: str) -> None:
+    with pytest.raises(UsageError):
+        read_source(uri, SPEC)
+
+
+def _link_to_file(root: Path) -> Path:
+    write(root / "real.csv", HEADER + ROW)
+    (root / "link.csv").symlink_to(root / "real.csv")
+    return root / "link.csv"
+
+
+def _folder_with(root: Path, *files: str) -> Path:
+    (root / "folder").mkdir()
+    for name in files:
+        write(root / "folder" / name, HEADER + ROW)
+    return root / "folder"
+
+
+def _link_to_folder(root: Path) -> Path:
+    (root / "link").symlink_to(_folder_with(root, "a.csv"))
+    return root / "link"
+
+
+def _folder_with_link(root: Path) -> Path:
+    folder = _folder_with(root, "a.csv")
+    (folder / "b.csv").symlink_to(folder / "a.csv")
+    return folder
+
+
+def _folder_with_linked_folder(root: Path) -> Path:
+    (root / "other").mkdir()
+    folder = _folder_with(root, "a.csv")
+    (folder / "b").symlink_to(root / "other")
+    return folder
+
+
+def _folder_with_fifo(root: Path) -> Path:
+    folder = _folder_with(root, "a.csv")
+    os.mkfifo(folder / "b.csv")
+    return folder
+
+
+def _folder_with_unprintable_name(root: Path) -> Path:
+    folder = _folder_with(root, "a.csv")
+    (folder / os.fsdecode(b"\xff.csv")).write_bytes(HEADER + ROW)
+    return folder
+
+
+def _folder_with_other_header(root: Path) -> Path:
+    folder = _folder_with(root, "a.csv")
+    write(folder / "b.csv", b"f1,f0,zip,other,label\n" + ROW)
+    return folder
+
+
+def _fifo(root: Path) -> Path:
+    os.mkfifo(root / "a.csv")
+    return root / "a.csv"
+
+
+BAD_SOURCES = {
+    "missing": (lambda root: root / "missing.csv", "cannot read"),
+    "name too long": (lambda root: root / ("x" * 300), "cannot read"),
+    "link to a file": (_link_to_file, "link"),
+    "link to a folder": (_link_to_folder, "link"),
+    "link in a folder": (_folder_with_link, "cannot read"),
+    "linked folder in a folder": (_folder_with_linked_folder, "link"),
+    "fifo": (_fifo, "not a regular file"),
+    "fifo in a folder": (_folder_with_fifo, "not a regular file"),
+    "empty folder": (_folder_with, "no file"),
+    "mixed folder": (lambda root: _folder_with(root, "a.csv", "b.parquet"), "mixes"),
+    "foreign file": (lambda root: _folder_with(root, "a.csv", "_SUCCESS"), "_SUCCESS is neither"),
+    "hidden file": (lambda root: _folder_with(root, "a.csv", ".csv"), ".csv is neither"),
+    "unprintable file name": (_folder_with_unprintable_name, "unprintable"),
+    "other header": (_folder_with_other_header, "b.csv has other columns"),
+    "CSV named Parquet": (lambda root: _folder_with(root, "a.parquet"), "not a readable Parquet"),
+    "device": (lambda _: Path("/dev/null"), "not a regular file"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_SOURCES)
+def test_a_bad_source_is_refused(name: str, tmp_path: Path) -> None:
+    build, message = BAD_SOURCES[name]
+    with pytest.raises(DataError, match=message):
+        read_source(str(build(tmp_path)), SPEC)
+
+
+def test_the_size_of_the_source_is_limited(tmp_path: Path) -> None:
+    write(tmp_path / "a.csv", HEADER + ROW)
+    write(tmp_path / "b.csv", HEADER + ROW)
+    size = 2 * len(HEADER + ROW)
+    for path, limit in ((tmp_path, size - 1), (tmp_path / "a.csv", size // 2 - 1)):
+        with pytest.raises(DataError, match="larger than"):
+            read_source(str(path), SPEC, limit=limit)
+
+
+def test_the_size_of_the_table_is_limited(tmp_path: Path) -> None:
+    pq.write_table(parquet_table(other=pa.array(["x" * 10_000] * 2)), tmp_path / "a.parquet", compression="zstd")
+    size = (tmp_path / "a.parquet").stat().st_size
+    assert size < 15_000
+    with pytest.raises(DataError, match="bytes allowed"):
+        read_source(str(tmp_path / "a.parquet"), SPEC, limit=15_000)
+
+
+def test_a_description_that_contradicts_the_header_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", b"f0,f1,f2,zip,label\n1,2,3,4,yes\n")
+    with pytest.raises(ConfigError, match="3 feature columns"):
+        read_source(path, SPEC)
+    with pytest.raises(DataError, match="no column 'zip'"):
+        read_source(write(tmp_path / "b.csv", b"f0,f1,label\n1,2,yes\n"), SPEC)
+
+
+# Ingestion.
+
+
+def test_ingest_writes_the_data_set_that_it_reports(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", HEADER + ROW + b"2,-0.5,,y,no\n")
+    result = ingest(path, SPEC, tmp_path / "set")
+    dataset = read_dataset(tmp_path / "set")
+    assert result.raw_digest == path_digest(Path(path))
+    assert result.logical_root == logical_root(dataset.table)
+    assert (result.rows, result.columns, result.reader, result.bytes) == (2, 5, "csv", Path(path).stat().st_size)
+    assert result.schema == table_schema(dataset.table)
+    assert dataset.spec == SPEC.resolve(dataset.table.column_names)
+
+
+def test_nothing_is_written_when_the_source_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", HEADER + b"x,2,3,4,yes\n")
+    with pytest.raises(DataError):
+        ingest(path, SPEC, tmp_path / "set")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.csv"]
+
+
+def test_csv_and_parquet_of_one_table_have_one_root(tmp_path: Path) -> None:
+    table = parquet_table(f1=pa.array([2.0, -1.0]), other=pa.array([0.1, None]))
+    sink = io.BytesIO()
+    pa_csv.write_csv(table, sink)
+    write(tmp_path / "a.csv", sink.getvalue())
+    pq.write_table(table, tmp_path / "a.parquet")
+    roots = {logical_root(read_source(str(tmp_path / name), SPEC).table) for name in ("a.csv", "a.parquet")}
+    assert len(roots) == 1
