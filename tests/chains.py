@@ -18,7 +18,13 @@ NONCE = "0123456789abcdef" * 2
 ENVIRONMENT = {"portcullis": "0", "python": "3", "record": "r", "distributions": "d", "image": "undeclared"}
 
 STEPS: list[dict[str, Any]] = [
-    {"name": "preflight", "stage": "preflight", "kind": "transform", "inputs": {"policy": "policy"}, "outputs": ["nonce"]},
+    {
+        "name": "preflight",
+        "stage": "preflight",
+        "kind": "transform",
+        "inputs": {"policy": "policy"},
+        "outputs": ["nonce"],
+    },
     {
         "name": "train",
         "stage": "train",
@@ -44,7 +50,13 @@ STEPS: list[dict[str, Any]] = [
         "outputs": ["sealed"],
         "requires": ["robustness:trained"],
     },
-    {"name": "admit", "stage": "admit", "kind": "admission", "inputs": {"sealed": "encrypt.sealed"}, "outputs": ["admission"]},
+    {
+        "name": "admit",
+        "stage": "admit",
+        "kind": "admission",
+        "inputs": {"sealed": "encrypt.sealed"},
+        "outputs": ["admission"],
+    },
     {
         "name": "deploy",
         "stage": "deploy",
@@ -130,7 +142,7 @@ class World:
         return seal_payload(statement.encode(), signer or self.keys[statement.step]).encode()
 
     def lines(self, policy: Policy, **edits: Callable[[Statement], Statement]) -> list[bytes]:
-        """Return the honest lines; `edits` maps a step (colon as two underscores) to a change, signed by its own key."""
+        """Return the honest lines; `edits` maps a step (colon as two underscores) to a change, signed by its key."""
         by_step = {name.replace("__", ":"): edit for name, edit in edits.items()}
         return [
             self.line(by_step[name](statement) if name in by_step else statement)
@@ -138,5 +150,6 @@ class World:
         ]
 
     def admission(self, store: TrustStore, lines: list[bytes], *, now: int = NOW) -> bytes:
-        envelope, _ = issue_admission(lines, store, sealed=digest_of("encrypt.sealed"), signer=self.keys["admit"], now=now)
+        sealed = digest_of("encrypt.sealed")
+        envelope, _ = issue_admission(lines, store, sealed=sealed, signer=self.keys["admit"], now=now)
         return envelope.encode()

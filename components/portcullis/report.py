@@ -5,20 +5,13 @@ A page repeats what signed evidence says; it is never evidence itself.
 
 import html
 from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
 from typing import Protocol
 
 from portcullis.evidence.policy import StepRule
 from portcullis.evidence.statement import Check, Figure, Statement, format_time
 
-_STYLE = """
-:root{color-scheme:light dark;--ok:#1a7f37;--bad:#cf222e;--ink:#1f2328;--dim:#656d76;--line:#d0d7de;--bar:#2f6feb;--bg:#fff}
-@media (prefers-color-scheme:dark){:root{--ok:#3fb950;--bad:#f85149;--ink:#e6edf3;--dim:#8d96a0;--line:#30363d;--bar:#4493f8;--bg:#0d1117}}
-body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--bg);max-width:70rem;margin:2rem auto;padding:0 1rem}
-table{border-collapse:collapse;width:100%;margin:.5rem 0 1.5rem}th,td{text-align:left;padding:.3rem .6rem;border-bottom:1px solid var(--line);vertical-align:top}
-th{color:var(--dim);font-weight:600}code{font:13px ui-monospace,monospace;overflow-wrap:anywhere}.PASSED{color:var(--ok);font-weight:700}
-.FAILED{color:var(--bad);font-weight:700}.dim{color:var(--dim)}svg{max-width:100%;height:auto}svg text{fill:var(--ink);font:13px system-ui,sans-serif}
-.scroll{overflow-x:auto}
-"""
+_STYLE = resources.files("portcullis").joinpath("report.css").read_text("utf-8")
 
 
 def page(title: str, body: Iterable[str]) -> str:

@@ -19,13 +19,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
+from portcullis.robustness.settings import RobustnessSettings
+from portcullis.training.settings import TrainingSettings
+
 from portcullis.dataset import DatasetSpec
 from portcullis.errors import ConfigError, DataError
 from portcullis.files import read_bytes
 from portcullis.pii.entities import Entity
-from portcullis.robustness.settings import RobustnessSettings
 from portcullis.strict_yaml import MAX_YAML_BYTES, load_yaml
-from portcullis.training.settings import TrainingSettings
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,7 @@ def generate_keys(home: Home) -> list[Path]:
         _file(role): lambda: Signer.generate().private_pem() for role in ("owner", *(step.name for step in STEPS))
     }
     makers |= {"serving.pem": lambda: SealingPrivateKey.generate().to_pem()}
-    makers |= {name: random_key for name in ("masking.key", "split.key", "serving.token")}
+    makers |= dict.fromkeys(("masking.key", "split.key", "serving.token"), random_key)
     made: list[Path] = []
     try:
         home.keys.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -26,12 +26,13 @@ def chain_picture(policy: Policy, verdicts: Mapping[str, str], admission: str) -
         y = index * _ROW + 6
         shape = 15 if rule.kind == "gate" else 4
         parts.append(
-            f'<rect x="140" y="{y}" width="{_BOX}" height="30" rx="{shape}" fill="none" stroke="{colour}" stroke-width="2"/>'
+            f'<rect x="140" y="{y}" width="{_BOX}" height="30" rx="{shape}" fill="none" '
+            f'stroke="{colour}" stroke-width="2"/>'
         )
         parts.append(f'<text x="152" y="{y + 20}">{html.escape(rule.name)}</text>')
         comes = ", ".join(f"{name} from {source}" for name, source in rule.inputs.items())
         after = f"; after {', '.join(rule.requires)}" if rule.requires else ""
-        parts.append(f'<text x="{140 + _BOX + 14}" y="{y + 20}" style="font-size:12px">{html.escape(comes + after)}</text>')
+        parts.append(f'<text class="small" x="{140 + _BOX + 14}" y="{y + 20}">{html.escape(comes + after)}</text>')
         for parent in rule.parents:
             span = index - place[parent]
             top, bottom = place[parent] * _ROW + 21, y + 15

@@ -1,7 +1,7 @@
 """The ordered list of steps: the single source of the policy template, the pipeline, its picture and the tests.
 
-A step's inputs name where they come from (`step.output`, `external`, or `policy`); its parameters and checks are derived
-from one `ReferenceConfig`, which also fills the pipeline's arguments, so that a policy and a run cannot drift apart.
+A step's inputs name where they come from (`step.output`, `external`, or `policy`); its parameters and checks are
+derived from one `ReferenceConfig`, which also fills the pipeline's arguments, so that policy and run cannot drift apart.
 """
 
 import dataclasses
@@ -159,7 +159,7 @@ STEPS: tuple[ReferenceStep, ...] = (
 )
 
 
-def policy_steps(config: ReferenceConfig, keys: Mapping[str, PublicKey]) -> list[dict[str, Any]]:
+def policy_steps(config: ReferenceConfig, keys: Mapping[str, PublicKey]) -> list[Mapping[str, Any]]:
     """Return the policy's `steps` for a configuration and one public key per step."""
     return [
         {

@@ -21,6 +21,7 @@ try:
 except ImportError as error:  # pragma: no cover - the wheel always carries both packages
     raise MissingDependencyError("the package portcullis_pipelines is missing; reinstall kfp-portcullis") from error
 
+_REFERENCE = "builtin:cheque-digits"
 _EXISTING = click.Path(exists=True, path_type=Path)
 _trust = click.option(
     "--trust",
@@ -34,7 +35,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print JSON for a p
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="portcullis")
 def cli() -> None:
-    """Secure a machine-learning pipeline from raw data to served model, and fail closed.
+    r"""Secure a machine-learning pipeline from raw data to served model, and fail closed.
 
     \b
     Start with:   portcullis run --output portcullis-run
@@ -47,7 +48,7 @@ def cli() -> None:
 
 
 @cli.command()
-@click.option("--data", "uri", default="builtin:cheque-digits", show_default=True, help="CSV or Parquet, file or folder.")
+@click.option("--data", "uri", default=_REFERENCE, show_default=True, help="CSV or Parquet, a file or a folder.")
 @_config
 @click.option(
     "--output", type=click.Path(file_okay=False, path_type=Path), default=Path("portcullis-run"), show_default=True,
@@ -57,13 +58,13 @@ def cli() -> None:
 def run(uri: str, config: Path | None, output: Path, as_json: bool) -> None:  # noqa: FBT001
     """Run the reference pipeline on this machine with the kfp local runner.
 
-    Creates missing keys and a policy (labelled `development`) below PORTCULLIS_HOME, runs every step, verifies what they
-    left by itself, and writes the report, the evidence and the sealed model. Your own data needs --data and --config;
+    Creates missing keys and a policy (labelled `development`) below PORTCULLIS_HOME, runs every step, verifies what
+    they left by itself, and writes the report, the evidence and the sealed model. Your own data needs --data and --config;
     the configuration names the label, the features with shape and bounds, and the sensitive columns.
     """
     from portcullis_pipelines.run import run_reference
 
-    if uri != "builtin:cheque-digits" and config is None:
+    if uri != _REFERENCE and config is None:
         raise ConfigError("--data needs --config: a YAML file that describes label, features and sensitive columns")
     chosen = ReferenceConfig.load(config)
     home = homes.Home(homes.home_root() / chosen.dataset.name)
@@ -159,8 +160,8 @@ def deploy(directory: Path, trust: Path | None) -> None:
 def serve(directory: Path, trust: Path | None, host: str, port: int) -> None:
     """Serve a run's admitted model (Open Inference Protocol v2, bearer token) until told to stop.
 
-    Verifies chain and admission first, by your own trust store, and decrypts the model in memory only. Needs the serving
-    key and token (PORTCULLIS_KEYS, or `keys` beside the trust store).
+    Verifies chain and admission first, by your own trust store, and decrypts the model in memory only. Needs the
+    serving key and token (PORTCULLIS_KEYS, or `keys` beside the trust store).
     """
     from portcullis.serving.stage import serve_admitted
 

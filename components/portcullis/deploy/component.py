@@ -14,7 +14,7 @@ def deploy(
     deployment: Output[Artifact],
     metrics: Output[Metrics],
     step: str = "deploy",
-):  # type: ignore[no-untyped-def]  # noqa: ANN201
+):
     """Deploy an admitted model, ask it good, unauthenticated and malformed requests, and sign the answers.
 
     Verifies admission and chain again with its own trust store. Refuses an admission that is forged, expired, revoked

@@ -1,6 +1,6 @@
 """KFP component `encrypt`."""
 
-from typing import List, NamedTuple  # noqa: UP035 - KFP reads these annotations as text
+from typing import List, NamedTuple
 
 from kfp.dsl import Artifact, Input, Model, Output
 
@@ -11,7 +11,7 @@ from portcullis.container import component
 def encrypt(
     model: Input[Model],
     evidence: Input[Artifact],
-    recipients: List[str],  # noqa: UP006
+    recipients: List[str],
     sealed: Output[Model],
     sealed_evidence: Output[Artifact],
     step: str = "encrypt",

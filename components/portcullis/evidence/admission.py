@@ -2,8 +2,8 @@
 
 Form: SLSA Verification Summary Attestation v1 (slsa.dev/verification_summary/v1). Subjects are the model's content
 digest and the sealed digest that ships it; `inputAttestations` pin every line of evidence, so that what was judged is
-what is kept. Whoever deploys verifies the chain again with its own trust store (`verify_admission`), as of the instant that the
-admission was issued, and judges today only what changes with time: expiry, revocation and rollback.
+what is kept. Whoever deploys verifies the chain again with its own trust store (`verify_admission`), as of the instant
+that the admission was issued, and judges today only what changes with time: expiry, revocation and rollback.
 """
 
 from collections.abc import Sequence

@@ -6,7 +6,7 @@ from portcullis.container import component
 
 
 @component
-def enforce(subject: Input[Artifact], evidence: Input[Artifact], gate: str, passed: Output[Artifact]):  # type: ignore[no-untyped-def]  # noqa: ANN201
+def enforce(subject: Input[Artifact], evidence: Input[Artifact], gate: str, passed: Output[Artifact]):
     """Raise unless the gate's signed verdict is PASSED, fresh, and about these very bytes; then hand the evidence on.
 
     Args:

@@ -100,19 +100,23 @@ class Policy:
 
     def ancestors(self, name: str) -> frozenset[str]:
         """Return every step that must have happened before `name`, through edges and required gates."""
-        found: set[str] = set()
-        waiting = list(self.step(name).parents)
-        while waiting:
-            step = waiting.pop()
-            if step not in found:
-                found.add(step)
-                waiting.extend(self.step(step).parents)
-        return frozenset(found)
+        return _ancestors(self.steps, self.step(name))
 
     def admission_step(self) -> StepRule:
         """Return the rule of the step that issues the admission."""
         (rule,) = (rule for rule in self.steps.values() if rule.kind == "admission")
         return rule
+
+
+def _ancestors(steps: Mapping[str, StepRule], rule: StepRule) -> frozenset[str]:
+    found: set[str] = set()
+    waiting = list(rule.parents)
+    while waiting:
+        step = waiting.pop()
+        if step not in found:
+            found.add(step)
+            waiting.extend(steps[step].parents)
+    return frozenset(found)
 
 
 def policy_body(
@@ -279,6 +283,9 @@ def _require_order(rules: list[StepRule]) -> None:
     admissions = [rule for rule in rules if rule.kind == "admission"]
     if len(admissions) != 1:
         raise PolicyError("a policy has exactly one admission step")
+    needed = _ancestors(earlier, admissions[0])
+    if not any(earlier[name].kind == "gate" for name in needed):
+        raise PolicyError("no gate stands before the admission step; all of nothing must never pass")
     keys = [rule.key for rule in rules]
     if len(set(keys)) != len(keys):
         raise PolicyError("two steps share a key; every step has its own")

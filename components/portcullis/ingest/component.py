@@ -37,8 +37,8 @@ def ingest(
     """
     from pathlib import Path
 
-    from portcullis.report import log_figures
     from portcullis.ingest.stage import ingest as run
+    from portcullis.report import log_figures
 
     statement = run(
         step=step,

@@ -1,6 +1,6 @@
 """KFP component `mask_pii` and its gate `residual_pii_gate`."""
 
-from typing import List, NamedTuple  # noqa: UP035 - KFP reads these annotations as text
+from typing import List, NamedTuple
 
 from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Output
 
@@ -12,7 +12,7 @@ from portcullis.evidence.component import enforce
 def mask_pii(
     dataset: Input[Dataset],
     evidence: Input[Artifact],
-    entities: List[str],  # noqa: UP006
+    entities: List[str],
     masked: Output[Dataset],
     masked_evidence: Output[Artifact],
     metrics: Output[Metrics],
@@ -36,8 +36,8 @@ def mask_pii(
     """
     from pathlib import Path
 
-    from portcullis.report import log_figures
     from portcullis.pii.stage import mask_pii as run
+    from portcullis.report import log_figures
 
     statement = run(
         step=step,
@@ -56,12 +56,12 @@ def mask_pii(
 def evaluate_residual_pii(
     dataset: Input[Dataset],
     evidence: Input[Artifact],
-    entities: List[str],  # noqa: UP006
+    entities: List[str],
     step: str,
     verdict_evidence: Output[Artifact],
     report: Output[HTML],
     metrics: Output[Metrics],
-):  # type: ignore[no-untyped-def]  # noqa: ANN201
+):
     """Search a masked data set again, by other rules than those that masked it, and sign the verdict.
 
     Args:
@@ -75,8 +75,8 @@ def evaluate_residual_pii(
     """
     from pathlib import Path
 
-    from portcullis.report import log_figures
     from portcullis.pii.stage import residual_pii as run
+    from portcullis.report import log_figures
 
     statement = run(
         step=step,
@@ -93,7 +93,7 @@ def evaluate_residual_pii(
 def residual_pii_gate(
     dataset: Input[Dataset],
     evidence: Input[Artifact],
-    entities: List[str],  # noqa: UP006
+    entities: List[str],
     step: str,
 ) -> NamedTuple("Outputs", [("evidence", Artifact)]):
     """Refuse a masked data set that still holds an identifier.

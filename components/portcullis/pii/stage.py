@@ -30,7 +30,9 @@ def masking_plan(spec: DatasetSpec, entities: Sequence[str]) -> MaskingPlan:
     return MaskingPlan(entities=kinds, columns=dict(spec.sensitive))
 
 
-def mask_pii(*, step: str, dataset: Path, evidence: Path, entities: Sequence[str], masked: Path, bundle: Path) -> Statement:
+def mask_pii(
+    *, step: str, dataset: Path, evidence: Path, entities: Sequence[str], masked: Path, bundle: Path
+) -> Statement:
     """Mask a data set with the masking key, consistently across columns, files and runs.
 
     Args:

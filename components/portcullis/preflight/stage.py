@@ -30,5 +30,6 @@ def preflight(*, step: str, bundle: Path) -> str:
     begun = begin(
         step, stage="preflight", inputs={"policy": store.policy.digest}, parameters={}, nonce=nonce, store=store
     )
-    begun.finish(bundle=bundle, outputs={"nonce": sha256(nonce.encode())}, figures={"policy_version": store.policy.version})
+    figures = {"policy_version": store.policy.version}
+    begun.finish(bundle=bundle, outputs={"nonce": sha256(nonce.encode())}, figures=figures)
     return nonce

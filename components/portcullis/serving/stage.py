@@ -1,11 +1,15 @@
 """Serve an admitted model: what `deploy` starts and `portcullis serve` runs."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from portcullis.digest import sha256
 from portcullis.evidence.step import keys_base
 from portcullis.keys import resolve, role_uri
 from portcullis.serving.admitted import AdmittedModel, open_admitted
+
+if TYPE_CHECKING:
+    from portcullis.serving.protocol import ServedModel
 
 INPUT_NAME = "input"
 
@@ -61,6 +65,8 @@ def serve_admitted(
 
 def served_model(admitted: AdmittedModel) -> "ServedModel":
     """Return the admitted model as the server sees it."""
+    from portcullis.serving.protocol import ServedModel
+
     loaded = admitted.model
     return ServedModel(
         name=admitted.admission.policy_name,

@@ -1,0 +1,19 @@
+"""Run every benchmark: `python -m benchmarks [--quick]`; records go to build/benchmarks.json."""
+
+import argparse
+from pathlib import Path
+
+from benchmarks import chain, overhead, publish
+
+
+def main() -> None:
+    """Run all and write all records."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Run every benchmark.")
+    parser.add_argument("--quick", action="store_true", help="less work, fewer rounds")
+    parser.add_argument("--json", type=Path, default=Path("build/benchmarks.json"), help="write the records here")
+    arguments = parser.parse_args()
+    publish([*chain.measure(arguments.quick), *overhead.measure(arguments.quick)], arguments.json)
+
+
+if __name__ == "__main__":
+    main()
