@@ -11,10 +11,11 @@ that of its directory without the recipients' sidecar (`exclude`), so that rewra
 
 import hashlib
 import json
+import math
 import os
 import re
 import stat
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from portcullis.errors import DataError
 
 SHA256_HEX = re.compile(r"[0-9a-f]{64}")
 TREE_FORMAT = "portcullis-tree/v1"
+MAX_EXACT_INTEGER = 2**53
 
 
 def canonical_json(value: Any) -> bytes:
@@ -35,7 +37,8 @@ def canonical_json(value: Any) -> bytes:
     """
     try:
         return rfc8785.dumps(value)
-    except (rfc8785.CanonicalizationError, UnicodeEncodeError, RecursionError) as error:
+    # CanonicalizationError and UnicodeEncodeError are ValueErrors; so is Python's refusal to print a huge integer.
+    except (ValueError, RecursionError) as error:
         raise DataError(f"not representable as canonical JSON: {error}") from error
 
 
@@ -45,6 +48,10 @@ def parse_json(data: bytes, *, limit: int = 16 << 20) -> Any:
     Raises:
         DataError: Anything else. `ValueError` and `RecursionError` never escape.
     """
+    return _parse_json(data, limit, parse_int=int)
+
+
+def _parse_json(data: bytes, limit: int, *, parse_int: Callable[[str], int | float]) -> Any:
     if len(data) > limit:
         raise DataError(f"JSON of {len(data)} bytes exceeds the {limit} allowed")
 
@@ -57,8 +64,20 @@ def parse_json(data: bytes, *, limit: int = 16 << 20) -> Any:
     def refuse_constant(name: str) -> Any:
         raise DataError(f"JSON holds {name}")
 
+    def finite(text: str) -> float:
+        number = float(text)
+        if math.isinf(number):
+            raise DataError("JSON holds a number beyond a double's range")
+        return number
+
     try:
-        return json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse_constant)
+        return json.loads(
+            data.decode("utf-8"),
+            object_pairs_hook=unique,
+            parse_constant=refuse_constant,
+            parse_float=finite,
+            parse_int=parse_int,
+        )
     except (ValueError, RecursionError) as error:
         raise DataError(f"not valid JSON: {error}") from error
 
@@ -66,13 +85,20 @@ def parse_json(data: bytes, *, limit: int = 16 << 20) -> Any:
 def parse_canonical_json(data: bytes, *, limit: int = 16 << 20) -> Any:
     """Parse JSON that must already be in canonical form, so that no byte of it can be altered unseen.
 
+    Inverts `canonical_json`: RFC 8785 spells a double such as 1e20 as an integer, so integers beyond 2**53 are doubles.
+
     Raises:
         DataError: Not JSON, or not the RFC 8785 spelling of what it says.
     """
-    value = parse_json(data, limit=limit)
+    value = _parse_json(data, limit, parse_int=_integer_or_double)
     if canonical_json(value) != data:
         raise DataError("JSON is not in canonical form")
     return value
+
+
+def _integer_or_double(text: str) -> int | float:
+    number = int(text)
+    return number if abs(number) < MAX_EXACT_INTEGER else float(text)
 
 
 def sha256(data: bytes) -> str:

@@ -6,6 +6,7 @@ A write either appears whole under its final name or not at all, also when the p
 import contextlib
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,9 +21,12 @@ def read_bytes(path: Path, *, limit: int) -> bytes:
         UsageError: The file is missing, not a regular file, unreadable, or larger than `limit`.
     """
     try:
-        with path.open("rb") as stream:
-            if not path.is_file():
-                raise UsageError(f"{path} is not a regular file")
+        # O_NONBLOCK keeps a FIFO from hanging us; what is looked at is what was opened.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise UsageError(f"{path} is not a regular file")
+        with os.fdopen(descriptor, "rb") as stream:
             data = stream.read(limit + 1)
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error

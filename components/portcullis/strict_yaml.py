@@ -14,14 +14,14 @@ def load_yaml(text: bytes) -> dict[str, Any]:
     """Read one YAML mapping of plain data (YAML 1.1, PyYAML's safe loader).
 
     Raises:
-        DataError: Too large, not UTF-8, not YAML, not a mapping, a duplicate key, or an alias (which can expand
-            without bound).
+        DataError: Too large, not UTF-8, not YAML, not a mapping, a duplicate key, an explicit tag, a merge key, or an
+            alias (which can expand without bound).
     """
     if len(text) > MAX_YAML_BYTES:
         raise DataError(f"YAML of {len(text)} bytes exceeds the {MAX_YAML_BYTES} allowed")
     try:
         document = yaml.load(text.decode("utf-8"), Loader=_StrictLoader)  # noqa: S506 - a SafeLoader below
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
         raise DataError(f"not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(document, dict) or not all(isinstance(key, str) for key in document):
         raise DataError("YAML is not a mapping with text keys")
@@ -32,10 +32,16 @@ class _StrictLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:  # noqa: FBT001, FBT002
         mapping = super().construct_mapping(node, deep=deep)
         if len(mapping) != len(node.value):
-            raise yaml.constructor.ConstructorError(None, None, "a key is repeated or merged", node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, "a key is repeated", node.start_mark)
         return mapping
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Leave merge keys (`<<`) in place; they have no constructor, so they are refused."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             raise yaml.composer.ComposerError(None, None, "aliases are not allowed")
+        # PyYAML's constructors leak IndexError, KeyError and AttributeError on text that a tag forces on them.
+        if getattr(self.peek_event(), "tag", None) is not None:
+            raise yaml.composer.ComposerError(None, None, "explicit tags are not allowed")
         return super().compose_node(parent, index)
