@@ -16,3 +16,17 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
     if report.skipped and os.environ.get("PORTCULLIS_CI") == "1" and "no_ci_data" not in item.keywords:
         report.outcome = "failed"
         report.longrepr = f"skipped under PORTCULLIS_CI=1: {report.longrepr}"
+
+
+@pytest.fixture(scope="session")
+def real_run(tmp_path_factory: pytest.TempPathFactory):
+    """The one real run of this session; never change it, copy it."""
+    from real_run import make_real_run
+
+    return make_real_run(tmp_path_factory.mktemp("real"))
+
+
+@pytest.fixture
+def attacked(real_run, tmp_path: Path):
+    """A copy of the real run for a test to attack."""
+    return real_run.copy(tmp_path)

@@ -29,7 +29,7 @@ from portcullis_pipelines.outcome import Verified, publish_refusal, verify_direc
 Progress = Callable[[str, str], None]
 
 # What the runner prints serves progress bars and error messages only; it decides nothing.
-_ERROR = re.compile(r"^portcullis\.errors\.(\w+): (.*)$", re.MULTILINE)
+_ERROR = re.compile(r"^\s*portcullis\.errors\.(\w+): (.*)$", re.MULTILINE)
 _STARTED = re.compile(r"Executing task .*?'([\w-]+)'")
 _FINISHED = re.compile(r"Task .*?'([\w-]+)'.*? finished with status .*?(SUCCESS|FAILURE)")
 

@@ -1,7 +1,7 @@
 """The ordered list of steps: the single source of the policy template, the pipeline, its picture and the tests.
 
 A step's inputs name where they come from (`step.output`, `external`, or `policy`); its parameters and checks are
-derived from one `ReferenceConfig`, which also fills the pipeline's arguments, so that policy and run cannot drift apart.
+derived from one `ReferenceConfig`, which also fills the pipeline's arguments, so that the two cannot drift apart.
 """
 
 import dataclasses

@@ -59,8 +59,8 @@ def run(uri: str, config: Path | None, output: Path, as_json: bool) -> None:  # 
     """Run the reference pipeline on this machine with the kfp local runner.
 
     Creates missing keys and a policy (labelled `development`) below PORTCULLIS_HOME, runs every step, verifies what
-    they left by itself, and writes the report, the evidence and the sealed model. Your own data needs --data and --config;
-    the configuration names the label, the features with shape and bounds, and the sensitive columns.
+    they left by itself, and writes the report, the evidence and the sealed model. Your own data needs --data and
+    --config; the configuration names the label, the features with shape and bounds, and the sensitive columns.
     """
     from portcullis_pipelines.run import run_reference
 

@@ -1,0 +1,288 @@
+"""Attacks on the folder that a real run left, and on the trust store's memory."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from portcullis.digest import sha256
+from portcullis.errors import AdmissionError, PolicyError, RefusedError, TrustStoreError, UsageError
+from portcullis.evidence.admission import Admission
+from portcullis.evidence.dsse import Envelope, seal_payload
+from portcullis.evidence.trust import TrustStore, observe, write_trust_store
+from portcullis.keys import Signer
+from portcullis_pipelines import home as homes
+from portcullis_pipelines.outcome import ADMISSION, DEPLOYMENT, EVIDENCE, MODEL, POLICY, REPORT, RUN
+
+pytestmark = pytest.mark.slow
+
+PARTS = [ADMISSION, DEPLOYMENT, EVIDENCE, MODEL, POLICY, REPORT, RUN]
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+@given(st.data())
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+def test_any_byte_of_any_file_is_flipped(attacked, data):
+    path = data.draw(st.sampled_from(files(attacked.output)), label="file")
+    original = path.read_bytes()
+    position = data.draw(st.integers(0, len(original) - 1), label="position")
+    flipped = bytearray(original)
+    flipped[position] ^= data.draw(st.integers(1, 255), label="mask")
+    path.write_bytes(flipped)
+    try:
+        with pytest.raises(RefusedError):
+            attacked.verify()
+            # The recipients' sidecar is outside every digest, so that keys can be rewrapped; who opens it refuses.
+            attacked.open()
+    finally:
+        path.write_bytes(original)
+    attacked.verify()
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_of_the_folder_is_missing(attacked, part):
+    path = attacked.output / part
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(RefusedError):
+        attacked.verify()
+
+
+@pytest.mark.parametrize("part", [ADMISSION, DEPLOYMENT, EVIDENCE, POLICY, RUN])
+@pytest.mark.parametrize("content", [b"", b"\n", b"{}", b"null", b"\xff" * 64], ids=["empty", "nl", "{}", "null", "ff"])
+def test_a_part_of_the_folder_is_nonsense(attacked, part, content):
+    (attacked.output / part).write_bytes(content)
+    with pytest.raises(RefusedError):
+        attacked.verify()
+
+
+def test_a_file_is_added_to_the_sealed_model(attacked):
+    (attacked.output / MODEL / "extra.sealed").write_bytes(b"x")
+    with pytest.raises(AdmissionError, match="another sealed model"):
+        attacked.open()
+
+
+def test_a_sealed_file_becomes_a_link(attacked, tmp_path):
+    path = next(iter((attacked.output / MODEL).glob("*.sealed")))
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(RefusedError, match=r"link|read"):
+        attacked.open()
+
+
+def test_the_model_is_swapped_for_another_one_sealed_for_the_same_recipient(attacked, tmp_path):
+    from portcullis.encryption.recipients import SealingPublicKey
+    from portcullis.encryption.sealed import seal_directory
+    from portcullis.encryption.stage import sealing_context
+
+    evil = tmp_path / "evil"
+    shutil.copytree(attacked.task("train*/model"), evil)
+    (evil / "weights.safetensors").write_bytes(b"\0" * 64)
+    public = SealingPublicKey.from_pem((attacked.home.keys / "serving.pub.pem").read_bytes())
+    content = attacked.statement("encrypt").inputs["model"]
+    shutil.rmtree(attacked.output / MODEL)
+    seal_directory(evil, attacked.output / MODEL, recipients=[public], context=sealing_context(content))
+    with pytest.raises(AdmissionError, match="another sealed model"):
+        attacked.open()
+    with pytest.raises(AdmissionError, match="not the one that the evidence is about"):
+        attacked.admit()
+
+
+def test_the_encrypt_step_sealed_another_model_than_it_states(attacked, tmp_path):
+    """With the encrypt and admit keys stolen the sealed digest can be made to fit; the plaintext's digest cannot."""
+    from portcullis.encryption.recipients import SealingPublicKey
+    from portcullis.encryption.sealed import seal_directory, sealed_digest
+    from portcullis.encryption.stage import sealing_context
+    from portcullis.errors import SealError
+
+    evil = tmp_path / "evil"
+    shutil.copytree(attacked.task("train*/model"), evil)
+    (evil / "weights.safetensors").write_bytes(b"\0" * 64)
+    public = SealingPublicKey.from_pem((attacked.home.keys / "serving.pub.pem").read_bytes())
+    content = attacked.statement("encrypt").inputs["model"]
+    shutil.rmtree(attacked.output / MODEL)
+    seal_directory(evil, attacked.output / MODEL, recipients=[public], context=sealing_context(content))
+    digest = sealed_digest(attacked.output / MODEL)
+    attacked.forge("encrypt", lambda it: it.replace(outputs={"sealed": digest}))
+    attacked.admit()
+    with pytest.raises(SealError, match="not the content that the gates judged"):
+        attacked.open()
+
+
+def test_the_folder_is_rebuilt_and_signed_with_the_attackers_own_keys_and_policy(attacked, tmp_path):
+    theirs = homes.Home(tmp_path / "attacker")
+    homes.generate_keys(theirs)
+    shutil.copyfile(attacked.home.keys / "serving.pem", theirs.keys / "serving.pem")
+    store, _ = homes.ensure_trust(theirs, attacked.config)
+    (attacked.output / POLICY).write_bytes(store.policy_bytes)
+    lines = [
+        seal_payload(
+            attacked.statement(step)
+            .replace(
+                inputs={**attacked.statement(step).inputs, **({"policy": store.policy.digest} if step == "preflight" else {})}
+            )
+            .encode(),
+            theirs.signer(step),
+        ).encode()
+        for step in attacked.lines()
+    ]
+    attacked.write(lines)
+    forged = replace(attacked, home=theirs)
+    forged.admit()  # under the attacker's own trust store all of it holds …
+    with pytest.raises(PolicyError, match="is not the policy of the trust store"):
+        attacked.verify()  # … and under ours none of it
+    with pytest.raises(RefusedError):
+        attacked.open()
+
+
+def test_an_admission_is_signed_by_a_rogue_key(attacked):
+    path = attacked.output / ADMISSION
+    path.write_bytes(seal_payload(Envelope.parse(path.read_bytes()).payload, Signer.generate()).encode())
+    with pytest.raises(AdmissionError, match="signature"):
+        attacked.open()
+
+
+def admission_of(run) -> Admission:
+    return Admission.parse(Envelope.parse((run.output / ADMISSION).read_bytes()).payload)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"content": sha256(b"x")},
+        {"sealed": sha256(b"x")},
+        {"policy": sha256(b"x")},
+        {"nonce": "0" * 32},
+        {"expires": 1},
+        {"evidence": ()},
+        {"issued": 4_000_000_000_000},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_an_admission_says_otherwise_though_signed_by_the_right_key(attacked, change):
+    forged = replace(admission_of(attacked), **change)
+    path = attacked.output / ADMISSION
+    path.write_bytes(seal_payload(forged.encode(), attacked.home.signer("admit")).encode())
+    with pytest.raises(RefusedError):
+        attacked.open()
+
+
+def test_the_admission_of_another_run_is_put_in(attacked, real_run):
+    """An admission renewed for the same run pins other bytes than the deployment statement names."""
+    attacked.admit()
+    with pytest.raises(RefusedError, match="did not deploy this admission"):
+        attacked.verify()
+
+
+def test_the_deployment_is_unsigned(attacked):
+    line = Envelope.parse((attacked.output / DEPLOYMENT).read_bytes().strip())
+    (attacked.output / DEPLOYMENT).write_bytes(replace(line, signature=b"").encode())
+    with pytest.raises(RefusedError, match="signature"):
+        attacked.verify()
+
+
+def test_a_revoked_key_no_longer_counts(attacked):
+    homes.revoke(attacked.home, step="train")
+    with pytest.raises(RefusedError, match="revoked"):
+        attacked.open()
+
+
+def test_a_revoked_admission_no_longer_counts(attacked):
+    homes.revoke(attacked.home, admission=attacked.output)
+    with pytest.raises(AdmissionError, match="revoked"):
+        attacked.open()
+
+
+def test_the_revocation_list_is_put_back(attacked):
+    before = (attacked.home.trust / "revocations.json").read_bytes()
+    homes.revoke(attacked.home, step="train")
+    (attacked.home.trust / "revocations.json").write_bytes(before)
+    with pytest.raises(PolicyError, match="older"):
+        attacked.open()
+
+
+def test_a_plain_rollback(attacked):
+    old = (attacked.output / ADMISSION).read_bytes()
+    attacked.admit()
+    attacked.open()
+    (attacked.output / ADMISSION).write_bytes(old)
+    with pytest.raises(AdmissionError, match="newer admission"):
+        attacked.open()
+    homes.allow_rollback(attacked.home, attacked.output)
+    attacked.open()
+
+
+def test_an_older_policy_version(attacked):
+    store = attacked.store
+    observe(store)
+    seen = attacked.home.state / "seen.json"
+    seen.write_bytes(seen.read_bytes().replace(b'"policy":1', b'"policy":2'))
+    with pytest.raises(PolicyError, match="older"):
+        attacked.verify()
+    with pytest.raises(PolicyError, match="older"):
+        attacked.admit()
+
+
+def test_another_environments_policy(attacked):
+    store = attacked.store
+    owner = attacked.home.signer("owner")
+    write_trust_store(
+        attacked.home.trust,
+        owner=owner.public_key,
+        name=store.policy.name,
+        environment="production",
+        policy=store.policy_bytes,
+        revocations=store.revocations.sign(owner),
+    )
+    with pytest.raises(PolicyError, match="pins policy"):
+        attacked.admit()
+
+
+def test_the_folders_own_policy_is_not_believed(attacked):
+    text = (attacked.output / POLICY).read_bytes().replace(b"min: 0.75", b"min: 0.05")
+    (attacked.output / POLICY).write_bytes(text)
+    with pytest.raises(PolicyError):
+        attacked.verify()
+
+
+def test_there_is_no_trust_store(attacked, tmp_path):
+    with pytest.raises(TrustStoreError):
+        TrustStore.load(tmp_path / "nothing")
+    shutil.rmtree(attacked.home.trust)
+    for act in (attacked.admit, attacked.open):
+        with pytest.raises(UsageError):
+            act()
+
+
+def test_the_verifier_has_lost_its_memory_to_a_file(attacked):
+    shutil.rmtree(attacked.home.state)
+    attacked.home.state.write_bytes(b"")
+    with pytest.raises(TrustStoreError, match="state"):
+        attacked.open()
+
+
+def test_no_private_key_lies_in_the_folder(real_run):
+    for path in files(real_run.output):
+        data = path.read_bytes()
+        assert b"PRIVATE KEY" not in data
+        for secret in ("masking.key", "split.key", "serving.token"):
+            assert (real_run.home.keys / secret).read_bytes().strip() not in data
+
+
+def test_no_customer_lies_in_the_folder(real_run):
+    from portcullis.ingest.cheque_digits import csv_bytes
+
+    rows = [line.split(",") for line in csv_bytes().decode().splitlines()]
+    emails = [cell for row in rows[1:200] for cell in row if "@" in cell and " " not in cell]
+    assert len(emails) > 100
+    text = b"".join(path.read_bytes() for path in files(real_run.output))
+    assert not [email for email in emails if email.encode() in text]
+
+
