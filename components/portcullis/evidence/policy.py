@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import yaml
 
-from portcullis.digest import canonical_json, sha256
+from portcullis.digest import MAX_EXACT_INTEGER, canonical_json, sha256
 from portcullis.errors import DataError, KeyMaterialError, PolicyError
 from portcullis.evidence.dsse import pre_authentication_encoding
 from portcullis.evidence.statement import Check, format_time, parse_time
@@ -182,12 +182,14 @@ def verify_policy(signed: bytes, owner: PublicKey, *, now: int | None = None) ->
     if len(signed) > MAX_POLICY_BYTES:
         raise PolicyError(f"the policy is larger than {MAX_POLICY_BYTES} bytes")
     body, marker, tail = signed.rpartition(_SIGNATURE)
+    if not marker:
+        raise PolicyError("the policy is not signed")
     try:
         signature = base64.b64decode(tail.removesuffix(b"\n"), validate=True)
     except binascii.Error as error:
         raise PolicyError("the policy's signature line is malformed") from error
-    if not marker or tail != base64.b64encode(signature) + b"\n":
-        raise PolicyError("the policy is not signed")
+    if tail != base64.b64encode(signature) + b"\n":
+        raise PolicyError("the policy's signature line is malformed")
     if not owner.verifies(signature, pre_authentication_encoding(POLICY_TYPE, body)):
         raise PolicyError("the policy was not signed by the owner that this trust store pins, or it was altered")
     policy = parse_policy(body, digest=sha256(signed))
@@ -251,6 +253,8 @@ def _parse_step(entry: Mapping[str, Any]) -> StepRule:
     checks = {figure: Check(bounds.get("min"), bounds.get("max")) for figure, bounds in entry["checks"].items()}
     unknown = {field for bounds in entry["checks"].values() for field in bounds} - {"min", "max"}
     outputs = tuple(_matching(_STEP, output) for output in entry["outputs"])
+    if not all(isinstance(figure, str) for figure in checks):
+        raise DataError(f"step {name} checks a figure whose name is not text")
     if unknown or bool(checks) != (kind == "gate") or not outputs:
         raise DataError(f"step {name} needs outputs, and checks (min, max) exactly when it is a gate")
     return StepRule(
@@ -261,7 +265,7 @@ def _parse_step(entry: Mapping[str, Any]) -> StepRule:
         inputs={_matching(_STEP, key): str(source) for key, source in entry["inputs"].items()},
         outputs=outputs,
         parameters=_json_object(entry["parameters"]),
-        requires=tuple(entry["requires"]),
+        requires=tuple(_matching(_STEP, gate) for gate in entry["requires"]),
         checks=checks,
     )
 
@@ -303,8 +307,8 @@ def _matching(pattern: re.Pattern[str], value: object) -> str:
 
 
 def _positive(value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise DataError(f"{value!r} is not a positive integer")
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < MAX_EXACT_INTEGER:
+        raise DataError("a version or a number of seconds is not a positive integer below 2**53")
     return value
 
 

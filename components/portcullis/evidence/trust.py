@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from portcullis.digest import canonical_json, parse_canonical_json
+from portcullis.digest import canonical_json, is_digest, parse_canonical_json
 from portcullis.errors import (
     DataError,
     EvidenceError,
@@ -51,8 +51,11 @@ class Revocations:
     Attributes:
         version: From 1, growing.
         keys: Key ids (SHA-256 of SubjectPublicKeyInfo, hexadecimal).
-        admissions: SHA-256 of revoked admission envelopes.
-        rollbacks: SHA-256 of older admission envelopes that may be deployed again.
+        admissions: Identities of revoked admissions (`admission_identity`).
+        rollbacks: Identities of older admissions that may be deployed again.
+
+    Raises:
+        PolicyError: An entry is not a SHA-256 in lower-case hexadecimal; it would silently revoke nothing.
     """
 
     version: int
@@ -60,9 +63,13 @@ class Revocations:
     admissions: frozenset[str] = frozenset()
     rollbacks: frozenset[str] = frozenset()
 
-    def sign(self, owner: Signer) -> bytes:
-        """Return the signed document."""
-        payload = canonical_json(
+    def __post_init__(self) -> None:
+        if not all(is_digest(entry) for entry in (*self.keys, *self.admissions, *self.rollbacks)):
+            raise PolicyError("a revocation list holds SHA-256 digests only, 64 lower-case hexadecimal characters each")
+
+    def encode(self) -> bytes:
+        """Return the unsigned document as canonical JSON."""
+        return canonical_json(
             {
                 "version": self.version,
                 "keys": sorted(self.keys),
@@ -70,25 +77,30 @@ class Revocations:
                 "rollbacks": sorted(self.rollbacks),
             }
         )
-        return seal_payload(payload, owner, payload_type=REVOCATIONS_TYPE).encode()
+
+    def sign(self, owner: Signer) -> bytes:
+        """Return the signed document."""
+        return seal_payload(self.encode(), owner, payload_type=REVOCATIONS_TYPE).encode()
 
     @classmethod
     def verify(cls, data: bytes, owner: PublicKey) -> "Revocations":
         """Read a signed document.
 
         Raises:
-            PolicyError: Not signed by this owner, or malformed.
+            PolicyError: Not signed by this owner, or anything that `sign` would not have written.
         """
         try:
-            document = parse_canonical_json(Envelope.parse(data).verify(owner, payload_type=REVOCATIONS_TYPE))
+            payload = Envelope.parse(data).verify(owner, payload_type=REVOCATIONS_TYPE)
+            document = parse_canonical_json(payload)
             lists = {name: frozenset(document[name]) for name in ("keys", "admissions", "rollbacks")}
-            version = document["version"]
-            sound = isinstance(version, int) and not isinstance(version, bool) and version > 0 and len(document) == 4
+            revocations = cls(document["version"], **lists)
+            whole = revocations.encode() == payload
         except (EvidenceError, DataError, KeyError, TypeError) as error:
             raise PolicyError(f"the revocation list is not sound: {error}") from error
-        if not sound:
+        version = revocations.version
+        if not whole or not isinstance(version, int) or isinstance(version, bool) or version < 1:
             raise PolicyError("the revocation list is not sound")
-        return cls(version, **lists)
+        return revocations
 
 
 @dataclass(frozen=True)
@@ -140,7 +152,8 @@ def write_trust_store(
     path: Path, *, owner: PublicKey, name: str, environment: str, policy: bytes, revocations: bytes
 ) -> None:
     """Write the four files of a trust store, each atomically."""
-    pins = f"format: {TRUST_FORMAT}\nname: {name}\nenvironment: {environment}\n"
+    # Quoted, because YAML reads a bare `on` or `2024` as something else than a name.
+    pins = f'format: {TRUST_FORMAT}\nname: "{name}"\nenvironment: "{environment}"\n'
     write_bytes(path / "owner.pem", owner.pem.encode())
     write_bytes(path / "policy.yaml", policy)
     write_bytes(path / "revocations.json", revocations)
@@ -203,7 +216,10 @@ def _locked_state(directory: Path) -> Iterator[Path]:
     except OSError as error:
         raise TrustStoreError(f"cannot use the state directory {directory}: {error.strerror}") from error
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:
+            raise TrustStoreError(f"cannot lock the state directory {directory}: {error.strerror}") from error
         yield directory / "seen.json"
     finally:
         os.close(descriptor)

@@ -31,7 +31,7 @@ def resolve(uri: str) -> bytes:
     if scheme == "file" and rest.startswith("/"):
         data = _read_key_file(Path(rest))
     elif scheme == "env" and rest:
-        data = os.environ.get(rest, "").encode()
+        data = os.fsencode(os.environ.get(rest, ""))  # as it lies there, were it not UTF-8
     else:
         raise KeyMaterialError(f"key URI {uri!r} is neither file:/absolute/path nor env:NAME")
     if not data:
