@@ -1,0 +1,122 @@
+"""Each shape in which KFP would run past a gate without a word is refused when it is compiled."""
+
+import pytest
+from kfp import compiler, dsl
+from kfp.dsl import Artifact, Dataset, Input, Output
+
+from portcullis.container import component, gate_pipeline, never_cache
+from portcullis.errors import PipelineError
+from portcullis_pipelines.lint import lint
+
+
+@component
+def make(data: Output[Dataset]):
+    """Make something."""
+
+
+@component
+def judge(data: Input[Dataset], threshold: float, verdict: Output[Artifact]):
+    """Judge it."""
+
+
+@component
+def ship(data: Input[Dataset]):
+    """Ship it."""
+
+
+@component
+def announce():
+    """Tell the world."""
+
+
+@gate_pipeline("gate")
+def gate(data: Input[Dataset], threshold: float):
+    judge(data=data, threshold=threshold)
+
+
+@gate_pipeline("lenient-gate")
+def gate_with_default(data: Input[Dataset], threshold: float = 0.9):
+    judge(data=data, threshold=threshold)
+
+
+@gate_pipeline("artifact-only-gate")
+def gate_of_artifacts(data: Input[Dataset]):
+    judge(data=data, threshold=0.9)
+
+
+def text_of(pipeline, tmp_path) -> bytes:
+    path = tmp_path / "pipeline.yaml"
+    compiler.Compiler().compile(pipeline, str(path))
+    return path.read_bytes()
+
+
+def test_a_sound_pipeline_passes(tmp_path):
+    @dsl.pipeline(name="sound")
+    def pipeline(threshold: float):
+        made = make()
+        gate(data=made.outputs["data"], threshold=threshold)
+        ship(data=made.outputs["data"])
+        never_cache()
+
+    lint(text_of(pipeline, tmp_path))
+
+
+def test_a_gates_input_is_filled_from_its_caller_by_name(tmp_path):
+    @dsl.pipeline(name="by-name")
+    def pipeline(threshold: float = 0.1):
+        gate_with_default(data=make().outputs["data"])
+        never_cache()
+
+    with pytest.raises(PipelineError, match=r"leaves out the input 'threshold'"):
+        lint(text_of(pipeline, tmp_path))
+
+
+def test_a_gate_is_given_artifacts_only(tmp_path):
+    @dsl.pipeline(name="artifacts-only")
+    def pipeline(data: Input[Dataset]):
+        gate_of_artifacts(data=make().outputs["data"])
+        never_cache()
+
+    with pytest.raises(PipelineError, match="no parameter"):
+        lint(text_of(pipeline, tmp_path))
+
+
+def test_caching_is_switched_on(tmp_path):
+    @dsl.pipeline(name="cached")
+    def pipeline(threshold: float):
+        gate(data=make().outputs["data"], threshold=threshold)
+
+    with pytest.raises(PipelineError, match="may be cached"):
+        lint(text_of(pipeline, tmp_path))
+
+
+def test_an_upstream_failure_is_ignored(tmp_path):
+    @dsl.pipeline(name="ignoring")
+    def pipeline(threshold: float):
+        made = make()
+        judged = gate(data=made.outputs["data"], threshold=threshold)
+        announce().after(judged).ignore_upstream_failure()
+        never_cache()
+
+    with pytest.raises(PipelineError, match="ignore_upstream_failure"):
+        lint(text_of(pipeline, tmp_path))
+
+
+def test_an_exit_handler_is_no_such_thing(tmp_path):
+    @component
+    def tidy():
+        """Tidy up."""
+
+    @dsl.pipeline(name="exit")
+    def pipeline(threshold: float):
+        with dsl.ExitHandler(tidy()):
+            gate(data=make().outputs["data"], threshold=threshold)
+        never_cache()
+
+    lint(text_of(pipeline, tmp_path))
+
+
+@pytest.mark.parametrize("data", [b"", b"a: 1", b"[]", b"root: {dag: {tasks: 3}}", b"\xff"], ids=repr)
+def test_what_is_no_pipeline_is_refused(data):
+    with pytest.raises(PipelineError, match="not a compiled pipeline"):
+        lint(data)

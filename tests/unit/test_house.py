@@ -1,0 +1,121 @@
+"""The rules of the house: imports only go down, heavy packages are imported where they are needed, nothing is unsafe."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LIBRARY = ROOT / "components" / "portcullis"
+PIPELINES = ROOT / "pipelines" / "portcullis_pipelines"
+SOURCES = sorted([*LIBRARY.rglob("*.py"), *PIPELINES.rglob("*.py")])
+
+# Lowest first; a module imports from its own floor or a lower one.
+FLOORS = [
+    {"errors"},
+    {"digest", "files", "strict_yaml", "keys"},
+    {"evidence", "table", "report"},
+    {"dataset", "models"},
+    {"ingest", "pii", "split", "training", "robustness", "encryption", "admission", "preflight", "serving", "deploy"},
+    {"container"},
+]
+# Stages do not import one another's insides, but for what is the very interface between two of them.
+BETWEEN_STAGES = {
+    ("admission", "encryption"),  # admits a sealed model
+    ("serving", "encryption"),  # opens it
+    ("deploy", "encryption"),
+    ("deploy", "serving"),  # starts and probes the server
+}
+
+
+def name_of(path: Path) -> str:
+    base = ROOT / ("components" if path.is_relative_to(ROOT / "components") else "pipelines")
+    return ".".join(path.relative_to(base).with_suffix("").parts)
+
+
+def imports(path: Path, *, top_level: bool = False) -> set[str]:
+    tree = ast.parse(path.read_text())
+    nodes = tree.body if top_level else ast.walk(tree)
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def floor_of(part: str) -> int:
+    return next(index for index, floor in enumerate(FLOORS) if part in floor)
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if LIBRARY in path.parents], ids=name_of)
+def test_imports_only_go_down(path):
+    own = path.relative_to(LIBRARY).parts[0].removesuffix(".py")
+    if own in ("cli", "__init__"):
+        return
+    is_component = path.name == "component.py"
+    for imported in imports(path):
+        if not imported.startswith("portcullis."):
+            assert not imported.startswith("portcullis_pipelines"), f"{path} imports {imported}"
+            continue
+        other = imported.split(".")[1]
+        if other == "__version__":
+            continue
+        if is_component:
+            continue
+        assert floor_of(other) <= floor_of(own), f"{path} imports {imported} from a higher floor"
+        if own != other and floor_of(own) == floor_of(other) == floor_of("pii"):
+            assert (own, other) in BETWEEN_STAGES, f"{path} imports the insides of {imported}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_kfp_is_imported_by_components_pipelines_and_the_container_only(path):
+    if path.name in ("component.py", "container.py") or PIPELINES in path.parents:
+        return
+    assert not {name for name in imports(path) if name.split(".")[0] == "kfp"}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_components_have_annotations_that_kfp_can_read(path):
+    if path.name in ("component.py", "reference.py"):
+        assert "__future__" not in {name.split(".")[0] for name in imports(path)}
+
+
+FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__"}
+FORBIDDEN_MODULES = {"pickle", "marshal", "shelve", "dill", "joblib", "cloudpickle"}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_nothing_unpickles_evaluates_or_runs_a_shell(path):
+    tree = ast.parse(path.read_text())
+    assert not {name.split(".")[0] for name in imports(path)} & FORBIDDEN_MODULES
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            if isinstance(node.func, ast.Name):
+                assert node.func.id not in FORBIDDEN_CALLS, f"{path}:{node.lineno}"
+            if isinstance(node.func, ast.Attribute):
+                owner = node.func.value.id if isinstance(node.func.value, ast.Name) else ""
+                assert (owner, node.func.attr) not in {("torch", "load"), ("os", "system"), ("np", "load")}, f"{path}:{node.lineno}"
+            assert not [
+                keyword for keyword in node.keywords
+                if keyword.arg == "shell" and not (isinstance(keyword.value, ast.Constant) and keyword.value.value is False)
+            ], f"{path}:{node.lineno}"
+
+
+def test_the_core_imports_without_kfp_torch_or_a_server():
+    """What a verifier needs must not pull in what a trainer needs."""
+    code = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"kfp", "torch", "torchattacks", "starlette", "uvicorn", "sklearn", "pandas", "scipy"}:
+            raise ImportError(name)
+sys.meta_path.insert(0, Refuse())
+import portcullis.cli, portcullis.evidence.step, portcullis.evidence.admission, portcullis.encryption.sealed
+import portcullis.pii.stage, portcullis.ingest.stage, portcullis.split.stage, portcullis.admission.stage
+import portcullis_pipelines.home, portcullis_pipelines.outcome, portcullis_pipelines.run
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
