@@ -15,9 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from portcullis.digest import sha256
 from portcullis.encryption.recipients import SealingPrivateKey
 from portcullis.errors import KeyMaterialError, TrustStoreError, UsageError
+from portcullis.evidence.admission import admission_identity
 from portcullis.evidence.dsse import MAX_ENVELOPE_BYTES
 from portcullis.evidence.policy import Policy, parse_policy, policy_body, sign_policy, verify_policy
 from portcullis.evidence.trust import TRUST_ENV, Revocations, TrustStore, now_ms, observe, write_trust_store
@@ -157,7 +157,7 @@ def revoke(home: Home, *, step: str | None = None, admission: Path | None = None
         TrustStoreError: There is no trust store yet.
     """
     keys = {home.signer(step).public_key.keyid} if step else set()
-    admissions = {_admission_digest(admission)} if admission else set()
+    admissions = {_admission_identity(admission)} if admission else set()
     return change_revocations(
         home, lambda old: replace(old, keys=old.keys | keys, admissions=old.admissions | admissions)
     )
@@ -170,12 +170,12 @@ def allow_rollback(home: Home, directory: Path) -> TrustStore:
         UsageError: There is no admission.
         TrustStoreError: There is no trust store yet.
     """
-    digest = _admission_digest(directory)
-    return change_revocations(home, lambda old: replace(old, rollbacks=old.rollbacks | {digest}))
+    identity = _admission_identity(directory)
+    return change_revocations(home, lambda old: replace(old, rollbacks=old.rollbacks | {identity}))
 
 
-def _admission_digest(directory: Path) -> str:
-    return sha256(read_bytes(directory / "admission.json", limit=MAX_ENVELOPE_BYTES))
+def _admission_identity(directory: Path) -> str:
+    return admission_identity(read_bytes(directory / "admission.json", limit=MAX_ENVELOPE_BYTES))
 
 
 def ensure_trust(home: Home, config: ReferenceConfig) -> tuple[TrustStore, ReferenceConfig]:

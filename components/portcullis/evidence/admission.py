@@ -138,6 +138,21 @@ def content_source(policy: Policy) -> str:
     return source
 
 
+def admission_identity(data: bytes) -> str:
+    """Return what revocations and rollbacks call an admission: the SHA-256 of its signed payload.
+
+    The envelope's own digest would not do. An ECDSA signature (r, s) has a twin (r, -s mod n) that anyone can compute,
+    and a keyid may be left out, so a revoked admission could be respelled past the list.
+
+    Raises:
+        AdmissionError: Not an envelope.
+    """
+    try:
+        return sha256(Envelope.parse(data).payload)
+    except EvidenceError as error:
+        raise AdmissionError(f"the admission: {error}") from error
+
+
 def issue_admission(
     lines: Sequence[bytes], store: TrustStore, *, sealed: str, signer: Signer, now: int
 ) -> tuple[Envelope, Chain]:
@@ -160,19 +175,7 @@ def issue_admission(
     if signer.public_key != rule.key:
         raise AdmissionError(f"the signing key is not the one that the policy gives to step {rule.name!r}")
     chain = _chain_for(lines, store, judged_at=now, sealed=sealed)
-    admission = Admission(
-        content=chain.output(content_source(policy)),
-        sealed=sealed,
-        policy=policy.digest,
-        policy_name=policy.name,
-        policy_version=policy.version,
-        environment=policy.environment,
-        development=policy.development,
-        nonce=chain.nonce,
-        issued=now,
-        expires=min(now + policy.admission_lifetime * 1000, policy.expires),
-        evidence=_pins(lines),
-    )
+    admission = _admission_of(chain, policy, sealed=sealed, issued=now, evidence=_pins(lines))
     return seal_payload(admission.encode(), signer), chain
 
 
@@ -196,7 +199,7 @@ def verify_admission(
     """
     policy, revocations = store.policy, store.revocations
     key = policy.admission_step().key
-    digest = sha256(data)
+    identity = admission_identity(data)
     try:
         payload = Envelope.parse(data).verify(key)
     except EvidenceError as error:
@@ -204,7 +207,7 @@ def verify_admission(
     admission = Admission.parse(payload)
     if key.keyid in revocations.keys:
         raise AdmissionError("the key that signed the admission is revoked")
-    if digest in revocations.admissions:
+    if identity in revocations.admissions:
         raise AdmissionError("this admission is revoked")
     if admission.policy != policy.digest:
         raise AdmissionError(
@@ -215,7 +218,7 @@ def verify_admission(
         raise AdmissionError(f"the admission is dated in the future, {format_time(admission.issued)}")
     if not now < admission.expires:
         raise AdmissionError(f"the admission expired at {format_time(admission.expires)}; admit the model again")
-    if admission.issued < seen.admission and digest not in revocations.rollbacks:
+    if admission.issued < seen.admission and identity not in revocations.rollbacks:
         raise AdmissionError(
             "a newer admission than this one was already deployed; to go back on purpose, the policy's owner signs a "
             "rollback with: portcullis keys rollback DIR"
@@ -225,8 +228,9 @@ def verify_admission(
     if admission.evidence != _pins(lines):
         raise AdmissionError("the evidence is not, to the byte, what the admission was issued for")
     chain = _chain_for(lines, store, judged_at=admission.issued, sealed=sealed)
-    if (admission.nonce, admission.content) != (chain.nonce, chain.output(content_source(policy))):
-        raise AdmissionError("the admission is for another run or model than its evidence")
+    # The admission's key decides nothing that the policy decides: neither the model nor how long it is admitted.
+    if admission != _admission_of(chain, policy, sealed=sealed, issued=admission.issued, evidence=_pins(lines)):
+        raise AdmissionError("the admission does not say what follows from its evidence and the policy")
     return admission, chain
 
 
@@ -273,6 +277,22 @@ def _chain_for(lines: Sequence[bytes], store: TrustStore, *, judged_at: int, sea
     if chain.output(rule.inputs.get("sealed", "")) != sealed:
         raise AdmissionError("the sealed model is not the one that the evidence is about")
     return chain
+
+
+def _admission_of(chain: Chain, policy: Policy, *, sealed: str, issued: int, evidence: tuple[str, ...]) -> Admission:
+    return Admission(
+        content=chain.output(content_source(policy)),
+        sealed=sealed,
+        policy=policy.digest,
+        policy_name=policy.name,
+        policy_version=policy.version,
+        environment=policy.environment,
+        development=policy.development,
+        nonce=chain.nonce,
+        issued=issued,
+        expires=min(issued + policy.admission_lifetime * 1000, policy.expires),
+        evidence=evidence,
+    )
 
 
 def _pins(lines: Sequence[bytes]) -> tuple[str, ...]:
