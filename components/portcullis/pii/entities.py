@@ -1,0 +1,334 @@
+r"""The closed list of identifiers that are looked for, and how each is recognised: a pattern, then a validator.
+
+Every pattern runs in linear time. Repetitions either have an upper bound or are possessive; none contains another that
+can match the same characters, and a lookbehind lets a candidate begin only where a run of its characters begins, or a
+group of them does. So a position starts at most one candidate of bounded length, or one run that is read once; only
+e-mail candidates, which begin but once per run, have no bound. Patterns match decimal digits of every script (`\d`),
+common typographic blanks and dashes, so that spans stay exact in text that is not ASCII.
+
+A pattern is deliberately wider than its entity; the validator decides, on the candidate and then on ever shorter
+prefixes of it that end between two words. That is how `4111 1111 1111 1111 123`, a card number with its security code,
+is found although nineteen digits fail the checksum.
+"""
+
+import ipaddress
+import re
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from portcullis.pii.folding import fold
+
+
+class Entity(StrEnum):
+    """A kind of identifier. The order is the priority: where two overlap, the earlier one names the finding."""
+
+    EMAIL = "EMAIL"
+    IBAN = "IBAN"
+    CREDIT_CARD = "CREDIT_CARD"
+    US_SSN = "US_SSN"
+    IP_ADDRESS = "IP_ADDRESS"
+    PHONE = "PHONE"
+
+
+# ISO 13616 (SWIFT IBAN registry, release 99): total length by country.
+IBAN_LENGTHS = {
+    country: int(length)
+    for length, countries in {
+        "15": "NO",
+        "16": "BE",
+        "18": "DK FI FK FO GL NL SD",
+        "19": "MK SI",
+        "20": "AT BA EE KZ LT LU MN XK",
+        "21": "CH HR LI LV",
+        "22": "BG BH CR DE GB GE IE ME RS VA",
+        "23": "AE GI IL IQ OM SO TL",
+        "24": "AD CZ ES MD PK RO SA SE SK TN VG",
+        "25": "LY PT ST",
+        "26": "IS TR",
+        "27": "BI DJ FR GR IT MC MR SM",
+        "28": "AL AZ BY CY DO GT HN HU LB NI PL SV",
+        "29": "BR EG PS QA UA",
+        "30": "JO KW MU YE",
+        "31": "MT SC",
+        "32": "LC",
+        "33": "RU",
+    }.items()
+    for country in countries.split()
+}
+
+# ISO/IEC 7812 issuer identification numbers in use: leading digits (a range), and the lengths issued under them.
+_ISSUERS = (
+    (r"4", {13, 16, 19}),  # Visa
+    (r"5[1-5]|222[1-9]|22[3-9]\d|2[3-6]\d\d|27[01]\d|2720", {16}),  # Mastercard
+    (r"3[47]", {15}),  # American Express
+    (r"30[0-5]|3095|36|3[89]", {14, 16, 19}),  # Diners Club
+    (r"6011|64[4-9]|65", {16, 19}),  # Discover
+    (r"352[89]|35[3-8]\d", {16, 19}),  # JCB
+    (r"1|2131", {15}),  # UATP, and JCB's older numbers
+    (r"62|81", {16, 17, 18, 19}),  # UnionPay
+    (r"220[0-4]", {16, 17, 18, 19}),  # Mir
+    (r"60|508|82", {16}),  # RuPay
+    (r"50|5[6-8]|6", {12, 13, 14, 15, 16, 17, 18, 19}),  # Maestro
+)
+_ISSUER_LENGTHS = tuple((re.compile(prefix), frozenset(lengths)) for prefix, lengths in _ISSUERS)
+_LUHN_DOUBLED = str.maketrans("0123456789", "0246813579")
+
+_BLANK = " \\t\\xa0\\u2007\\u2009\\u202f"
+_DASH = "\\-\\u2010-\\u2015\\u2212"
+_GAPS = f"[{_BLANK}{_DASH}./]{{0,3}}"
+_GAP = f"(?:[{_BLANK}]?[{_DASH}./][{_BLANK}]?|[{_BLANK}])"
+_EXTENSION = f"(?:[{_BLANK},]{{0,2}}(?:x|ext\\.?|extension|#)[{_BLANK}.:]{{0,2}}\\d{{1,6}})"
+# A number begins neither inside a run of digits nor as the fraction of a decimal.
+_NOT_INSIDE_NUMBER = r"(?<!\d\d)(?<!\d[.,]\d)"
+_NOT_BEFORE_WORD = r"(?![^\W_])"
+
+
+def digits(text: str) -> str:
+    """Return the decimal digits of `text`, those of other scripts as ASCII."""
+    kept = "".join(filter(str.isdecimal, text))
+    return kept if kept.isascii() else "".join(str(unicodedata.decimal(digit)) for digit in kept)
+
+
+def valid_email(text: str) -> bool:
+    """Tell whether `text` has the structure of a mailbox: RFC 5321 section 4.1.2.
+
+    The domain is a literal in brackets, or labels of at most 63 characters under an alphabetic or internationalised
+    (`xn--`) top level. The length limits of section 4.5.3.1 and the ban on dots in a row are left out: such an address
+    is undeliverable, yet names somebody.
+    """
+    local, _, domain = text.rpartition("@")
+    return bool(local) and _DOMAIN.fullmatch(domain) is not None
+
+
+def valid_iban(text: str) -> bool:
+    """Tell whether `text` is an IBAN: ISO 13616, country's length and ISO 7064 MOD 97-10; blanks and case are free."""
+    compact = _alphanumeric(text)
+    if len(compact) != IBAN_LENGTHS.get(compact[:2]) or not compact.isascii():
+        return False
+    rearranged = compact[4:] + compact[:4]
+    return int("".join(str(int(character, 36)) for character in rearranged)) % 97 == 1
+
+
+def valid_card(text: str) -> bool:
+    """Tell whether `text` is a payment card number: ISO/IEC 7812, issuer's length and the Luhn check digit.
+
+    Written in groups, each but the last must have three digits or more (4-4-4-4, 4-6-5, 6-13), and a single dot makes a
+    decimal: numbers that are no cards pass the Luhn check one time in ten.
+    """
+    groups = _NOT_DIGITS.split(text)
+    if any(len(group) < 3 for group in groups[:-1]) or (len(groups) == 2 and "." in text):
+        return False
+    number = digits(text)
+    if not any(len(number) in lengths and prefix.match(number) for prefix, lengths in _ISSUER_LENGTHS):
+        return False
+    return (sum(map(int, number[-1::-2])) + sum(map(int, number[-2::-2].translate(_LUHN_DOUBLED)))) % 10 == 0
+
+
+def valid_ssn(text: str) -> bool:
+    """Tell whether the nine digits of `text` may be a US social security number.
+
+    Area 000, 666 and 900-999, group 00 and serial 0000 are never issued (SSA, POMS RM 10201.035).
+    """
+    number = digits(text)
+    area, group, serial = number[:3], number[3:5], number[5:]
+    return len(number) == 9 and area not in {"000", "666"} and area < "900" and group != "00" and serial != "0000"
+
+
+def valid_ip(text: str) -> bool:
+    """Tell whether `text` is an IPv4 (RFC 791; zero-padded octets allowed) or IPv6 address (RFC 4291).
+
+    A shortened IPv6 address of fewer than three groups (`5::3` and `a::b` are ratios and program text) must begin with
+    four hexadecimal digits, as all of the allocated space does (IANA IPv6 Address Space registry), or hold an IPv4 one.
+    """
+    address = _address(text)
+    if address is None or address.version == 4:
+        return address is not None
+    groups = [group for group in text.partition("%")[0].split(":") if group]
+    allocated = bool(groups) and text.startswith(groups[0]) and len(groups[0]) == 4
+    return len(groups) >= 3 or allocated or "." in text
+
+
+def valid_phone(text: str) -> bool:
+    """Tell whether `text` is a telephone number by its form alone.
+
+    Either it begins with `+` and has 8 to 15 digits (ITU-T E.164; one more for a national `(0)`), or it has the ten
+    digits of the North American Numbering Plan, 3-3-4, optionally after 1, or an area code in parentheses. A NANP
+    number that is bare or only blank-separated must have an area code and exchange that begin with 2-9.
+    """
+    text = text if text.isascii() else fold(text)
+    if text.startswith(("+", "(+")):
+        number = digits(text)
+        if 8 <= len(number) <= 15 + ("(0)" in text) and number[0] != "0":
+            return True
+    if nanp := _NANP.fullmatch(text):
+        area, exchange = digits(nanp["area"]), digits(nanp["exchange"])
+        return (area[0] >= "2" and exchange[0] >= "2") or _PUNCTUATION.search(text) is not None
+    return _AREA_IN_PARENTHESES.fullmatch(text) is not None and 8 <= len(digits(text)) <= 15
+
+
+def valid_cued_phone(text: str) -> bool:
+    """Tell whether `text` may be a telephone number where a word beside it says so: 7 to 15 digits, and no date.
+
+    Six digits are enough where they are grouped.
+    """
+    number = digits(text)
+    return 6 + (number == text) <= len(number) <= 17 and _DATE.match(text) is None
+
+
+def _alphanumeric(text: str) -> str:
+    return "".join(filter(str.isalnum, fold(text))).upper()
+
+
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    folded = fold(text)
+    if ":" not in folded:
+        folded = _ZERO_PADDING.sub("", folded)
+    try:
+        return ipaddress.ip_address(folded)
+    except ValueError:  # the answer of ipaddress to "is this an address?"
+        return None
+
+
+_ZERO_PADDING = re.compile(r"(?<!\d)0+(?=\d)")
+_DOMAIN_PATTERN = (
+    r"(?:\[(?:IPv6:)?[\da-fA-F:.]{2,45}\]|(?:[^\W_][\w-]{0,62}\.)+(?:xn--[\w-]{2,59}|[^\W\d_]{2,63})(?![^\W_]))"
+)
+_DOMAIN = re.compile(_DOMAIN_PATTERN)
+_NOT_DIGITS = re.compile(r"\D+")
+_NANP = re.compile(
+    rf"(?:(?:\+?1|001){_GAPS})?\(?(?P<area>\d{{3}})\)?{_GAPS}(?P<exchange>\d{{3}}){_GAPS}\d{{4}}{_EXTENSION}?",
+    re.IGNORECASE,
+)
+_AREA_IN_PARENTHESES = re.compile(
+    rf"\((?!19\d\d\)|20\d\d\))\d{{2,4}}\){_GAP}?\d{{2,4}}(?:{_GAP}?\d{{2,4}}){{1,3}}{_EXTENSION}?", re.IGNORECASE
+)
+_PUNCTUATION = re.compile(rf"[{_DASH}./()]")
+_DATE = re.compile(
+    rf"(?:\d{{4}}[{_DASH}./]\d\d?[{_DASH}./]\d\d?|\d\d?[{_DASH}./]\d\d?[{_DASH}./](?:\d\d){{1,2}}"
+    rf"|(?:19|20)\d\d[{_DASH}./]\d\d|\d\d?[{_DASH}./](?:19|20)\d\d)(?!\d|[{_DASH}./]\d)"
+)
+
+
+def canonical(entity: Entity, text: str) -> str:
+    """Return the one spelling of an identifier, so that one identifier has one token however it is written.
+
+    Folded, then: e-mail and unparsable addresses in lower case; IBAN in upper case without blanks; IP as RFC 5952 and
+    RFC 791 write it; the others digits only, a telephone number without NANP's leading 1.
+    """
+    match entity:
+        case Entity.EMAIL:
+            return fold(text).strip().lower()
+        case Entity.IBAN:
+            return _alphanumeric(text)
+        case Entity.IP_ADDRESS:
+            return str(_address(text) or fold(text).strip().lower())
+        case Entity.PHONE:
+            return _NANP_PREFIX.sub("", digits(fold(text)))
+        case _:
+            return digits(fold(text))
+
+
+_NANP_PREFIX = re.compile(r"^(?:00)?1(?=[2-9]\d\d[2-9]\d{6,12}$)")
+
+
+@dataclass(frozen=True)
+class Cue:
+    """Words that say what the number beside them is: before it, after it, or as the column's name."""
+
+    before: re.Pattern[str]
+    after: re.Pattern[str]
+    column: re.Pattern[str]
+
+    def speaks_for(self, text: str, start: int, end: int) -> bool:
+        """Tell whether a word close to `text[start:end]` names the entity; no other number may lie in between."""
+        return (
+            self.before.search(text, max(0, start - 40), start) is not None
+            or self.after.match(text, end, end + 24) is not None
+        )
+
+
+@dataclass(frozen=True)
+class Recogniser:
+    """One way to recognise an entity: group 1 of `pattern` is a candidate, `valid` decides, `cue` must agree if set."""
+
+    entity: Entity
+    pattern: re.Pattern[str]
+    valid: Callable[[str], bool]
+    cue: Cue | None = None
+
+
+def _cue(before: str, after: str, column: str) -> Cue:
+    return Cue(
+        re.compile(rf"(?<![^\W_])(?:{before})(?:[^\w<>\0][^\d<>\0]*)?\Z", re.IGNORECASE),
+        re.compile(rf"[\s\\,:;(/-]{{0,3}}(?:{after})(?![^\W_])", re.IGNORECASE),
+        re.compile(rf"(?<![^\W_])(?:{column})(?![^\W_])", re.IGNORECASE),
+    )
+
+
+_PHONE_NOUN = r"(?:tele)?phones?|tel|mob|mobiles?|cell(?:ular|phone)?s?|fax|landline|msisdn|whatsapp|sms"
+PHONE_CUE = _cue(
+    rf"{_PHONE_NOUN}|(?:{_PHONE_NOUN}|contact)[\s_]?(?:numbers?|no|nr|num)|hotline|helpline|voicemail|pager|contact"
+    r"|call(?:s|ed|ing|er)?|dial(?:s|led|ed|ing)?|answering",
+    rf"{_PHONE_NOUN}|office|home|work",
+    rf"{_PHONE_NOUN}",
+)
+_SSN_NOUN = r"ssn|social[\s_-]?sec(?:urity)?|tax[\s_-]?id|tin"
+SSN_CUE = _cue(rf"(?:{_SSN_NOUN})(?:[\s_]?(?:numbers?|no|nr|num))?", _SSN_NOUN, _SSN_NOUN)
+
+# RFC 5321's atoms and dots, without the marks that delimit in URLs, JSON and markup (/ = ? ` { | }).
+_LOCAL_MARKS = r".!#$%&'*+^~\-"
+_LOCAL = rf"\w{_LOCAL_MARKS}"
+_PHONE_RUN = rf"\+?(?:[{_BLANK}{_DASH}./()]{{0,3}}\d){{5,17}}{_EXTENSION}?{_NOT_BEFORE_WORD}"
+# Digits glued to letters are mostly a piece of a UUID or hash.
+_NOT_INSIDE_WORD = r"(?<![^\W_]\d)(?<!\d[.,]\d)"
+
+RECOGNISERS = (
+    Recogniser(
+        Entity.EMAIL, re.compile(rf"(?<![{_LOCAL}])[{_LOCAL_MARKS}]*+(\w[{_LOCAL}]*+@{_DOMAIN_PATTERN})"), valid_email
+    ),
+    Recogniser(Entity.EMAIL, re.compile(rf'("[^"\r\n<>\0]{{1,64}}"@{_DOMAIN_PATTERN})'), valid_email),
+    Recogniser(
+        Entity.IBAN,
+        re.compile(rf"([A-Za-z](?<![^\W_].)[A-Za-z]\d\d(?:[{_BLANK}{_DASH}]?[A-Za-z\d]){{11,30}}{_NOT_BEFORE_WORD})"),
+        valid_iban,
+    ),
+    Recogniser(
+        Entity.CREDIT_CARD,
+        re.compile(
+            rf"(\d{_NOT_INSIDE_WORD}(?=(?:[{_BLANK}{_DASH}.]?\d){{11}})"
+            rf"\d{{2,18}}(?:[{_BLANK}{_DASH}.]\d{{1,13}}){{0,5}}{_NOT_BEFORE_WORD})"
+        ),
+        valid_card,
+    ),
+    # `VISA4111…`; a prefix this short, and nothing after it, cannot be a hash.
+    Recogniser(
+        Entity.CREDIT_CARD,
+        re.compile(rf"(?<![^\W_])[A-Za-z]{{1,12}}(\d{{12,19}}){_NOT_BEFORE_WORD}"),
+        valid_card,
+    ),
+    Recogniser(Entity.US_SSN, re.compile(rf"(\d(?<!\d\d)\d\d{_GAP}\d\d{_GAP}\d{{4}}(?!\d))"), valid_ssn),
+    Recogniser(Entity.US_SSN, re.compile(rf"(\d{_NOT_INSIDE_NUMBER}\d{{8}}{_NOT_BEFORE_WORD})"), valid_ssn, SSN_CUE),
+    Recogniser(
+        Entity.IP_ADDRESS,
+        re.compile(r"(\d(?<![\dvV]\d)(?<!\d\.\d)\d{0,2}(?:\.\d{1,3}){3}(?!\d|\.\d))"),
+        valid_ip,
+    ),
+    Recogniser(
+        Entity.IP_ADDRESS,
+        re.compile(r"([\da-fA-F:](?<![^\W_].)[\da-fA-F]{0,3}:[\da-fA-F:.]{1,43}(?:%\w{1,15})?)"),
+        valid_ip,
+    ),
+    Recogniser(
+        Entity.PHONE,
+        re.compile(rf"([\d(+]{_NOT_INSIDE_WORD}{_PHONE_RUN})", re.IGNORECASE),
+        valid_phone,
+    ),
+    Recogniser(
+        Entity.PHONE,
+        re.compile(rf"([\d(+]{_NOT_INSIDE_NUMBER}{_PHONE_RUN})", re.IGNORECASE),
+        valid_cued_phone,
+        PHONE_CUE,
+    ),
+)

@@ -1,0 +1,45 @@
+"""One spelling for text that only looks different, so that an identifier cannot hide behind Unicode.
+
+Folding works code point by code point, so it is linear; `unicodedata.normalize` on a whole string sorts combining marks
+and takes quadratic time on a long run of them.
+"""
+
+import unicodedata
+
+# Letters that Unicode draws as nothing, and a symbol it draws as a blank; their categories do not tell.
+_INVISIBLE_LETTERS = frozenset("\u115f\u1160\u3164")
+_SPECIAL = {"\u2212": "-", "\u2800": " ", "\u3002": ".", "\t": "\t", "\n": "\n", "\r": "\r"}
+
+
+class _Folds(dict[int, str]):
+    def __missing__(self, code: int) -> str:
+        folded = "".join(map(_fold_one, unicodedata.normalize("NFKC", chr(code))))
+        self[code] = folded
+        return folded
+
+
+def _fold_one(character: str) -> str:
+    if character in _SPECIAL:
+        return _SPECIAL[character]
+    if character.isdecimal():
+        return str(unicodedata.decimal(character))
+    category = unicodedata.category(character)
+    if category in {"Cc", "Cf", "Mn", "Me"} or character in _INVISIBLE_LETTERS:
+        return ""
+    if category in {"Zs", "Zl", "Zp"}:
+        return " "
+    return "-" if category == "Pd" else character
+
+
+_FOLDS = _Folds()
+
+
+def fold(text: str) -> str:
+    """Return `text` with each code point in its NFKC form, digits of every script as ASCII, blanks and dashes plain.
+
+    Control, format (zero-width, bidirectional), combining and invisible characters are removed; tab and line breaks
+    stay. An accent written as a combining mark is lost, one that is part of its letter is kept.
+
+    Source: Unicode Standard Annex #15 (NFKC), and the general categories and decimal values of UAX #44.
+    """
+    return text.translate(_FOLDS)

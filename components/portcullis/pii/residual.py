@@ -1,0 +1,195 @@
+"""The gate's measurement: what identifiers a masked table still holds, found another way than they were masked.
+
+Text is folded and searched here by rules of its own, more tolerant of separators than the scan (`123 / 45 / 6789`,
+`4 1 1 1 …`, `192[.]0[.]2[.]1`), so that a spelling that fooled the one does not fool the other by itself; only the
+checksum and numbering rules are shared. The price: what the scan leaves alone may be counted here. Then the gate
+refuses, and that column wants `token` or `drop`.
+
+As in `portcullis.pii.entities`, repetitions are bounded, possessive, or of characters that cannot continue what stands
+before them, so a search is linear.
+"""
+
+import re
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import pyarrow.compute as pc
+
+from portcullis.errors import DataError
+from portcullis.pii.columns import Kind, checked_names, kind, long_numbers
+from portcullis.pii.entities import IBAN_LENGTHS, Entity, valid_card, valid_iban, valid_ip, valid_ssn
+from portcullis.pii.plan import MaskingPlan
+from portcullis.pii.tokens import TOKEN
+
+_GAP = r"[ \t\-._/()\[\]*~]{1,3}"
+_END = r"(?![^\W_])"
+_EMAIL = re.compile(r"[\w\"](?:@| @ )(?:[\w-]++\.)+[^\W\d_]{2,}")
+_IBAN = re.compile(rf"(?<![^\W_])[A-Za-z]{{2}}\d\d(?:(?:{_GAP})?[A-Za-z0-9]){{11,30}}")
+_NUMBERS = re.compile(rf"(?<![^\W_])(?<!\d,)([A-Za-z]{{0,12}})(\d++(?:{_GAP}\d++)*+)")
+_SSN = re.compile(rf"(?<!\d)\d{{3}}{_GAP}\d\d{_GAP}\d{{4}}(?!\d)")
+_CUED_SSN = re.compile(rf"(?:ssn|social.?security)(?: no| number)?[^\w<>]{{0,4}}(\d(?:(?:{_GAP})?\d){{8}}){_END}", re.I)
+_IPV4 = re.compile(r"(?<![\w.])\d{1,3}(?:[\[(]?\.[\])]?\d{1,3}){3}(?!\w|\.\d)")
+_IPV6 = re.compile(r"(?<![^\W_])[0-9A-Fa-f:]{3,}+")
+_NANP = re.compile(rf"(?<![^\W_])(?<!\d[.,])1?[2-9]\d\d(?:{_GAP})?[2-9]\d\d(?:{_GAP})?\d{{4}}{_END}")
+_E164 = re.compile(rf"\+(?:{_GAP})?[1-9](?:(?:{_GAP})?\d){{7,14}}{_END}")
+
+
+def residual_figures(table: Any, plan: MaskingPlan) -> dict[str, int]:
+    """Measure what a masked table still holds.
+
+    Args:
+        table: The table that masking put out; a pyarrow Table.
+        plan: The plan it was masked by.
+
+    Returns:
+        Counts, all to be judged against zero but the last two: `residual_identifiers` (in cells, and in the columns'
+        names), `untokenised_cells` (of `token` columns, neither null nor a well-formed token), `undropped_columns`,
+        `cells_scanned` and `columns_scanned` (text and numbers; nulls are not counted).
+
+    Raises:
+        DataError: The table is empty, lacks a column that it should have kept, or has a type that cannot be searched.
+    """
+    names = checked_names(table)
+    kept = {name for name, action in plan.columns.items() if action != "drop"}
+    if missing := sorted(kept.difference(names)):
+        raise DataError(f"the masked table lacks columns of the plan: {', '.join(map(repr, missing))}")
+    searches = [search for entity, search in _SEARCHES.items() if entity in plan.entities]
+    residual = sum(_count(name, searches) for name in names)
+    untokenised = undropped = cells = columns = 0
+    for name in names:
+        values = table.column(name)
+        action = plan.columns.get(name)
+        undropped += action == "drop"
+        present = len(values) - values.null_count
+        match kind(name, values.type):
+            case Kind.TEXT:
+                distinct = _distinct(values)
+                residual += sum(rows * _count(f"{name}: {text}", searches) for text, rows in distinct.items())
+                tokens = sum(rows for text, rows in distinct.items() if TOKEN.fullmatch(text))
+            case Kind.NUMBER:
+                residual += sum(map(valid_card, long_numbers(values))) if Entity.CREDIT_CARD in plan.entities else 0
+                tokens = 0
+            case Kind.OTHER:
+                untokenised += present if action == "token" else 0
+                continue
+        untokenised += present - tokens if action == "token" else 0
+        columns += 1
+        cells += present
+    return {
+        "residual_identifiers": residual,
+        "untokenised_cells": untokenised,
+        "undropped_columns": undropped,
+        "cells_scanned": cells,
+        "columns_scanned": columns,
+    }
+
+
+def _distinct(values: Any) -> Mapping[str, int]:
+    counted = pc.value_counts(values.drop_null())
+    return dict(zip(counted.field("values").to_pylist(), counted.field("counts").to_pylist(), strict=True))
+
+
+def _count(text: str, searches: list[Callable[[str], int]]) -> int:
+    text = TOKEN.sub("\n", text).translate(_VISIBLE)
+    return sum(search(text) for search in searches)
+
+
+class _Visible(dict[int, str]):
+    """Code points as a reader sees them: digits as ASCII, compatibility forms plain, marks and controls gone."""
+
+    def __missing__(self, code: int) -> str:
+        self[code] = "".join(map(self._one, unicodedata.normalize("NFKD", chr(code))))
+        return self[code]
+
+    @staticmethod
+    def _one(character: str) -> str:
+        match unicodedata.category(character):
+            case "Nd":
+                return str(unicodedata.digit(character))
+            case "Zs" | "Zl" | "Zp":
+                return " "
+            case "Pd":
+                return "-"
+            case "Cc":
+                return character if character in "\t\n\r" else ""
+            case "Cf" | "Mn" | "Me":
+                return ""
+        return {"\u2212": "-", "\u2800": " ", "\u3002": ".", "\u115f": "", "\u1160": ""}.get(character, character)
+
+
+_VISIBLE = _Visible()
+
+
+def _emails(text: str) -> int:
+    return sum(1 for _ in _EMAIL.finditer(text))
+
+
+def _ibans(text: str) -> int:
+    return sum(_begins_with_iban(match[0]) for match in _IBAN.finditer(text))
+
+
+def _begins_with_iban(text: str) -> bool:
+    places = [index for index, character in enumerate(text) if character.isalnum()]
+    length = IBAN_LENGTHS.get(text[:2].upper(), len(places) + 1)
+    if length > len(places):
+        return False
+    end = places[length - 1] + 1
+    return not text[end : end + 1].isalnum() and valid_iban(text[:end])
+
+
+def _cards(text: str) -> int:
+    return sum(any(map(valid_card, _windows(text, match))) for match in _NUMBERS.finditer(text))
+
+
+def _windows(text: str, numbers: re.Match[str]) -> Iterator[str]:
+    """Yield every 12 to 19 digits in a row of numbers that stand in groups as cards do, or are spelled out evenly."""
+    word, row = numbers.groups()
+    groups = re.findall(r"\d+", row)
+    gaps = ["", *re.findall(r"\D+", row)]
+    if text[numbers.end() : numbers.end() + 1].isalpha():
+        groups.pop()  # the start of a word such as a hash
+    for first, gap in enumerate(gaps[: len(groups)]):
+        if gap == ".":
+            continue  # the fraction of a decimal
+        window = ""
+        for last in range(first, len(groups)):
+            window += groups[last]
+            if len(window) > 19 or (word and first == 0 < last):
+                break
+            sizes = [len(group) for group in groups[first : last + 1]]
+            spelled_out = len(sizes) == len(groups) and max(sizes) <= 2
+            decimal = len(sizes) == 2 and gaps[last] == "."
+            if len(window) >= 12 and not decimal and (spelled_out or min(sizes[:-1], default=3) >= 3):
+                yield window
+
+
+def _ssns(text: str) -> int:
+    spaced = sum(valid_ssn(match[0]) for match in _SSN.finditer(text))
+    return spaced + sum(valid_ssn(match[1]) for match in _CUED_SSN.finditer(text) if not _SSN.search(match[1]))
+
+
+def _addresses(text: str) -> int:
+    plain = (match[0].translate(_BRACKETS) for match in _IPV4.finditer(text))
+    return sum(map(valid_ip, plain)) + sum(
+        valid_ip(match[0] if match[0].endswith("::") else match[0].rstrip(":"))
+        for match in _IPV6.finditer(text)
+        if len(match[0]) <= 40
+    )
+
+
+_BRACKETS = str.maketrans("", "", "[]()")
+
+
+def _phones(text: str) -> int:
+    return sum(1 for _ in _NANP.finditer(text)) + sum(1 for _ in _E164.finditer(text))
+
+
+_SEARCHES: Mapping[Entity, Callable[[str], int]] = {
+    Entity.EMAIL: _emails,
+    Entity.IBAN: _ibans,
+    Entity.CREDIT_CARD: _cards,
+    Entity.US_SSN: _ssns,
+    Entity.IP_ADDRESS: _addresses,
+    Entity.PHONE: _phones,
+}
