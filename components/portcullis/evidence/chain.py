@@ -13,7 +13,8 @@ it stops:
  7. A statement is at most `max_age` old when judged and at most five minutes in the future. (Replay, forward dating.)
  8. Parameters equal the policy's exactly. (A pass under weaker parameters.)
  9. A gate's verdict is derived again from its signed figures and the policy's checks; stated and derived verdict must
-    agree and be PASSED. (A verdict that contradicts its figures, NaN, a missing figure.)
+    agree and be PASSED; what states that it could not be judged is FAILED. (A verdict that contradicts its figures,
+    NaN, a missing figure.)
 10. Inputs and outputs are exactly those that the policy names. (A smuggled or dropped artifact.)
 11. Each input's digest equals the output's digest of the step that its edge comes from, or is the policy's own digest,
     or is external. For a gate, outputs equal the inputs that it judges. (A swapped artifact or edge.)
@@ -28,7 +29,7 @@ from portcullis.digest import canonical_json
 from portcullis.errors import EvidenceError, GateFailedError
 from portcullis.evidence.dsse import MAX_ENVELOPE_BYTES, Envelope
 from portcullis.evidence.policy import EXTERNAL, POLICY, Policy, StepRule
-from portcullis.evidence.statement import Statement, format_time, judge
+from portcullis.evidence.statement import INCONCLUSIVE, Statement, format_time, judge
 
 MAX_SKEW_MS = 5 * 60 * 1000
 MAX_BUNDLE_BYTES = 64 << 20
@@ -238,6 +239,8 @@ def _show(value: object) -> str:
 
 def _require_passed(where: str, statement: Statement, rule: StepRule) -> None:
     derived, reason = judge(statement.figures, rule.checks)
+    if statement.verdict == "FAILED" and statement.reason.startswith(INCONCLUSIVE):
+        raise GateFailedError(f"{where}: the gate FAILED: {statement.reason}")
     if statement.verdict != derived:
         raise EvidenceError(f"{where}: states {statement.verdict}, but its figures mean {derived} {reason}".rstrip())
     if derived != "PASSED":

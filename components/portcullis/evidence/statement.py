@@ -26,6 +26,8 @@ BUILD_TYPE = "urn:portcullis:build:kfp-task:v1"
 BUILDER_ID = "urn:portcullis:builder:kfp-component:v1"
 NONCE = re.compile(r"[0-9a-f]{32}")
 
+INCONCLUSIVE = "inconclusive: "
+
 Kind = Literal["transform", "gate"]
 Verdict = Literal["PASSED", "FAILED"]
 Figure = int | float | str
@@ -72,7 +74,8 @@ class Statement:
         figures: Measured numbers and short strings; for a gate, what its verdict follows from.
         environment: What ran: versions and digests, name to text.
         verdict: A gate's verdict, None for a transform.
-        reason: Why a verdict is FAILED, in one line; empty otherwise.
+        reason: Why a verdict is FAILED, in one line, beginning with `INCONCLUSIVE` when nothing could be judged; empty
+            otherwise.
     """
 
     step: str

@@ -21,7 +21,7 @@ from typing import Any
 
 from portcullis import __version__
 from portcullis.digest import canonical_json, sha256
-from portcullis.errors import EvidenceError, PolicyError, UsageError
+from portcullis.errors import DataError, EvidenceError, PolicyError, UsageError
 from portcullis.evidence.admission import verify_admission
 from portcullis.evidence.chain import (
     MAX_BUNDLE_BYTES,
@@ -33,7 +33,7 @@ from portcullis.evidence.chain import (
 )
 from portcullis.evidence.dsse import seal_payload
 from portcullis.evidence.policy import EXTERNAL, POLICY, StepRule
-from portcullis.evidence.statement import Figure, Statement, Verdict, judge
+from portcullis.evidence.statement import INCONCLUSIVE, Figure, Statement, Verdict, judge
 from portcullis.evidence.trust import TrustStore, now_ms, observe
 from portcullis.files import read_bytes, write_bytes
 from portcullis.keys import Signer, role_uri
@@ -74,7 +74,8 @@ class Step:
             inconclusive: For a gate that could not measure, why; its verdict is FAILED whatever the figures say.
 
         Raises:
-            EvidenceError: The figures cannot be stated (NaN), or the outputs are not those that the policy names.
+            EvidenceError: The figures cannot be stated (NaN), or the outputs are not those that the policy names, or
+                no digests.
         """
         verdict: Verdict | None = None
         reason = ""
@@ -82,7 +83,7 @@ class Step:
             outputs = {name: self.inputs[name] for name in self.rule.outputs}
             verdict, reason = judge(figures, self.rule.checks)
             if inconclusive:
-                verdict, reason = "FAILED", f"inconclusive: {inconclusive}"
+                verdict, reason = "FAILED", f"{INCONCLUSIVE}{inconclusive}"
         if set(outputs or {}) != set(self.rule.outputs):
             raise EvidenceError(f"step {self.rule.name!r} made {sorted(outputs or {})}, not {list(self.rule.outputs)}")
         statement = Statement(
@@ -100,7 +101,12 @@ class Step:
             verdict=verdict,
             reason=reason,
         )
-        line = seal_payload(statement.encode(), self.signer).encode()
+        try:
+            payload = statement.encode()
+        except DataError as error:
+            raise EvidenceError(f"step {self.rule.name!r} cannot state its outcome: {error}") from error
+        Statement.parse(payload)  # what no verifier would read is never signed
+        line = seal_payload(payload, self.signer).encode()
         write_bytes(bundle, join_bundle([*self.lines, line]))
         return statement
 
@@ -128,10 +134,10 @@ def begin(
 
     Raises:
         TrustStoreError: There is no trust store.
-        PolicyError: The policy does not name this step, stage, or these parameters.
+        PolicyError: The policy does not name this step, stage, or these parameters, or names another key for it.
         EvidenceError: An ancestor's evidence is missing or does not verify, or an input is not what it speaks of.
         GateFailedError: A gate before this step FAILED.
-        KeyMaterialError: There is no key for this step, or it is not the one that the policy names.
+        KeyMaterialError: There is no key for this step.
     """
     store = store or TrustStore.load()
     rule = _rule(store, step, stage, parameters)
@@ -147,6 +153,8 @@ def begin(
     require_inputs(rule, chain, inputs, policy_digest=store.policy.digest)
     if nonce is None and not chain.nonce:
         raise EvidenceError(f"step {step!r} came without evidence")
+    if nonce is not None and chain.nonce:
+        raise EvidenceError(f"step {step!r} came with evidence of a run and may not begin another")
     return Step(rule, store, chain, tuple(lines), nonce or chain.nonce, started, dict(inputs), signer_for(store, rule))
 
 
@@ -190,6 +198,9 @@ def begin_deployment(
     """
     store = TrustStore.load()
     rule = _rule(store, step, stage, parameters)
+    admit = store.policy.admission_step()
+    if rule.inputs != {"sealed": admit.inputs.get("sealed"), "admission": f"{admit.name}.admission"}:
+        raise PolicyError(f"the policy says that step {step!r} deploys something else than what is admitted")
     lines = read_evidence(evidence)
     started = now_ms()
     admitted, chain = verify_admission(admission, lines, store, sealed=sealed, seen=observe(store), now=started)
