@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
     outcome = yield
     report = outcome.get_result()
-    if report.skipped and os.environ.get("PORTCULLIS_CI") == "1" and "no_ci_data" not in item.keywords:
+    if report.skipped and os.environ.get("PORTCULLIS_CI") == "1" and "external_data" not in item.keywords:
         report.outcome = "failed"
         report.longrepr = f"skipped under PORTCULLIS_CI=1: {report.longrepr}"
 

@@ -271,6 +271,7 @@ MOST_LEAKED = {**dict.fromkeys(Entity, 0.0), Entity.PHONE: 0.05}
 LEAST_PRECISION = 0.95
 
 
+@pytest.mark.external_data
 def test_labelled_text_leaks_next_to_nothing() -> None:
     path = DATA / "pii" / "development.json"
     if not path.is_file():

@@ -9,12 +9,12 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
 
-from portcullis.dataset import DatasetSpec, read_dataset
+from portcullis.dataset import DatasetSpec
 from portcullis.digest import path_digest
 from portcullis.errors import ConfigError, DataError, UsageError
 from portcullis.ingest import csv_table
 from portcullis.ingest.csv_table import parse_csv
-from portcullis.ingest.readers import ingest, read_source
+from portcullis.ingest.readers import read_source
 from portcullis.table import logical_root, table_schema
 
 SPEC = DatasetSpec.from_yaml("""
@@ -416,25 +416,13 @@ def test_a_description_that_contradicts_the_header_is_refused(tmp_path: Path) ->
         read_source(write(tmp_path / "b.csv", b"f0,f1,label\n1,2,yes\n"), SPEC)
 
 
-# Ingestion.
-
-
-def test_ingest_writes_the_data_set_that_it_reports(tmp_path: Path) -> None:
+def test_a_source_says_what_was_read(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", HEADER + ROW + b"2,-0.5,,y,no\n")
-    result = ingest(path, SPEC, tmp_path / "set")
-    dataset = read_dataset(tmp_path / "set")
-    assert result.raw_digest == path_digest(Path(path))
-    assert result.logical_root == logical_root(dataset.table)
-    assert (result.rows, result.columns, result.reader, result.bytes) == (2, 5, "csv", Path(path).stat().st_size)
-    assert result.schema == table_schema(dataset.table)
-    assert dataset.spec == SPEC.resolve(dataset.table.column_names)
-
-
-def test_nothing_is_written_when_the_source_is_refused(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.csv", HEADER + b"x,2,3,4,yes\n")
-    with pytest.raises(DataError):
-        ingest(path, SPEC, tmp_path / "set")
-    assert [entry.name for entry in tmp_path.iterdir()] == ["a.csv"]
+    source = read_source(path, SPEC)
+    assert source.raw_digest == path_digest(Path(path))
+    assert (source.table.num_rows, source.table.num_columns, source.reader) == (2, 5, "csv")
+    assert [entry.size for entry in source.files] == [Path(path).stat().st_size]
+    assert source.spec == SPEC.resolve(source.table.column_names)
 
 
 def test_csv_and_parquet_of_one_table_have_one_root(tmp_path: Path) -> None:

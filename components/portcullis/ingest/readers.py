@@ -28,12 +28,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from portcullis.dataset import DatasetSpec, Features, Label, read_regular_file, write_dataset
+from portcullis.dataset import DatasetSpec, Features, Label, read_regular_file
 from portcullis.digest import FileEntry, manifest_digest, sha256
 from portcullis.errors import DataError, UsageError
 from portcullis.ingest import cheque_digits
 from portcullis.ingest.csv_table import MAX_CELL_BYTES, parse_csv
-from portcullis.table import MAX_BYTES, check_size, logical_root, parse_parquet, table_schema
+from portcullis.table import MAX_BYTES, check_size, parse_parquet
 
 _FILE_URI = re.compile(r"file:(?://(?:localhost)?)?(/(?!/)[^?#]*)")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
@@ -64,44 +64,12 @@ class Source:
 
 
 @dataclass(frozen=True)
-class IngestResult:
-    """Figures of an ingestion; `schema` is (name, type) in order, `bytes` the size of the source."""
-
-    raw_digest: str
-    logical_root: str
-    rows: int
-    columns: int
-    schema: tuple[tuple[str, str], ...]
-    reader: str
-    bytes: int
-
-
-@dataclass(frozen=True)
 class _Part:
     """One parsed file; `position` names a cell by its row and column index, from 0."""
 
     path: str
     table: pa.Table
     position: Callable[[int, int], str]
-
-
-def ingest(uri: str, spec: DatasetSpec, target: Path, *, limit: int = MAX_BYTES) -> IngestResult:
-    """Read a source and write it as a data set at the directory `target`.
-
-    Raises:
-        DataError, ConfigError, UsageError, MissingDependencyError: As `read_source`.
-    """
-    source = read_source(uri, spec, limit=limit)
-    write_dataset(target, source.table, source.spec)
-    return IngestResult(
-        raw_digest=source.raw_digest,
-        logical_root=logical_root(source.table),
-        rows=source.table.num_rows,
-        columns=source.table.num_columns,
-        schema=table_schema(source.table),
-        reader=source.reader,
-        bytes=sum(entry.size for entry in source.files),
-    )
 
 
 def read_source(uri: str, spec: DatasetSpec, *, limit: int = MAX_BYTES) -> Source:
