@@ -1,0 +1,1 @@
+"""Deployment: starting a server, and proving from outside that it answers and refuses as it must."""
