@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from portcullis.digest import sha256
+from portcullis.errors import KeyMaterialError
 from portcullis.evidence.step import keys_base
 from portcullis.keys import resolve, role_uri
 from portcullis.serving.admitted import AdmittedModel, open_admitted
@@ -18,9 +19,12 @@ def bearer_token() -> str:
     """Return the token that clients of the server must send.
 
     Raises:
-        KeyMaterialError: There is none.
+        KeyMaterialError: There is none, or it is not ASCII text.
     """
-    return resolve(role_uri(keys_base(), "serving.token")).strip().decode("ascii", "strict")
+    try:
+        return resolve(role_uri(keys_base(), "serving.token")).strip().decode("ascii")
+    except UnicodeDecodeError as error:
+        raise KeyMaterialError("the serving token is not ASCII text") from error
 
 
 def model_version(content: str) -> str:
