@@ -12,6 +12,7 @@ import binascii
 import dataclasses
 import datetime as dt
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeGuard
@@ -263,8 +264,8 @@ def parse_time(text: str) -> int:
 
 
 def _is_number(value: object) -> TypeGuard[float]:
-    # `abs(value) < inf` is false for NaN and for both infinities.
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
+    # The comparison is false for NaN, for both infinities, and for an integer that no double holds.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _bounds(check: Check) -> str:

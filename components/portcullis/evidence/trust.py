@@ -233,7 +233,9 @@ def _read_seen(path: Path) -> Seen:
         seen = Seen(**document)
     except (UsageError, DataError, TypeError) as error:
         raise TrustStoreError(f"{path} is damaged; restore it, or delete it to forget what was seen") from error
-    if not all(isinstance(version, int) and version >= 0 for version in vars(seen).values()):
+    if len(document) != len(vars(seen)) or not all(
+        type(version) is int and version >= 0 for version in vars(seen).values()
+    ):
         raise TrustStoreError(f"{path} is damaged; restore it, or delete it to forget what was seen")
     return seen
 
