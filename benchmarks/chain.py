@@ -52,16 +52,30 @@ def chain_of(count: int) -> tuple[Policy, list[bytes]]:
         for index, key in enumerate(keys)
     ]
     body = policy_body(
-        name="bench", environment="development", version=1, expires=NOW + 10**9, max_age=3600,
-        admission_lifetime=3600, development=True, steps=steps,
+        name="bench",
+        environment="development",
+        version=1,
+        expires=NOW + 10**9,
+        max_age=3600,
+        admission_lifetime=3600,
+        development=True,
+        steps=steps,
     )
     policy = verify_policy(sign_policy(body, owner), owner.public_key, now=NOW)
     lines = [
         seal_payload(
             Statement(
-                f"step{index}", "stage", "transform", "0" * 32, NOW - 1000, NOW,
-                {"data": sha256(b"%d" % (index - 1))}, {"data": sha256(b"%d" % index)},
-                {"epsilon": 0.1, "steps": 40}, {"rows": 1797}, environment(),
+                f"step{index}",
+                "stage",
+                "transform",
+                "0" * 32,
+                NOW - 1000,
+                NOW,
+                {"data": sha256(b"%d" % (index - 1))},
+                {"data": sha256(b"%d" % index)},
+                {"epsilon": 0.1, "steps": 40},
+                {"rows": 1797},
+                environment(),
             ).encode(),
             keys[index],
         ).encode()
@@ -113,9 +127,7 @@ def _signing(rounds: int) -> Record:
                 stdout=subprocess.DEVNULL,
             )
 
-        return compare(
-            "sign 0.5 GB model", ours, peer, peer_name="model_signing 1.1.1", rounds=rounds, target=1.5
-        )
+        return compare("sign 0.5 GB model", ours, peer, peer_name="model_signing 1.1.1", rounds=rounds, target=1.5)
 
 
 if __name__ == "__main__":

@@ -82,9 +82,7 @@ class RealRun:
     def admit(self) -> str:
         """Ask for a new admission of what lies there now."""
         with self.environment():
-            return admit(
-                sealed=self.output / MODEL, evidence=self.output / EVIDENCE, admission=self.output / ADMISSION
-            )
+            return admit(sealed=self.output / MODEL, evidence=self.output / EVIDENCE, admission=self.output / ADMISSION)
 
     def open(self) -> AdmittedModel:
         """Do what the server does before it serves."""

@@ -6,6 +6,7 @@ and an unknown key is refused.
     dataset: {name: …, label: {…}, features: {…}, sensitive: {…}}
     masking: {entities: [EMAIL, …]}
     split: {test_fraction: 0.2}
+    model: {architecture: digits-cnn, options: {width: 24}}
     training: {method: pgd, epsilon: 0.15, …}
     robustness: {epsilon: 0.1, …}
     thresholds: {robust_accuracy: 0.75, clean_accuracy: 0.9, samples: 100}
@@ -50,6 +51,8 @@ class ReferenceConfig:
         dataset: The description of the data.
         entities: Identifiers to mask.
         test_fraction: Expected share of test rows.
+        architecture: Name of an installed architecture.
+        options: Its options, name to number.
         training: How the model is trained.
         robustness: How it is attacked.
         thresholds: What it must withstand.
@@ -59,6 +62,8 @@ class ReferenceConfig:
     dataset: DatasetSpec
     entities: tuple[str, ...] = tuple(entity.value for entity in Entity)
     test_fraction: float = 0.2
+    architecture: str = "digits-cnn"
+    options: Mapping[str, float] = field(default_factory=dict)
     training: TrainingSettings = field(default_factory=TrainingSettings)
     robustness: RobustnessSettings = field(default_factory=RobustnessSettings)
     thresholds: Thresholds = field(default_factory=Thresholds)
@@ -88,15 +93,19 @@ class ReferenceConfig:
         Raises:
             ConfigError: A key is unknown, a value is of the wrong type, or `dataset` is missing.
         """
-        sections = _known(document, {"dataset", "masking", "split", "training", "robustness", "thresholds"}, "the file")
+        names = {"dataset", "masking", "split", "model", "training", "robustness", "thresholds"}
+        sections = _known(document, names, "the file")
         if "dataset" not in sections:
             raise ConfigError("the configuration has no section `dataset`")
         masking = _known(sections.get("masking", {}), {"entities"}, "masking")
         split = _known(sections.get("split", {}), {"test_fraction"}, "split")
+        model = _known(sections.get("model", {}), {"architecture", "options"}, "model")
         return cls(
             dataset=DatasetSpec.from_dict(sections["dataset"]),
             entities=_entities(masking.get("entities", list(Entity))),
             test_fraction=_fraction(split.get("test_fraction", 0.2)),
+            architecture=str(model.get("architecture", "digits-cnn")),
+            options=_options(model.get("options", {})),
             training=_section(TrainingSettings, sections.get("training", {}), "training"),
             robustness=_section(RobustnessSettings, sections.get("robustness", {}), "robustness"),
             thresholds=_section(Thresholds, sections.get("thresholds", {}), "thresholds"),
@@ -109,6 +118,8 @@ class ReferenceConfig:
             "dataset_spec": json.dumps(self.dataset.to_dict()),
             "pii_entities": list(self.entities),
             "test_fraction": self.test_fraction,
+            "architecture": self.architecture,
+            "architecture_options": dict(self.options),
             **{f"train_{name}": value for name, value in dataclasses.asdict(self.training).items()},
             **{f"attack_{name}": value for name, value in dataclasses.asdict(self.robustness).items()},
             "recipients": list(self.recipients),
@@ -142,6 +153,14 @@ def _entities(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list) or not value or not all(name in known for name in value):
         raise ConfigError(f"masking.entities is a list of {', '.join(Entity)}")
     return tuple(str(name) for name in value)
+
+
+def _options(value: Any) -> dict[str, float]:
+    if not isinstance(value, dict) or not all(
+        isinstance(name, str) and isinstance(it, int | float) and not isinstance(it, bool) for name, it in value.items()
+    ):
+        raise ConfigError("model.options maps names to numbers")
+    return dict(value)
 
 
 def _fraction(value: Any) -> float:

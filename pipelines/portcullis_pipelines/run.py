@@ -117,9 +117,7 @@ def _scratch() -> Iterator[Path]:
         yield Path(folder)
 
 
-def _run_child(
-    arguments: dict[str, object], home: Home, root: Path, scratch: Path, progress: Progress
-) -> str:
+def _run_child(arguments: dict[str, object], home: Home, root: Path, scratch: Path, progress: Progress) -> str:
     environment = {
         **os.environ,
         "TMPDIR": str(scratch),

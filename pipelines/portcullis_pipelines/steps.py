@@ -106,7 +106,11 @@ STEPS: tuple[ReferenceStep, ...] = (
         inputs={"dataset": "split.train"},
         outputs=("model",),
         refuses="non-finite weights or figures; features out of their declared range",
-        parameters=lambda config: dataclasses.asdict(config.training),
+        parameters=lambda config: {
+            "architecture": config.architecture,
+            "options": dict(config.options),
+            **dataclasses.asdict(config.training),
+        },
     ),
     ReferenceStep(
         name="robustness:trained",

@@ -8,12 +8,16 @@ from portcullis_pipelines.compile import ROOT, compiled, outputs
 OUTPUTS = list(outputs())
 
 
-@pytest.mark.parametrize(("path", "component"), OUTPUTS, ids=lambda it: str(it.relative_to(ROOT)) if hasattr(it, "parts") else "")
+@pytest.mark.parametrize(
+    ("path", "component"), OUTPUTS, ids=lambda it: str(it.relative_to(ROOT)) if hasattr(it, "parts") else ""
+)
 def test_the_committed_file_is_what_the_source_compiles_to(path, component):
     assert path.read_bytes() == compiled(component), "run: make compile"
 
 
-@pytest.mark.parametrize(("path", "component"), OUTPUTS, ids=lambda it: str(it.relative_to(ROOT)) if hasattr(it, "parts") else "")
+@pytest.mark.parametrize(
+    ("path", "component"), OUTPUTS, ids=lambda it: str(it.relative_to(ROOT)) if hasattr(it, "parts") else ""
+)
 def test_compiling_twice_gives_the_same_bytes(path, component):
     assert compiled(component) == compiled(component)
 

@@ -126,7 +126,10 @@ def test_the_folder_is_rebuilt_and_signed_with_the_attackers_own_keys_and_policy
         seal_payload(
             attacked.statement(step)
             .replace(
-                inputs={**attacked.statement(step).inputs, **({"policy": store.policy.digest} if step == "preflight" else {})}
+                inputs={
+                    **attacked.statement(step).inputs,
+                    **({"policy": store.policy.digest} if step == "preflight" else {}),
+                }
             )
             .encode(),
             theirs.signer(step),
@@ -284,5 +287,3 @@ def test_no_customer_lies_in_the_folder(real_run):
     assert len(emails) > 100
     text = b"".join(path.read_bytes() for path in files(real_run.output))
     assert not [email for email in emails if email.encode() in text]
-
-

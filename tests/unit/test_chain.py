@@ -51,9 +51,7 @@ def test_another_steps_key_is_refused(step):
 @pytest.mark.parametrize("step", CHAIN_STEPS)
 def test_a_rogue_key_is_refused_whatever_its_keyid_claims(step):
     envelope = Envelope.parse(WORLD.line(WORLD.statements(POLICY)[step], Signer.generate()))
-    claimed = Envelope(
-        envelope.payload_type, envelope.payload, WORLD.keys[step].public_key.keyid, envelope.signature
-    )
+    claimed = Envelope(envelope.payload_type, envelope.payload, WORLD.keys[step].public_key.keyid, envelope.signature)
     with pytest.raises(EvidenceError, match="signature is not by key"):
         ChainVerifier(POLICY, NOW).add(claimed.encode())
 

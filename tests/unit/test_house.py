@@ -98,10 +98,14 @@ def test_nothing_unpickles_evaluates_or_runs_a_shell(path):
                 assert node.func.id not in FORBIDDEN_CALLS, f"{path}:{node.lineno}"
             if isinstance(node.func, ast.Attribute):
                 owner = node.func.value.id if isinstance(node.func.value, ast.Name) else ""
-                assert (owner, node.func.attr) not in {("torch", "load"), ("os", "system"), ("np", "load")}, f"{path}:{node.lineno}"
+                assert (owner, node.func.attr) not in {("torch", "load"), ("os", "system"), ("np", "load")}, (
+                    f"{path}:{node.lineno}"
+                )
             assert not [
-                keyword for keyword in node.keywords
-                if keyword.arg == "shell" and not (isinstance(keyword.value, ast.Constant) and keyword.value.value is False)
+                keyword
+                for keyword in node.keywords
+                if keyword.arg == "shell"
+                and not (isinstance(keyword.value, ast.Constant) and keyword.value.value is False)
             ], f"{path}:{node.lineno}"
 
 

@@ -8,9 +8,9 @@ from portcullis.container import component
 
 
 @component
-def admit(
-    sealed: Input[Model], evidence: Input[Artifact], admission: Output[Artifact]
-) -> NamedTuple("Outputs", [("digest", str)]):
+def admit(sealed: Input[Model], evidence: Input[Artifact], admission: Output[Artifact]) -> NamedTuple(
+    "Outputs", [("digest", str)]
+):
     """Verify the whole chain with this namespace's own trust store and sign the admission (SLSA VSA v1).
 
     Refuses evidence that does not form one unbroken chain from the raw data to this sealed model.

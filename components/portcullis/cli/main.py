@@ -51,7 +51,10 @@ def cli() -> None:
 @click.option("--data", "uri", default=_REFERENCE, show_default=True, help="CSV or Parquet, a file or a folder.")
 @_config
 @click.option(
-    "--output", type=click.Path(file_okay=False, path_type=Path), default=Path("portcullis-run"), show_default=True,
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("portcullis-run"),
+    show_default=True,
     help="Directory to write; an earlier run there is replaced.",
 )
 @_json

@@ -25,9 +25,7 @@ START_SECONDS = 60.0
 DEADLINE_SECONDS = 120.0
 
 
-def deploy(
-    *, step: str, sealed: Path, admission: Path, evidence: Path, target: str, deployment: Path
-) -> Statement:
+def deploy(*, step: str, sealed: Path, admission: Path, evidence: Path, target: str, deployment: Path) -> Statement:
     """Deploy an admitted model and sign how it answered; refuses unless it answered as the policy demands.
 
     Args:

@@ -120,6 +120,7 @@ def begin(
     evidence: Iterable[Path] = (),
     nonce: str | None = None,
     store: TrustStore | None = None,
+    started: int | None = None,
 ) -> Step:
     """Check everything that can be checked before a step's work.
 
@@ -142,12 +143,12 @@ def begin(
     store = store or TrustStore.load()
     rule = _rule(store, step, stage, parameters)
     lines = read_evidence(evidence)
-    started = now_ms()
+    now = now_ms()
     chain = verify_chain(
         lines,
         store.policy,
         needed=store.policy.ancestors(step),
-        judged_at=started,
+        judged_at=now,
         revoked_keys=store.revocations.keys,
     )
     require_inputs(rule, chain, inputs, policy_digest=store.policy.digest)

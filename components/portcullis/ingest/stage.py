@@ -6,6 +6,7 @@ from portcullis.dataset import DatasetSpec, write_dataset
 from portcullis.digest import sha256, tree_digest
 from portcullis.evidence.statement import Statement
 from portcullis.evidence.step import begin
+from portcullis.evidence.trust import now_ms
 from portcullis.ingest.readers import read_source
 from portcullis.table import logical_root
 
@@ -27,6 +28,7 @@ def ingest(*, step: str, nonce: str, evidence: Path, uri: str, spec: str, datase
         DataError: The source is malformed; the message gives file and position.
         EvidenceError: The evidence does not hold, or is of another run.
     """
+    started = now_ms()
     described = DatasetSpec.from_yaml(spec)
     source = read_source(uri, described)
     begun = begin(
@@ -35,6 +37,7 @@ def ingest(*, step: str, nonce: str, evidence: Path, uri: str, spec: str, datase
         inputs={"nonce": sha256(nonce.encode()), "raw": source.raw_digest},
         parameters={"spec": described.to_dict()},
         evidence=[evidence],
+        started=started,
     )
     write_dataset(dataset, source.table, source.spec)
     return begun.finish(

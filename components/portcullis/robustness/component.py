@@ -1,0 +1,146 @@
+"""The KFP gate `robustness_gate`."""
+
+from typing import NamedTuple
+
+from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Model, Output
+
+from portcullis.container import component, gate_pipeline
+from portcullis.evidence.component import enforce
+
+
+@component
+def evaluate_robustness(
+    model: Input[Model],
+    test: Input[Dataset],
+    evidence: Input[Artifact],
+    epsilon: float,
+    l2_budget: float,
+    pgd_steps: int,
+    pgd_step_size: float,
+    cw_steps: int,
+    cw_c: float,
+    cw_learning_rate: float,
+    deepfool_steps: int,
+    deepfool_overshoot: float,
+    n_min: int,
+    seed: int,
+    step: str,
+    verdict_evidence: Output[Artifact],
+    report: Output[HTML],
+    metrics: Output[Metrics],
+):
+    """Attack a model with FGSM, PGD, CW and DeepFool on the attested test rows, and sign the verdict.
+
+    Args:
+        model: The model.
+        test: The attested test rows.
+        evidence: Evidence of both.
+        epsilon: Linf radius of FGSM and PGD, inputs scaled to 0..1.
+        l2_budget: L2 radius within which CW and DeepFool count.
+        pgd_steps: Steps of PGD.
+        pgd_step_size: Step size of PGD.
+        cw_steps: Steps of CW.
+        cw_c: CW's weight of misclassification.
+        cw_learning_rate: CW's learning rate.
+        deepfool_steps: Steps of DeepFool.
+        deepfool_overshoot: DeepFool's overshoot.
+        n_min: Fewest samples that are judged.
+        seed: Of PGD's random starts.
+        step: Name of this gate in the policy.
+        verdict_evidence: The evidence with the signed verdict.
+        report: The verdict and its figures.
+        metrics: The figures.
+    """
+    from pathlib import Path
+
+    from portcullis.report import log_figures
+    from portcullis.robustness.settings import RobustnessSettings
+    from portcullis.robustness.stage import evaluate_robustness as run
+
+    statement = run(
+        step=step,
+        model=Path(model.path),
+        test=Path(test.path),
+        evidence=Path(evidence.path),
+        settings=RobustnessSettings(
+            epsilon=epsilon,
+            l2_budget=l2_budget,
+            pgd_steps=pgd_steps,
+            pgd_step_size=pgd_step_size,
+            cw_steps=cw_steps,
+            cw_c=cw_c,
+            cw_learning_rate=cw_learning_rate,
+            deepfool_steps=deepfool_steps,
+            deepfool_overshoot=deepfool_overshoot,
+            n_min=n_min,
+            seed=seed,
+        ),
+        report=Path(report.path),
+        bundle=Path(verdict_evidence.path),
+    )
+    log_figures(metrics, statement)
+
+
+@gate_pipeline("robustness-gate")
+def robustness_gate(
+    model: Input[Model],
+    test: Input[Dataset],
+    evidence: Input[Artifact],
+    epsilon: float,
+    l2_budget: float,
+    pgd_steps: int,
+    pgd_step_size: float,
+    cw_steps: int,
+    cw_c: float,
+    cw_learning_rate: float,
+    deepfool_steps: int,
+    deepfool_overshoot: float,
+    n_min: int,
+    seed: int,
+    step: str,
+) -> NamedTuple("Outputs", [("evidence", Artifact)]):
+    """Refuse a model that FGSM, PGD, CW or DeepFool break too often, and whatever cannot be judged soundly.
+
+    The bounds that it must keep are the policy's. PASSED means that these attacks found no more within these budgets on
+    the attested test rows.
+
+    Args:
+        model: The model.
+        test: The attested test rows.
+        evidence: Evidence of both.
+        epsilon: Linf radius of FGSM and PGD, inputs scaled to 0..1.
+        l2_budget: L2 radius within which CW and DeepFool count.
+        pgd_steps: Steps of PGD.
+        pgd_step_size: Step size of PGD.
+        cw_steps: Steps of CW.
+        cw_c: CW's weight of misclassification.
+        cw_learning_rate: CW's learning rate.
+        deepfool_steps: Steps of DeepFool.
+        deepfool_overshoot: DeepFool's overshoot.
+        n_min: Fewest samples that are judged.
+        seed: Of PGD's random starts.
+        step: Name of this gate in the policy.
+
+    Returns:
+        evidence: The evidence with the PASSED verdict.
+    """
+    judged = evaluate_robustness(
+        model=model,
+        test=test,
+        evidence=evidence,
+        epsilon=epsilon,
+        l2_budget=l2_budget,
+        pgd_steps=pgd_steps,
+        pgd_step_size=pgd_step_size,
+        cw_steps=cw_steps,
+        cw_c=cw_c,
+        cw_learning_rate=cw_learning_rate,
+        deepfool_steps=deepfool_steps,
+        deepfool_overshoot=deepfool_overshoot,
+        n_min=n_min,
+        seed=seed,
+        step=step,
+    )
+    held = enforce(subject=model, evidence=judged.outputs["verdict_evidence"], gate=step)
+    outputs = NamedTuple("Outputs", [("evidence", Artifact)])
+    return outputs(evidence=held.outputs["passed"])

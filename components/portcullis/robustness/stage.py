@@ -1,0 +1,61 @@
+"""The robustness gate's `evaluate`: attack a model on the attested test rows and sign the verdict."""
+
+import dataclasses
+from pathlib import Path
+
+from portcullis.dataset import features_and_labels, read_dataset
+from portcullis.digest import tree_digest
+from portcullis.errors import DataError, InconclusiveError, ModelError
+from portcullis.evidence.statement import Figure, Statement
+from portcullis.evidence.step import begin
+from portcullis.files import write_bytes
+from portcullis.models.store import load_model
+from portcullis.report import gate_page
+from portcullis.robustness.settings import RobustnessSettings
+
+
+def evaluate_robustness(
+    *, step: str, model: Path, test: Path, evidence: Path, settings: RobustnessSettings, report: Path, bundle: Path
+) -> Statement:
+    """Attack a model and state what it withstood.
+
+    Whatever cannot be judged soundly is FAILED, with the reason `inconclusive`.
+
+    Args:
+        step: This gate's name in the policy.
+        model: The model's directory.
+        test: The attested test rows.
+        evidence: The bundle of evidence of both.
+        settings: The plan of attack.
+        report: Where the HTML report goes.
+        bundle: Where the evidence goes, the verdict included.
+
+    Raises:
+        EvidenceError: The evidence does not hold for this very model and these very rows.
+        MissingDependencyError: PyTorch or torchattacks is not installed.
+    """
+    begun = begin(
+        step,
+        stage="robustness_gate",
+        inputs={"model": tree_digest(model), "test": tree_digest(test)},
+        parameters=dataclasses.asdict(settings),
+        evidence=[evidence],
+    )
+    from portcullis.robustness.evaluate import evaluate
+
+    figures: dict[str, Figure] = {}
+    inconclusive = ""
+    try:
+        loaded = load_model(model)
+        rows = read_dataset(test)
+        spec = rows.spec
+        described = (loaded.spec.shape, loaded.spec.low, loaded.spec.high, loaded.spec.labels)
+        if described != (spec.features.shape, spec.features.low, spec.features.high, spec.label.classes):
+            raise ModelError("the model does not take these rows: shape, bounds or labels differ")
+        features, labels = features_and_labels(rows)
+        figures = dict(evaluate(loaded, features, labels, settings).figures)
+    except (InconclusiveError, DataError, ModelError) as error:
+        inconclusive = str(error)
+    statement = begun.finish(bundle=bundle, figures=figures, inconclusive=inconclusive)
+    write_bytes(report, gate_page(statement, begun.rule).encode())
+    return statement

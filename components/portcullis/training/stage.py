@@ -1,0 +1,66 @@
+"""`train`: learn from the attested training rows only, and attest the model."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from portcullis.dataset import features_and_labels, read_dataset
+from portcullis.digest import tree_digest
+from portcullis.evidence.statement import Statement
+from portcullis.evidence.step import begin
+from portcullis.models.store import ModelSpec, save_model
+from portcullis.training.settings import TrainingSettings
+
+
+def train_model(
+    *,
+    step: str,
+    dataset: Path,
+    evidence: Path,
+    architecture: str,
+    options: Mapping[str, Any],
+    settings: TrainingSettings,
+    model: Path,
+    bundle: Path,
+) -> Statement:
+    """Train a model.
+
+    Args:
+        step: This step's name in the policy.
+        dataset: The training rows.
+        evidence: Their bundle of evidence.
+        architecture: Name of an installed architecture.
+        options: Its options.
+        settings: How to train.
+        model: Where the model's directory goes.
+        bundle: Where the evidence goes.
+
+    Raises:
+        EvidenceError: The evidence does not hold for these very rows.
+        DataError: The rows are malformed.
+        ModelError: The architecture is unknown, or the model is not finite.
+        MissingDependencyError: PyTorch is not installed.
+    """
+    begun = begin(
+        step,
+        stage="train",
+        inputs={"dataset": tree_digest(dataset)},
+        parameters={"architecture": architecture, "options": dict(options), **dataclasses.asdict(settings)},
+        evidence=[evidence],
+    )
+    from portcullis.training.adversarial import train
+
+    rows = read_dataset(dataset)
+    spec = ModelSpec(
+        architecture=architecture,
+        options=options,
+        shape=rows.spec.features.shape,
+        low=rows.spec.features.low,
+        high=rows.spec.features.high,
+        labels=rows.spec.label.classes,
+    )
+    features, labels = features_and_labels(rows)
+    module, figures = train(features, labels, spec, settings)
+    save_model(model, module, spec)
+    return begun.finish(bundle=bundle, outputs={"model": tree_digest(model)}, figures=figures)
