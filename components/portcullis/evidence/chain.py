@@ -226,7 +226,11 @@ def join_bundle(lines: Iterable[bytes]) -> bytes:
 
 def parameter_difference(stated: Mapping[str, object], demanded: Mapping[str, object]) -> str:
     """Say in one line which parameters differ from the policy's."""
-    names = sorted(name for name in {*stated, *demanded} if stated.get(name, ...) != demanded.get(name, ...))
+
+    def spelt(parameters: Mapping[str, object], name: str) -> bytes:
+        return canonical_json([parameters[name]] if name in parameters else [])  # as they were compared: True is not 1
+
+    names = sorted(name for name in {*stated, *demanded} if spelt(stated, name) != spelt(demanded, name))
     shown = ", ".join(
         f"{name} is {_show(stated.get(name, ...))}, the policy says {_show(demanded.get(name, ...))}" for name in names
     )
