@@ -13,8 +13,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from portcullis import errors
 from portcullis.errors import EvidenceError, PipelineError, PortcullisError, UsageError
@@ -126,7 +127,8 @@ def _run_child(arguments: dict[str, object], home: Home, root: Path, scratch: Pa
         TRUST_ENV: str(home.trust),
         STATE_ENV: str(home.state),
     }
-    child = subprocess.Popen(
+    log: list[str] = []
+    with subprocess.Popen(
         [sys.executable, "-m", "portcullis_pipelines.local"],
         env=environment,
         stdin=subprocess.PIPE,
@@ -135,25 +137,24 @@ def _run_child(arguments: dict[str, object], home: Home, root: Path, scratch: Pa
         text=True,
         errors="replace",
         start_new_session=True,
-    )
-    assert child.stdin is not None  # noqa: S101 - for the type checker: both are pipes
-    assert child.stdout is not None  # noqa: S101
-    log: list[str] = []
-    try:
-        with child.stdin as stream:
-            json.dump({"arguments": arguments, "root": str(root)}, stream)
-        for line in child.stdout:
-            log.append(line)
-            if started := _STARTED.search(line):
-                progress(started[1], "started")
-            elif finished := _FINISHED.search(line):
-                progress(finished[1], finished[2])
-        child.wait()
-    finally:
-        # Also on Ctrl-C: the runner's own children share the group and must not outlive us.
+    ) as child:
         try:
-            os.killpg(child.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            child.poll()
-        child.wait()
+            with _pipe(child.stdin) as stream:
+                json.dump({"arguments": arguments, "root": str(root)}, stream)
+            for line in _pipe(child.stdout):
+                log.append(line)
+                if started := _STARTED.search(line):
+                    progress(started[1], "started")
+                elif finished := _FINISHED.search(line):
+                    progress(finished[1], finished[2])
+        finally:
+            # Also on Ctrl-C: the runner's own children share the group and must not outlive us.
+            with suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
     return "".join(log)
+
+
+def _pipe(stream: IO[str] | None) -> IO[str]:
+    if stream is None:
+        raise PipelineError("the runner's process has no pipe")
+    return stream

@@ -15,7 +15,7 @@ GATES = [step.name for step in STEPS if step.kind == "gate" and step.name != "de
 DAY_MS = 24 * 3600 * 1000
 
 
-def refused_everywhere(run, error: type[RefusedError] = RefusedError, match: str = "") -> None:
+def refused_everywhere(run, error: type[RefusedError] = RefusedError, match: str | None = None) -> None:
     """Neither is the folder believed, nor does admit sign it anew, nor does a server open it."""
     with pytest.raises(RefusedError):
         run.verify()
@@ -109,13 +109,13 @@ def weaker(value):
         case bool():
             return not value
         case int() | float():
-            return value / 2
+            return value / 2 or 1
         case str():
             return value + "x"
         case list():
             return value[:-1]
         case dict():
-            return {key: value[key] for key in list(value)[:-1]}
+            return {key: value[key] for key in list(value)[:-1]} or {"width": 1}
     raise TypeError(value)
 
 

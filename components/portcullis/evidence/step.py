@@ -156,7 +156,9 @@ def begin(
         raise EvidenceError(f"step {step!r} came without evidence")
     if nonce is not None and chain.nonce:
         raise EvidenceError(f"step {step!r} came with evidence of a run and may not begin another")
-    return Step(rule, store, chain, tuple(lines), nonce or chain.nonce, started, dict(inputs), signer_for(store, rule))
+    return Step(
+        rule, store, chain, tuple(lines), nonce or chain.nonce, started or now, dict(inputs), signer_for(store, rule)
+    )
 
 
 def _rule(store: TrustStore, step: str, stage: str, parameters: Mapping[str, Any]) -> StepRule:
