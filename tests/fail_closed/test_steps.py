@@ -1,0 +1,347 @@
+"""Attacks on single steps, with the artifacts of a real run: each step refuses by itself, before it works."""
+
+import dataclasses
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from portcullis.admission.stage import admit
+from portcullis.dataset import read_dataset, write_dataset
+from portcullis.deploy.stage import deploy
+from portcullis.digest import tree_digest
+from portcullis.encryption.stage import encrypt
+from portcullis.errors import (
+    AdmissionError,
+    EvidenceError,
+    GateFailedError,
+    KeyMaterialError,
+    PipelineError,
+    PolicyError,
+    RefusedError,
+)
+from portcullis.evidence.chain import join_bundle, split_bundle
+from portcullis.evidence.dsse import Envelope
+from portcullis.evidence.statement import Statement
+from portcullis.evidence.step import enforce
+from portcullis.pii.stage import mask_pii, residual_pii
+from portcullis.robustness.stage import evaluate_robustness
+from portcullis.split.stage import split_dataset
+from portcullis.training.stage import train_model
+from portcullis_pipelines import run as running
+
+pytestmark = pytest.mark.slow
+
+
+class Steps:
+    """Every step of the run as a call whose artifacts can be replaced."""
+
+    def __init__(self, run, folder: Path):
+        self.run, self.folder = run, folder
+        task = run.task
+        self.given = {
+            "mask_pii": {"dataset": task("ingest/dataset"), "evidence": task("ingest/dataset_evidence")},
+            "residual_pii": {"dataset": task("mask-pii/masked"), "evidence": task("mask-pii/masked_evidence")},
+            "split": {"dataset": task("mask-pii/masked"), "evidence": task("enforce/passed")},
+            "train": {"dataset": task("split/train"), "evidence": task("split/split_evidence")},
+            "robustness:trained": {
+                "model": task("train/model"),
+                "test": task("split/test"),
+                "evidence": task("train/model_evidence"),
+            },
+            "encrypt": {"model": task("train/model"), "evidence": task("enforce-2/passed")},
+        }
+
+    def call(self, step: str, **replaced: Path):
+        config, out = self.run.config, self.folder
+        given = {"step": step, "bundle": out / "bundle", **self.given[step], **replaced}
+        with self.run.environment():
+            match step:
+                case "mask_pii":
+                    return mask_pii(entities=config.entities, masked=out / "masked", **given)
+                case "residual_pii":
+                    return residual_pii(entities=config.entities, report=out / "report", **given)
+                case "split":
+                    return split_dataset(
+                        test_fraction=config.test_fraction, train=out / "train", test=out / "test", **given
+                    )
+                case "train":
+                    return train_model(
+                        architecture=config.architecture,
+                        options=config.options,
+                        settings=config.training,
+                        model=out / "model",
+                        **given,
+                    )
+                case "robustness:trained":
+                    return evaluate_robustness(settings=config.robustness, report=out / "report", **given)
+                case "encrypt":
+                    return encrypt(recipients=config.recipients, sealed=out / "sealed", **given)
+        raise AssertionError(step)
+
+    def written(self) -> list[str]:
+        return sorted(path.name for path in self.folder.iterdir())
+
+
+@pytest.fixture
+def steps(attacked, tmp_path: Path) -> Steps:
+    (tmp_path / "out").mkdir()
+    return Steps(attacked, tmp_path / "out")
+
+
+ARTIFACTS = [
+    ("mask_pii", "dataset"),
+    ("residual_pii", "dataset"),
+    ("split", "dataset"),
+    ("train", "dataset"),
+    ("robustness:trained", "model"),
+    ("robustness:trained", "test"),
+    ("encrypt", "model"),
+]
+
+
+def altered(artifact: Path, target: Path) -> Path:
+    """Copy an artifact and flip one bit of its largest file."""
+    shutil.copytree(artifact, target)
+    path = max((path for path in target.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    return target
+
+
+@pytest.mark.parametrize(("step", "name"), ARTIFACTS)
+def test_an_artifact_is_altered_between_two_steps(steps, tmp_path, step, name):
+    changed = altered(steps.given[step][name], tmp_path / "changed")
+    with pytest.raises(EvidenceError, match="swapped or altered"):
+        steps.call(step, **{name: changed})
+    assert steps.written() == []
+
+
+@pytest.mark.parametrize(("step", "name"), ARTIFACTS)
+def test_an_artifact_is_missing(steps, tmp_path, step, name):
+    with pytest.raises(RefusedError):
+        steps.call(step, **{name: tmp_path / "nothing"})
+    assert steps.written() == []
+
+
+@pytest.mark.parametrize("step", ["mask_pii", "residual_pii", "split", "train", "robustness:trained", "encrypt"])
+@pytest.mark.parametrize("content", [b"", b"{}\n", b"\xff\n"], ids=["empty", "nonsense", "binary"])
+def test_the_evidence_does_not_come_with_it(steps, tmp_path, step, content):
+    bundle = tmp_path / "none"
+    bundle.write_bytes(content)
+    with pytest.raises(EvidenceError):
+        steps.call(step, evidence=bundle)
+    assert steps.written() == []
+
+
+def test_the_residual_gate_is_left_out(steps):
+    with pytest.raises(EvidenceError, match="no evidence of step 'residual_pii'"):
+        steps.call("split", evidence=steps.given["residual_pii"]["evidence"])
+
+
+def test_the_robustness_gate_is_left_out(steps):
+    with pytest.raises(EvidenceError, match="no evidence of step 'robustness:trained'"):
+        steps.call("encrypt", evidence=steps.given["robustness:trained"]["evidence"])
+
+
+def test_the_data_are_not_masked_at_all(steps):
+    with pytest.raises(EvidenceError, match="'dataset' is not mask_pii.dataset"):
+        steps.call("split", dataset=steps.given["mask_pii"]["dataset"])
+
+
+def test_the_model_is_judged_on_the_rows_it_learned_from(steps):
+    with pytest.raises(EvidenceError, match="'test' is not split.test"):
+        steps.call("robustness:trained", test=steps.given["train"]["dataset"])
+
+
+def test_the_model_learns_from_the_rows_that_judge_it(steps):
+    with pytest.raises(EvidenceError, match=r"'dataset' is not split.train"):
+        steps.call("train", dataset=steps.given["robustness:trained"]["test"])
+
+
+def restated(run, bundle: Path, step: str, target: Path, **changes) -> Path:
+    """Write a bundle in which one step states something else, signed by its own (stolen) key."""
+    lines = []
+    for line in split_bundle(bundle.read_bytes()):
+        statement = Statement.parse(Envelope.parse(line).payload)
+        lines.append(run.sign(statement.replace(**changes)) if statement.step == step else line)
+    target.write_bytes(join_bundle(lines))
+    return target
+
+
+def test_an_identifier_is_left_behind_and_the_gate_finds_it(steps, attacked, tmp_path):
+    """The masking step is the attacker's: it signs a data set that still holds one customer's number."""
+    masked = read_dataset(steps.given["residual_pii"]["dataset"])
+    index = masked.table.column_names.index("note")
+    notes = masked.table.column("note").to_pylist()
+    notes[7] = "please call about SSN 219-09-9999"
+    import pyarrow as pa
+
+    left = tmp_path / "left"
+    write_dataset(left, masked.table.set_column(index, "note", pa.array(notes)), masked.spec)
+    evidence = restated(
+        attacked,
+        steps.given["residual_pii"]["evidence"],
+        "mask_pii",
+        tmp_path / "evidence",
+        outputs={"dataset": tree_digest(left)},
+    )
+    statement = steps.call("residual_pii", dataset=left, evidence=evidence)
+    assert (statement.verdict, statement.figures["residual_identifiers"]) == ("FAILED", 1)
+    assert (steps.folder / "report").read_text().count("FAILED") >= 1
+    assert "219-09-9999" not in (steps.folder / "report").read_text()
+    with attacked.environment(), pytest.raises(GateFailedError, match="residual_identifiers = 1"):
+        enforce("residual_pii", subject=tree_digest(left), evidence=steps.folder / "bundle", passed=tmp_path / "passed")
+    assert not (tmp_path / "passed").exists()
+    with pytest.raises(GateFailedError):
+        steps.call("split", dataset=left, evidence=steps.folder / "bundle")
+
+
+def test_enforce_is_shown_another_subject_than_the_gate_judged(attacked, tmp_path):
+    other = tree_digest(attacked.task("ingest/dataset"))
+    bundle = attacked.task("enforce/passed")
+    with attacked.environment(), pytest.raises(EvidenceError, match="judged something else"):
+        enforce("residual_pii", subject=other, evidence=bundle, passed=tmp_path / "passed")
+
+
+def test_enforce_is_pointed_at_a_step_that_is_no_gate(attacked, tmp_path):
+    with attacked.environment(), pytest.raises(PolicyError, match="no gate"):
+        enforce("train", subject="0" * 64, evidence=attacked.task("enforce-2/passed"), passed=tmp_path / "passed")
+
+
+def test_the_pipeline_calls_a_step_with_weaker_parameters_than_the_policys(steps):
+    weak = dataclasses.replace(steps.run.config, entities=("EMAIL",))
+    steps.run = dataclasses.replace(steps.run, config=weak)
+    for step in ("mask_pii", "residual_pii"):
+        with pytest.raises(PolicyError, match="entities"):
+            steps.call(step)
+
+
+def test_the_model_is_sealed_for_the_attacker(steps, attacked):
+    from portcullis.encryption.recipients import SealingPrivateKey
+
+    key = SealingPrivateKey.generate().public_key().to_pem()
+    (attacked.home.keys / "serving.pub.pem").write_bytes(key)
+    with pytest.raises(KeyMaterialError, match="not the recipient"):
+        steps.call("encrypt")
+    assert steps.written() == []
+
+
+def test_a_step_is_run_with_another_steps_key(steps, attacked):
+    shutil.copyfile(attacked.home.keys / "ingest.pem", attacked.home.keys / "encrypt.pem")
+    with pytest.raises(PolicyError, match="not the one that the policy names"):
+        steps.call("encrypt")
+
+
+def test_admit_without_the_admission_key(attacked, tmp_path):
+    (attacked.home.keys / "admit.pem").unlink()
+    with pytest.raises(KeyMaterialError):
+        attacked.admit()
+
+
+def test_deploy_is_given_no_admission(attacked, tmp_path):
+    with attacked.environment(), pytest.raises(AdmissionError, match="no admission"):
+        deploy(
+            step="deploy",
+            sealed=attacked.output / "model",
+            admission=tmp_path / "nothing",
+            evidence=attacked.output / "evidence.intoto.jsonl",
+            target="local",
+            deployment=tmp_path / "deployment",
+        )
+    assert not (tmp_path / "deployment").exists()
+
+
+def test_deploy_is_given_evidence_without_the_gate(attacked, tmp_path):
+    lines = attacked.lines()
+    del lines["robustness:trained"]
+    attacked.write(lines.values())
+    with attacked.environment(), pytest.raises(AdmissionError, match="to the byte"):
+        deploy(
+            step="deploy",
+            sealed=attacked.output / "model",
+            admission=attacked.output / "admission.json",
+            evidence=attacked.output / "evidence.intoto.jsonl",
+            target="local",
+            deployment=tmp_path / "deployment",
+        )
+    assert not (tmp_path / "deployment").exists()
+
+
+def test_admit_is_given_evidence_of_a_step_twice_under_one_name(attacked, tmp_path):
+    evidence = attacked.output / "evidence.intoto.jsonl"
+    lines = attacked.lines()
+    evidence.write_bytes(
+        join_bundle(
+            [
+                *lines.values(),
+                attacked.sign(attacked.statement("train").replace(finished=attacked.statement("train").finished + 1)),
+            ]
+        )
+    )
+    with attacked.environment(), pytest.raises(EvidenceError, match="two different"):
+        admit(sealed=attacked.output / "model", evidence=evidence, admission=tmp_path / "admission")
+    assert not (tmp_path / "admission").exists()
+
+
+def test_caching_is_switched_on_and_a_whole_older_run_is_replayed(real_run, tmp_path):
+    with pytest.raises(EvidenceError, match="older than this run"):
+        running._publish(real_run.root, real_run.store, tmp_path / "output", started=running.now_ms())
+    assert not (tmp_path / "output").exists()
+
+
+@pytest.mark.parametrize(
+    "missing", ["encrypt/sealed", "admit/admission", "deploy/deployment", "encrypt/sealed_evidence"]
+)
+def test_a_step_left_no_output_though_the_runner_says_success(real_run, tmp_path, missing):
+    root = tmp_path / "root"
+    shutil.copytree(real_run.root, root)
+    (path,) = root.glob(f"**/{missing}")
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(PipelineError, match="left 0 of"):
+        running._publish(root, real_run.store, tmp_path / "output", started=0)
+    assert not (tmp_path / "output").exists()
+
+
+VANISHING = '''
+import sys
+from kfp import dsl, local
+from kfp.dsl import Artifact, Input, Model, Output
+from portcullis.admission.component import admit
+from portcullis.container import component
+from portcullis.encryption.component import encrypt
+from portcullis.preflight.component import preflight
+
+@component
+def train(evidence: Input[Artifact], model: Output[Model], model_evidence: Output[Artifact]):
+    """Leave without a word."""
+    import sys
+    sys.exit(0)
+
+@dsl.pipeline(name="vanishing")
+def pipeline():
+    begun = preflight()
+    trained = train(evidence=begun.outputs["evidence"])
+    sealed = encrypt(model=trained.outputs["model"], evidence=trained.outputs["model_evidence"], recipients=["x"])
+    admit(sealed=sealed.outputs["sealed"], evidence=sealed.outputs["sealed_evidence"])
+
+local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=sys.argv[1])
+pipeline()
+'''
+
+
+def test_a_step_exits_with_0_and_without_output(attacked, tmp_path):
+    """The local runner calls such a task a success; the next step refuses what is not there."""
+    script = tmp_path / "vanishing.py"
+    script.write_text(VANISHING)
+    with attacked.environment():
+        done = subprocess.run(
+            [sys.executable, str(script), str(tmp_path / "root")], capture_output=True, text=True, timeout=120
+        )
+    assert done.returncode != 0
+    assert (tmp_path / "root").exists()
+    left = [path.name for path in (tmp_path / "root").rglob("*") if path.name in ("sealed", "admission")]
+    assert left == []
