@@ -40,8 +40,8 @@ from portcullis.evidence.trust import REVOCATIONS_TYPE, Revocations, Seen, Trust
 from portcullis.keys import Signer
 from portcullis.strict_yaml import load_yaml
 
-few = settings(deadline=None, max_examples=60)
-many = settings(deadline=None, max_examples=250)
+few = settings(deadline=None, max_examples=40)
+many = settings(deadline=None, max_examples=120)
 
 WORLD = World()
 OWNER = WORLD.owner.public_key
