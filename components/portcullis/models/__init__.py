@@ -1,0 +1,1 @@
+"""Models: their description, their file format without code in it, and the architectures that weights may fill."""

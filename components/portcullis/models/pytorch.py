@@ -1,0 +1,53 @@
+"""PyTorch, or the line that installs it; and what every use of it here shares.
+
+Only modules that compute with tensors import this one, so that nothing else needs PyTorch.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+from portcullis.errors import MissingDependencyError
+
+try:
+    import torch
+except ModuleNotFoundError as error:
+    if error.name != "torch":
+        raise
+    raise MissingDependencyError("PyTorch is missing; run: pip install 'kfp-portcullis[torch]'") from error
+
+__all__ = ["FOREIGN_ERRORS", "reproducible", "torch"]
+
+# What PyTorch, and networks and attacks written for it, raise on options, weights or inputs that they cannot work with.
+FOREIGN_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    StopIteration,
+    TypeError,
+    ValueError,
+)
+
+
+@contextlib.contextmanager
+def reproducible(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed PyTorch's global generators and compute on one CPU thread inside the block; put both back after it.
+
+    Initialisation, dropout and the attacks draw from the global generators of the CPU and of `device`, so a generator
+    of one's own cannot reach them. The order of floating-point sums depends on the number of threads; and where cores
+    are shared, threads that wait for one another make small networks many times slower.
+    """
+    cuda = [] if device.type == "cpu" else [torch.cuda.current_device() if device.index is None else device.index]
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng(devices=cuda):
+        # torch.manual_seed would also seed, for good, the accelerators that are not in use.
+        torch.default_generator.manual_seed(seed)
+        for index in cuda:
+            torch.cuda.default_generators[index].manual_seed(seed)
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)

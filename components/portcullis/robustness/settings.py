@@ -1,0 +1,70 @@
+"""What a model must withstand: plain values, so that a policy can demand them and a pipeline can pass them on."""
+
+from dataclasses import dataclass
+
+from portcullis.errors import ConfigError
+
+MAX_SEED = 2**53
+
+
+@dataclass(frozen=True)
+class RobustnessSettings:
+    """The plan of `portcullis.robustness.evaluate.evaluate`; the defaults suit 8x8 images of digits.
+
+    Lengths are in units of the scaled input [0, 1]. FGSM and PGD are bounded by `epsilon`. CW and DeepFool look for the
+    nearest misclassified input in L2, however far it is, so each success counts only within `l2_budget`. Its default is
+    the radius at which the L2 ball has the volume of the Linf ball: 2 epsilon Gamma(D/2 + 1)^(1/D) / sqrt(pi), which
+    is 0.404 for epsilon = 0.1 and D = 64 inputs, so that neither threat is the smaller set.
+
+    Attributes:
+        epsilon: Linf radius of FGSM and PGD, above 0 and below 0.5, where every input could become grey.
+        l2_budget: L2 radius within which CW and DeepFool count.
+        pgd_steps: Steps of PGD.
+        pgd_step_size: Step size of PGD; the steps together must cross the ball.
+        cw_steps: Steps of CW's optimiser.
+        cw_c: CW's weight of misclassification against distance, for logits scaled to a median margin of 10.
+        cw_learning_rate: Learning rate of CW's optimiser, in tanh space.
+        deepfool_steps: Steps of DeepFool.
+        deepfool_overshoot: Share by which DeepFool oversteps the boundary; the excess is taken back afterwards.
+        n_min: Fewest samples that are judged.
+        seed: Of PGD's random starts.
+
+    Raises:
+        ConfigError: A value is out of its range, or PGD could not reach the ends of its ball.
+    """
+
+    epsilon: float = 0.1
+    l2_budget: float = 0.4
+    pgd_steps: int = 40
+    pgd_step_size: float = 0.01
+    cw_steps: int = 100
+    cw_c: float = 0.3
+    cw_learning_rate: float = 0.05
+    deepfool_steps: int = 20
+    deepfool_overshoot: float = 0.5
+    n_min: int = 100
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, high in (
+            ("epsilon", 0.5),
+            ("l2_budget", 1e6),
+            ("pgd_step_size", 1.0),
+            ("cw_c", 1e6),
+            ("cw_learning_rate", 1e3),
+            ("deepfool_overshoot", 1e3),
+        ):
+            if not 0 < getattr(self, name) < high:
+                raise ConfigError(f"robustness: {name} must be above 0 and below {high:g}")
+        for name, low, most in (
+            ("pgd_steps", 1, 100_000),
+            ("cw_steps", 1, 100_000),
+            ("deepfool_steps", 1, 100_000),
+            ("n_min", 1, 1 << 30),
+            ("seed", 0, MAX_SEED),
+        ):
+            value = getattr(self, name)
+            if type(value) is not int or not low <= value <= most:
+                raise ConfigError(f"robustness: {name} must be a whole number from {low} to {most}")
+        if self.pgd_steps * self.pgd_step_size < 2 * self.epsilon:
+            raise ConfigError("robustness: pgd_steps times pgd_step_size must be at least twice epsilon")

@@ -1,0 +1,1 @@
+"""Training: adversarial by default."""
