@@ -1,0 +1,196 @@
+"""`overhead`: what evidence and sealing add to the demo.
+
+The steps of the demo run twice in one process: as signed steps, and as the bare functions that they call, with no
+evidence, no sealing and no verification. Training and attacks cost the same in both and dwarf the rest, so they run
+once, their result is used in every pair, and the difference of each pair is set against the whole demo's time without
+evidence. KFP's own cost per task and the server's start are in neither.
+"""
+
+import os
+import pkgutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from unittest import mock
+
+from benchmarks import Record, command
+from portcullis.admission.stage import admit
+from portcullis.dataset import features_and_labels, read_dataset, write_dataset
+from portcullis.digest import tree_digest
+from portcullis.encryption.stage import encrypt
+from portcullis.evidence.step import KEYS_ENV, enforce
+from portcullis.evidence.trust import STATE_ENV, TRUST_ENV
+from portcullis.ingest.readers import read_source
+from portcullis.ingest.stage import ingest
+from portcullis.keys import symmetric_key
+from portcullis.models.store import ModelSpec, load_model, save_model
+from portcullis.pii.mask import mask_table
+from portcullis.pii.residual import residual_figures
+from portcullis.pii.stage import mask_pii, masking_plan, residual_pii
+from portcullis.preflight.stage import preflight
+from portcullis.robustness.stage import evaluate_robustness
+from portcullis.serving.admitted import open_admitted
+from portcullis.split.split import split
+from portcullis.split.stage import split_dataset
+from portcullis.training.stage import train_model
+from portcullis_pipelines.config import ReferenceConfig
+from portcullis_pipelines.home import Home, ensure_trust, generate_keys
+
+URI = "builtin:cheque-digits"
+TRAIN = "portcullis.training.adversarial.train"
+EVALUATE = "portcullis.robustness.evaluate.evaluate"
+
+
+def signed(config: ReferenceConfig, home: Home, out: Path) -> None:
+    """Run the steps as the pipeline does."""
+    nonce = preflight(step="preflight", bundle=out / "e0")
+    spec = str(config.arguments(URI)["dataset_spec"])
+    ingest(step="ingest", nonce=nonce, evidence=out / "e0", uri=URI, spec=spec, dataset=out / "raw", bundle=out / "e1")
+    names = config.entities
+    mask_pii(
+        step="mask_pii", dataset=out / "raw", evidence=out / "e1", entities=names, masked=out / "m", bundle=out / "e2"
+    )
+    residual_pii(
+        step="residual_pii", dataset=out / "m", evidence=out / "e2", entities=names, report=out / "r", bundle=out / "e3"
+    )
+    enforce("residual_pii", subject=tree_digest(out / "m"), evidence=out / "e3", passed=out / "e4")
+    split_dataset(
+        step="split",
+        dataset=out / "m",
+        evidence=out / "e4",
+        test_fraction=config.test_fraction,
+        train=out / "train",
+        test=out / "test",
+        bundle=out / "e5",
+    )
+    train_model(
+        step="train",
+        dataset=out / "train",
+        evidence=out / "e5",
+        architecture=config.architecture,
+        options=config.options,
+        settings=config.training,
+        model=out / "model",
+        bundle=out / "e6",
+    )
+    evaluate_robustness(
+        step="robustness:trained",
+        model=out / "model",
+        test=out / "test",
+        evidence=out / "e6",
+        settings=config.robustness,
+        report=out / "r2",
+        bundle=out / "e7",
+    )
+    enforce("robustness:trained", subject=tree_digest(out / "model"), evidence=out / "e7", passed=out / "e8")
+    encrypt(
+        step="encrypt",
+        model=out / "model",
+        evidence=out / "e8",
+        recipients=config.recipients,
+        sealed=out / "sealed",
+        bundle=out / "e9",
+    )
+    admit(sealed=out / "sealed", evidence=out / "e9", admission=out / "admission")
+    open_admitted(
+        sealed=out / "sealed",
+        admission=out / "admission",
+        evidence=out / "e9",
+        trust=None,
+        private_key=(home.keys / "serving.pem").read_bytes(),
+    )
+
+
+def bare(config: ReferenceConfig, home: Home, out: Path) -> None:
+    """Run the functions that the steps call, on the same data, without evidence and sealing."""
+    from portcullis.robustness.evaluate import evaluate
+    from portcullis.training.adversarial import train
+
+    source = read_source(URI, config.dataset)
+    write_dataset(out / "raw", source.table, source.spec)
+    raw = read_dataset(out / "raw")
+    plan = masking_plan(raw.spec, config.entities)
+    table, _ = mask_table(raw.table, plan, key=symmetric_key(f"file:{home.keys / 'masking.key'}"))
+    write_dataset(out / "m", table, raw.spec)
+    residual_figures(read_dataset(out / "m").table, plan)
+    masked = read_dataset(out / "m")
+    sides = split(masked, key=symmetric_key(f"file:{home.keys / 'split.key'}"), test_fraction=config.test_fraction)
+    write_dataset(out / "train", sides.train, masked.spec)
+    write_dataset(out / "test", sides.test, masked.spec)
+    rows = read_dataset(out / "train")
+    described = rows.spec.features
+    spec = ModelSpec(
+        config.architecture, config.options, described.shape, described.low, described.high, rows.spec.label.classes
+    )
+    module, _ = train(*features_and_labels(rows), spec, config.training)
+    save_model(out / "model", module, spec)
+    evaluate(load_model(out / "model"), *features_and_labels(read_dataset(out / "test")), config.robustness)
+    load_model(out / "model")
+
+
+def measure(quick: bool) -> Sequence[Record]:  # noqa: FBT001
+    """Return the record of this benchmark."""
+    with tempfile.TemporaryDirectory(prefix="portcullis-bench-") as folder, _home(Path(folder)) as (config, home):
+        with _recorded(TRAIN) as trained, _recorded(EVALUATE) as judged:
+            whole = _timed(bare, config, home, Path(folder))
+        added = []
+        with mock.patch(TRAIN, return_value=trained[0]), mock.patch(EVALUATE, return_value=judged[0]):
+            for _ in range(5 if quick else 20):
+                without = _timed(bare, config, home, Path(folder))
+                added.append(_timed(signed, config, home, Path(folder)) - without)
+    shares = [100 * seconds / whole for seconds in added]
+    low, _, high = statistics.quantiles(shares, n=4)
+    middle = statistics.median(shares)
+    return [
+        Record(
+            name=f"evidence and sealing, of the demo's {whole:.1f} s without them",
+            unit="%",
+            ours=middle,
+            peer=None,
+            peer_name="",
+            ratio=None,
+            spread=(high - low) / middle,
+            target=10,
+            better="lower",
+        )
+    ]
+
+
+@contextmanager
+def _recorded(name: str) -> Iterator[list[object]]:
+    """Call the function through, and keep what it returns."""
+    results: list[object] = []
+    function = pkgutil.resolve_name(name)
+
+    def call(*arguments: object) -> object:
+        results.append(function(*arguments))
+        return results[-1]
+
+    with mock.patch(name, call):
+        yield results
+
+
+@contextmanager
+def _home(folder: Path) -> Iterator[tuple[ReferenceConfig, Home]]:
+    home = Home(folder / "home")
+    generate_keys(home)
+    _, config = ensure_trust(home, ReferenceConfig.load(None))
+    names = {KEYS_ENV: f"file:{home.keys}", TRUST_ENV: str(home.trust), STATE_ENV: str(home.state)}
+    with mock.patch.dict(os.environ, names):
+        yield config, home
+
+
+def _timed(
+    work: Callable[[ReferenceConfig, Home, Path], None], config: ReferenceConfig, home: Home, folder: Path
+) -> float:
+    with tempfile.TemporaryDirectory(dir=folder) as out:
+        start = time.perf_counter()
+        work(config, home, Path(out))
+        return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    command("overhead", measure)
