@@ -40,8 +40,10 @@ from portcullis.evidence.trust import REVOCATIONS_TYPE, Revocations, Seen, Trust
 from portcullis.keys import Signer
 from portcullis.strict_yaml import load_yaml
 
-few = settings(deadline=None, max_examples=40)
-many = settings(deadline=None, max_examples=120)
+# A busy machine is no reason to fail.
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+few = settings(patient, max_examples=40)
+many = settings(patient, max_examples=120)
 
 WORLD = World()
 OWNER = WORLD.owner.public_key
@@ -361,11 +363,16 @@ def test_order_and_repetition_of_lines_mean_nothing(lines, repeated):
 @few
 @given(st.sets(st.sampled_from(LINES)))
 def test_a_chain_holds_only_whole(lines):
-    if len(lines) == len(LINES):
-        assert verify_chain(lines, POLICY, needed=NEEDED, judged_at=NOW)
-    else:
-        with pytest.raises(EvidenceError):
-            verify_chain(lines, POLICY, needed=NEEDED, judged_at=NOW)
+    steps = {Statement.parse(Envelope.parse(line).payload).step for line in lines}
+    for needed, holds in (
+        (NEEDED, steps == NEEDED),
+        ((), all(POLICY.step(step).parents <= steps for step in steps)),
+    ):
+        if holds:
+            assert set(verify_chain(lines, POLICY, needed=needed, judged_at=NOW).statements) == steps
+        else:
+            with pytest.raises(EvidenceError):
+                verify_chain(lines, POLICY, needed=needed, judged_at=NOW)
 
 
 @many
@@ -410,7 +417,7 @@ def test_a_tampered_policy_is_refused(signed):
         verify_policy(signed, OWNER, now=NOW)
 
 
-@settings(deadline=None, max_examples=100)
+@many
 @given(mutations(yaml.safe_load(SIGNED_POLICY)))
 def test_a_mutated_policy_is_refused_or_sound(document):
     try:
@@ -458,7 +465,7 @@ def test_revocations_survive_their_signature(version, keys, admissions, rollback
     assert Revocations.verify(revocations.sign(WORLD.owner), OWNER) == revocations
 
 
-@settings(deadline=None, max_examples=40)
+@few
 @given(st.binary(max_size=40) | any_json.map(lambda value: json.dumps(value).encode()))
 def test_a_memory_of_other_bytes_is_refused(data):
     with tempfile.TemporaryDirectory() as folder:
@@ -529,7 +536,7 @@ def written(tree, root):
         (root / path).write_bytes(data)
 
 
-@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.filter_too_much])
+@few
 @given(trees)
 def test_a_tree_on_disk_digests_as_in_memory_whatever_the_order(tree):
     with tempfile.TemporaryDirectory() as folder:
@@ -545,7 +552,7 @@ def test_two_trees_share_a_digest_only_when_they_are_one(one, other):
     assert (in_memory(one) == in_memory(other)) == (one == other)
 
 
-@settings(deadline=None, max_examples=50)
+@few
 @given(trees, st.data())
 def test_every_change_of_a_tree_shows(tree, data):
     path = data.draw(st.sampled_from(sorted(tree)))

@@ -22,7 +22,7 @@ from portcullis.evidence.admission import (
     verify_admission,
     verify_deployment,
 )
-from portcullis.evidence.chain import MAX_SKEW_MS
+from portcullis.evidence.chain import MAX_SKEW_MS, accept_statement
 from portcullis.evidence.dsse import Envelope, seal_payload
 from portcullis.evidence.statement import Statement
 from portcullis.evidence.trust import Revocations, Seen
@@ -369,6 +369,16 @@ def test_admit_cannot_state_a_step_in_its_own_name(store, lines):
         issue([*lines, WORLD.line(posing)], store)
 
 
+def test_one_is_not_true_among_parameters(store):
+    policy, honest = store.policy, WORLD.statements(store.policy)["train"]
+    for demanded, stated in (({"shuffle": True}, {"shuffle": 1}), ({"shuffle": 0}, {"shuffle": False})):
+        rule = dataclasses.replace(policy.step("train"), parameters=demanded)
+        other = dataclasses.replace(policy, steps={**policy.steps, "train": rule})
+        assert accept_statement(WORLD.line(honest.replace(parameters=demanded)), other, ())
+        with pytest.raises(EvidenceError, match="parameters differ from the policy's: shuffle is"):
+            accept_statement(WORLD.line(honest.replace(parameters=stated)), other, ())
+
+
 def test_a_policy_must_say_which_model_is_sealed(store):
     policy = store.policy
     assert content_source(policy) == "train.model"
@@ -458,6 +468,14 @@ def test_a_deployment_that_failed_is_a_failed_gate(store, lines, admission, depl
 def test_another_gate_of_the_chain_is_no_deployment(store, lines, admission):
     with pytest.raises(EvidenceError, match="did not deploy this admission"):
         verify_deployed(WORLD.statements(store.policy)["robustness:trained"], store, lines, admission)
+
+
+def test_a_step_that_is_given_any_admission_is_no_deployment(store, lines, admission, deployment):
+    policy = store.policy
+    rule = dataclasses.replace(policy.step("deploy"), inputs={"sealed": "encrypt.sealed", "admission": "external"})
+    careless = dataclasses.replace(store, policy=dataclasses.replace(policy, steps={**policy.steps, "deploy": rule}))
+    with pytest.raises(EvidenceError, match="did not deploy this admission"):
+        verify_deployed(deployment, careless, lines, admission)
 
 
 def test_a_step_that_the_policy_does_not_know_is_no_deployment(store, lines, admission, deployment):

@@ -1,6 +1,7 @@
 """The policy: what is written is what is read, and nothing unsound or unsigned is a policy."""
 
 import base64
+import copy
 import datetime as dt
 import math
 
@@ -120,7 +121,7 @@ def add(**changes):
 
     def edit(document):
         key = Signer.generate().public_key.pem
-        document["steps"].append({**document["steps"][-1], "name": "more", "key": key, **changes})
+        document["steps"].append({**copy.deepcopy(document["steps"][-1]), "name": "more", "key": key, **changes})
 
     return edit
 
@@ -184,11 +185,11 @@ UNSOUND = {
     "parameter is a date": step("train", parameters={"a": dt.date(2026, 1, 1)}),
     "parameter is nan": step("train", parameters={"a": math.nan}),
     "parameter name is a number": step("train", parameters={1: 2}),
-    "requires a transform": step("encrypt", requires=["train"]),
-    "requires a later gate": step("encrypt", requires=["deploy"]),
+    "requires a transform": step("encrypt", requires=[GATE, "train"]),
+    "requires a later gate": step("encrypt", requires=[GATE, "deploy"]),
     "requires itself": step(GATE, requires=[GATE]),
-    "requires nothing known": step("encrypt", requires=["nothing"]),
-    "requires a list": step("encrypt", requires=[[GATE]]),
+    "requires nothing known": step("encrypt", requires=[GATE, "nothing"]),
+    "requires a list": step("encrypt", requires=[GATE, [GATE]]),
     "requires a number": step("encrypt", requires=1),
     "requires text": step("encrypt", requires=GATE),
     "transform with checks": step("train", checks={"a": {"min": 1}}),
@@ -225,6 +226,12 @@ def test_a_number_too_long_to_print_is_refused(setting):
     assert BODY.count(setting) == 1
     with pytest.raises(PolicyError):
         parse_policy(BODY.replace(setting, setting.split()[0] + b" 0x" + b"f" * 10_000), digest="x")
+
+
+def test_a_further_step_is_sound_when_nothing_is_wrong_with_it():
+    document = yaml.safe_load(BODY)
+    add()(document)
+    assert "more" in parse_policy(yaml.safe_dump(document).encode(), digest="x").steps
 
 
 def test_the_honest_policy_survives_the_same_treatment():

@@ -1,6 +1,7 @@
 """The trust store: complete, signed, the pinned one, and never an older one than was seen."""
 
-from concurrent.futures import ThreadPoolExecutor
+import fcntl
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 from chains import NOW, World
@@ -17,6 +18,7 @@ from portcullis.evidence.trust import (
     state_directory,
     write_trust_store,
 )
+from portcullis.files import write_bytes
 from portcullis.keys import Signer
 
 WORLD = World()
@@ -284,8 +286,14 @@ def test_a_state_directory_below_a_file_is_refused(tmp_path, trust, monkeypatch)
         observe(load(trust))
 
 
-def test_concurrent_observations_lose_none(trust):
+def test_observations_wait_for_one_another(tmp_path, trust):
     store = load(trust)
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda version: observe(store, deployed=version), range(1, 41)))
-    assert observe(store).admission == 40
+    observe(store, deployed=1)
+    with ThreadPoolExecutor(1) as pool, (tmp_path / "state" / ".lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        waiting = pool.submit(observe, store, deployed=2)
+        done, _ = wait([waiting], timeout=0.2)
+        assert not done
+        write_bytes(tmp_path / "state" / "seen.json", canonical_json(vars(Seen(3, 1, 7))))
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        assert waiting.result() == Seen(3, 1, 7)
