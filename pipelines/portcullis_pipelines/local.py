@@ -19,8 +19,10 @@ def main() -> int:
     except ImportError as error:
         raise MissingDependencyError("running needs KFP; run: pip install 'kfp-portcullis[kfp]'") from error
 
+    from portcullis_pipelines.compile import compiled
     from portcullis_pipelines.reference import reference_pipeline
 
+    compiled(reference_pipeline)  # lints it: this runner fails open in ways that only the compiled form shows
     warnings.filterwarnings("ignore", category=RuntimeWarning, module="kfp")
     local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=request["root"])
     reference_pipeline(**request["arguments"])

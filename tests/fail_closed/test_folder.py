@@ -255,6 +255,29 @@ def test_the_folders_own_policy_is_not_believed(attacked):
         attacked.verify()
 
 
+def test_a_policy_names_no_gate(attacked):
+    """All of nothing must never pass, not even under the owner's own signature."""
+    from portcullis.evidence.policy import policy_body, sign_policy
+    from portcullis_pipelines.steps import STEPS, policy_steps
+
+    keys = {step.name: attacked.home.signer(step.name).public_key for step in STEPS}
+    steps = [
+        {**step, "requires": []} for step in policy_steps(attacked.config, keys) if "gate" not in step["stage"]
+    ]
+    body = policy_body(
+        name="cheque-digits",
+        environment="development",
+        version=2,
+        expires=4_000_000_000_000,
+        max_age=3600,
+        admission_lifetime=3600,
+        development=True,
+        steps=steps,
+    )
+    with pytest.raises(PolicyError, match="no gate stands before the admission"):
+        sign_policy(body, attacked.home.signer("owner"))
+
+
 def test_there_is_no_trust_store(attacked, tmp_path):
     with pytest.raises(TrustStoreError):
         TrustStore.load(tmp_path / "nothing")

@@ -15,6 +15,7 @@ from portcullis.digest import tree_digest
 from portcullis.encryption.stage import encrypt
 from portcullis.errors import (
     AdmissionError,
+    DataError,
     EvidenceError,
     GateFailedError,
     KeyMaterialError,
@@ -160,6 +161,18 @@ def test_the_model_is_judged_on_the_rows_it_learned_from(steps):
 def test_the_model_learns_from_the_rows_that_judge_it(steps):
     with pytest.raises(EvidenceError, match=r"'dataset' is not split.train"):
         steps.call("train", dataset=steps.given["robustness:trained"]["test"])
+
+
+def test_the_test_rows_overlap_the_training_rows(steps, monkeypatch):
+    """Whatever went wrong in the split, its sides are compared again, by other code, before they are attested."""
+    import portcullis.split.split as splitting
+
+    rows = read_dataset(steps.given["split"]["dataset"])
+    assert splitting.overlap(rows, rows) == rows.table.num_rows
+    monkeypatch.setattr(splitting, "overlap", lambda *_: 1)
+    with pytest.raises(DataError, match="lie on both sides"):
+        steps.call("split")
+    assert steps.written() == []
 
 
 def restated(run, bundle: Path, step: str, target: Path, **changes) -> Path:
