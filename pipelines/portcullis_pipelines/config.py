@@ -20,14 +20,15 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
-from portcullis.robustness.settings import RobustnessSettings
-from portcullis.training.settings import TrainingSettings
-
 from portcullis.dataset import DatasetSpec
 from portcullis.errors import ConfigError, DataError
 from portcullis.files import read_bytes
 from portcullis.pii.entities import Entity
+from portcullis.robustness.settings import RobustnessSettings
 from portcullis.strict_yaml import MAX_YAML_BYTES, load_yaml
+from portcullis.training.settings import TrainingSettings
+
+MAX_SAMPLES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,10 @@ class Thresholds:
     samples: int = 100
 
     def __post_init__(self) -> None:
-        if not (0 < self.robust_accuracy <= self.clean_accuracy <= 1 and self.samples >= 1):
-            raise ConfigError("thresholds need 0 < robust_accuracy <= clean_accuracy <= 1 and at least one sample")
+        if not (0 < self.robust_accuracy <= self.clean_accuracy <= 1 and 1 <= self.samples <= MAX_SAMPLES):
+            raise ConfigError(
+                f"thresholds need 0 < robust_accuracy <= clean_accuracy <= 1 and 1 to {MAX_SAMPLES} samples"
+            )
 
 
 @dataclass(frozen=True)
@@ -81,10 +84,9 @@ class ReferenceConfig:
             text = resources.files("portcullis.ingest").joinpath("cheque-digits.yaml").read_text("utf-8")
             return cls(dataset=DatasetSpec.from_yaml(text))
         try:
-            document = load_yaml(read_bytes(path, limit=MAX_YAML_BYTES))
-        except DataError as error:
+            return cls.from_dict(load_yaml(read_bytes(path, limit=MAX_YAML_BYTES)))
+        except (DataError, ConfigError) as error:
             raise ConfigError(f"{path}: {error}") from error
-        return cls.from_dict(document)
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> "ReferenceConfig":
@@ -104,7 +106,7 @@ class ReferenceConfig:
             dataset=DatasetSpec.from_dict(sections["dataset"]),
             entities=_entities(masking.get("entities", list(Entity))),
             test_fraction=_fraction(split.get("test_fraction", 0.2)),
-            architecture=str(model.get("architecture", "digits-cnn")),
+            architecture=_name(model.get("architecture", "digits-cnn")),
             options=_options(model.get("options", {})),
             training=_section(TrainingSettings, sections.get("training", {}), "training"),
             robustness=_section(RobustnessSettings, sections.get("robustness", {}), "robustness"),
@@ -129,11 +131,23 @@ class ReferenceConfig:
 def _known(value: Any, names: set[str], where: str) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise ConfigError(f"{where} is not a mapping")
-    unknown = sorted(set(map(str, value)) - names)
+    unknown = sorted(_shown(key) for key in value if key not in names)
     if unknown:
         raise ConfigError(f"{where} knows no {', '.join(unknown)}; it knows {', '.join(sorted(names))}")
     return value
 
+
+def _shown(value: Any) -> str:
+    # One line of bounded length, whatever the file holds.
+    try:
+        text = repr(value)
+    except ValueError:  # Python refuses to spell integers of more than 4,300 digits, which YAML's 0x… can hold
+        return "a very large number"
+    return text if len(text) <= 80 else f"{text[:80]}…"
+
+
+# YAML 1.1 reads 1e-3 as text.
+_KINDS = {float: "a finite number (write 1e-3 as 0.001)", int: "a whole number", str: "text"}
 
 T = TypeVar("T", TrainingSettings, RobustnessSettings, Thresholds)
 
@@ -142,28 +156,39 @@ def _section(kind: type[T], value: Any, where: str) -> T:
     known = _known(value, {it.name for it in dataclasses.fields(kind)}, where)
     for name, given in known.items():
         default = getattr(kind, name)
-        expected = (int, float) if isinstance(default, float) else (type(default),)
-        if not isinstance(given, expected) or isinstance(given, bool) != isinstance(default, bool):
-            raise ConfigError(f"{where}.{name} is {given!r}, not of type {type(default).__name__}")
+        fits = _is_number(given) if isinstance(default, float) else type(given) is type(default)
+        if not fits:
+            raise ConfigError(f"{where}.{name} is {_shown(given)}, not {_KINDS[type(default)]}")
     return kind(**{name: type(getattr(kind, name))(given) for name, given in known.items()})
 
 
+def _is_number(value: Any) -> bool:
+    # Beyond 2**53 a float64 no longer holds every integer and canonical JSON refuses the number; NaN compares to false.
+    return type(value) in (int, float) and abs(value) <= 2**53
+
+
+def _name(value: Any) -> str:
+    if not isinstance(value, str) or not value.isprintable() or not 1 <= len(value) <= 64:
+        raise ConfigError("model.architecture is the name of an installed architecture, 1 to 64 printable characters")
+    return value
+
+
 def _entities(value: Any) -> tuple[str, ...]:
-    known = set(Entity)
+    known = [entity.value for entity in Entity]
     if not isinstance(value, list) or not value or not all(name in known for name in value):
-        raise ConfigError(f"masking.entities is a list of {', '.join(Entity)}")
+        raise ConfigError(f"masking.entities is a list of {', '.join(known)}")
+    if len(set(value)) != len(value):
+        raise ConfigError("masking.entities names one twice")
     return tuple(str(name) for name in value)
 
 
 def _options(value: Any) -> dict[str, float]:
-    if not isinstance(value, dict) or not all(
-        isinstance(name, str) and isinstance(it, int | float) and not isinstance(it, bool) for name, it in value.items()
-    ):
-        raise ConfigError("model.options maps names to numbers")
+    if not isinstance(value, dict) or not all(isinstance(name, str) and _is_number(it) for name, it in value.items()):
+        raise ConfigError("model.options maps names to finite numbers of at most 2**53 in size")
     return dict(value)
 
 
 def _fraction(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
+    if not _is_number(value) or not 0 < value < 1:
         raise ConfigError("split.test_fraction is above 0 and below 1")
     return float(value)
