@@ -42,6 +42,6 @@ class _StrictLoader(yaml.SafeLoader):
         if self.check_event(yaml.AliasEvent):
             raise yaml.composer.ComposerError(None, None, "aliases are not allowed")
         # PyYAML's constructors leak IndexError, KeyError and AttributeError on text that a tag forces on them.
-        if getattr(self.peek_event(), "tag", None) is not None:
+        if getattr(self.peek_event(), "tag", None) is not None:  # type: ignore[no-untyped-call]
             raise yaml.composer.ComposerError(None, None, "explicit tags are not allowed")
         return super().compose_node(parent, index)
