@@ -131,6 +131,7 @@ def begin(
         parameters: The parameters that the component was called with.
         evidence: Bundles that came with the inputs; they are united.
         nonce: Only for the first step, which mints it.
+        started: When the work began, milliseconds since the epoch; now when None.
         store: The trust store; the one that PORTCULLIS_TRUST names when None.
 
     Raises:
