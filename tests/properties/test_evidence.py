@@ -43,7 +43,7 @@ from portcullis.strict_yaml import load_yaml
 # A busy machine is no reason to fail.
 patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 few = settings(patient, max_examples=40)
-many = settings(patient, max_examples=120)
+many = settings(patient, max_examples=80)
 
 WORLD = World()
 OWNER = WORLD.owner.public_key
