@@ -45,8 +45,8 @@ _DTYPES = {
     "torch.bool": "BOOL",
 }
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
-# Beyond 2**53 a whole number has no spelling in canonical JSON.
-_LARGEST_NUMBER = 2.0**53
+# Above it a whole number has no spelling in canonical JSON (RFC 8785).
+_LARGEST_NUMBER = 2**53 - 1
 
 Option = bool | int | float | str
 

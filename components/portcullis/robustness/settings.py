@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from portcullis.errors import ConfigError
 
-MAX_SEED = 2**53
+MAX_SEED = 2**53 - 1
 
 
 @dataclass(frozen=True)

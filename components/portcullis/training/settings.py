@@ -9,7 +9,7 @@ from portcullis.errors import ConfigError
 Method = Literal["pgd", "trades", "plain"]
 DeviceChoice = Literal["auto", "cpu", "cuda"]
 
-MAX_SEED = 2**53
+MAX_SEED = 2**53 - 1
 
 
 @dataclass(frozen=True)
