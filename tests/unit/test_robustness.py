@@ -1,7 +1,7 @@
 """The robustness measurement: what it finds, when it refuses to judge, and that it leaves everything as it was."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import pytest
@@ -24,6 +24,15 @@ ATTACKS = ("fgsm", "pgd", "cw", "deepfool")
 QUICK = RobustnessSettings(pgd_steps=20, pgd_step_size=0.02, cw_steps=50, cw_learning_rate=0.1, deepfool_steps=10)
 
 Network = Callable[[torch.nn.Module, torch.Tensor], torch.Tensor]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Small networks are much slower on threads that wait for a shared core."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,8 @@
 """Training a classifier, adversarially by default.
 
-Adam with a one-cycle learning rate (Smith and Topin 2019, arXiv:1708.07120); the result is the exponential moving
-average of the weights. On a CPU one thread computes, and the same seed gives the same model, bit by bit, with the same
-PyTorch release and kind of processor; some CUDA kernels do not fix the order of their sums, so there it may differ.
+Adam with a one-cycle learning rate (Smith and Topin 2019, arXiv:1708.07120). On a CPU one thread computes, and the same
+seed gives the same model, bit by bit, with the same PyTorch release and kind of processor; some CUDA kernels do not fix
+the order of their sums, so there it may differ.
 """
 
 import contextlib
@@ -19,7 +19,6 @@ from portcullis.training.settings import TrainingSettings
 
 functional = torch.nn.functional
 
-AVERAGE_DECAY = 0.98
 TRADES_BETA = 6.0
 EVALUATION_ROWS = 1024
 
@@ -49,16 +48,17 @@ def train(
     with reproducible(settings.seed, device):
         module = build_module(spec).to(device)
         try:
-            trained, loss = _fit(module, inputs.to(device), targets.to(device), settings)
-            trained = trained.eval().requires_grad_(requires_grad=False).cpu()
-            accuracy = _accuracy(trained, inputs, targets)
+            loss = _fit(module, inputs.to(device), targets.to(device), settings)
+            module.eval().requires_grad_(requires_grad=False).zero_grad()
+            module.cpu()
+            accuracy = _accuracy(module, inputs, targets)
         except FOREIGN_ERRORS as error:
             raise ModelError(f"architecture {spec.architecture!r} cannot be trained on this: {error}") from error
-    if not np.isfinite(loss) or not all(bool(weights.isfinite().all()) for weights in trained.state_dict().values()):
+    if not np.isfinite(loss) or not all(bool(weights.isfinite().all()) for weights in module.state_dict().values()):
         raise ModelError("training did not stay finite; lower the learning rate")
-    return trained, {
+    return module, {
         "samples": len(inputs),
-        "parameters": sum(weights.numel() for weights in trained.parameters()),
+        "parameters": sum(weights.numel() for weights in module.parameters()),
         "loss": loss,
         "train_accuracy": accuracy,
         "device": device.type,
@@ -77,16 +77,13 @@ def choose_device(choice: str) -> torch.device:
     return torch.device("cuda", 0) if available and choice != "cpu" else torch.device("cpu")
 
 
-def _fit(
-    module: torch.nn.Module, inputs: torch.Tensor, targets: torch.Tensor, settings: TrainingSettings
-) -> tuple[torch.nn.Module, float]:
+def _fit(module: torch.nn.Module, inputs: torch.Tensor, targets: torch.Tensor, settings: TrainingSettings) -> float:
+    """Train the module in place and return the mean loss of the last epoch."""
     optimizer = torch.optim.Adam(module.parameters(), lr=settings.learning_rate)
     steps = -(-len(inputs) // settings.batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, settings.learning_rate, epochs=settings.epochs, steps_per_epoch=steps
     )
-    moving_average = torch.optim.swa_utils.get_ema_multi_avg_fn(AVERAGE_DECAY)  # type: ignore[no-untyped-call]
-    average = torch.optim.swa_utils.AveragedModel(module, multi_avg_fn=moving_average, use_buffers=True)
     module.train()
     loss_sum = torch.zeros((), device=inputs.device)
     for _ in range(settings.epochs):
@@ -97,12 +94,10 @@ def _fit(
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
-            average.update_parameters(module)
             loss_sum += loss.detach() * len(rows)
         if not torch.isfinite(loss_sum):
             break
-    trained: torch.nn.Module = average.module
-    return trained, float(loss_sum) / len(inputs)
+    return float(loss_sum) / len(inputs)
 
 
 def _loss(
