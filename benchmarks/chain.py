@@ -37,17 +37,21 @@ target.write_bytes(seal_payload(statement.encode(), Signer.from_pem(key.read_byt
 
 
 def chain_of(count: int) -> tuple[Policy, list[bytes]]:
-    """Return a policy of `count` transforms in a row (and an admission step), and the evidence of one run."""
+    """Return a policy of `count` steps in a row, the last a gate, then an admission; and the evidence of one run."""
     owner, keys = Signer.generate(), [Signer.generate() for _ in range(count + 1)]
-    blank = {"stage": "stage", "parameters": {"epsilon": 0.1, "steps": 40}, "requires": [], "checks": {}}
+    gate = count - 1
+    parameters = {"epsilon": 0.1, "steps": 40}
     steps = [
         {
             "name": f"step{index}",
-            "kind": "transform" if index < count else "admission",
+            "stage": "stage",
+            "kind": "gate" if index == gate else "transform" if index < count else "admission",
             "key": key.public_key.pem,
-            "inputs": {"data": f"step{index - 1}.data" if index else "external"},
+            "inputs": {"data": f"step{index - 1}.data" if index else "policy"},
             "outputs": ["data"],
-            **blank,
+            "parameters": parameters,
+            "requires": [],
+            "checks": {"accuracy": {"min": 0.75, "max": 1}} if index == gate else {},
         }
         for index, key in enumerate(keys)
     ]
@@ -62,26 +66,25 @@ def chain_of(count: int) -> tuple[Policy, list[bytes]]:
         steps=steps,
     )
     policy = verify_policy(sign_policy(body, owner), owner.public_key, now=NOW)
-    lines = [
-        seal_payload(
-            Statement(
-                f"step{index}",
-                "stage",
-                "transform",
-                "0" * 32,
-                NOW - 1000,
-                NOW,
-                {"data": sha256(b"%d" % (index - 1))},
-                {"data": sha256(b"%d" % index)},
-                {"epsilon": 0.1, "steps": 40},
-                {"rows": 1797},
-                environment(),
-            ).encode(),
-            keys[index],
-        ).encode()
+    made = [policy.digest, *(sha256(b"%d" % index) for index in range(gate))]
+    statements = [
+        Statement(
+            step=f"step{index}",
+            stage="stage",
+            kind="gate" if index == gate else "transform",
+            nonce="0" * 32,
+            started=NOW - 1000,
+            finished=NOW,
+            inputs={"data": made[index]},
+            outputs={"data": made[min(index + 1, gate)]},
+            parameters=parameters,
+            figures={"accuracy": 0.8125},
+            environment=environment(),
+            verdict="PASSED" if index == gate else None,
+        )
         for index in range(count)
     ]
-    return policy, lines
+    return policy, [seal_payload(it.encode(), key).encode() for it, key in zip(statements, keys, strict=False)]
 
 
 def measure(quick: bool) -> Sequence[Record]:  # noqa: FBT001

@@ -96,9 +96,9 @@ class Features:
                 f"features.shape {list(self.shape)} has {math.prod(self.shape)} values, but there are "
                 f"{len(self.columns)} feature columns"
             )
-        # Beyond 2**53 a float64 no longer holds every integer and canonical JSON refuses the number.
-        if not -(2.0**53) <= self.low < self.high <= 2.0**53:
-            raise ConfigError("features.low must be less than features.high, both finite and at most 2**53 in size")
+        # From 2**53 on a float64 no longer holds every integer, and canonical JSON refuses the number.
+        if not -(2.0**53) < self.low < self.high < 2.0**53:
+            raise ConfigError("features.low must be less than features.high, both finite and below 2**53 in size")
 
     @property
     def resolved(self) -> bool:
@@ -268,8 +268,8 @@ def _strings(value: Any, what: str) -> tuple[str, ...]:
 
 
 def _number(value: Any, what: str) -> float:
-    if type(value) not in (int, float) or not abs(value) <= 2**53:
-        raise ConfigError(f"{what} must be a finite number of at most 2**53 in size")
+    if type(value) not in (int, float) or not abs(value) < 2**53:
+        raise ConfigError(f"{what} must be a finite number below 2**53 in size")
     return float(value)
 
 

@@ -149,12 +149,12 @@ def test_the_robustness_gate_is_left_out(steps):
 
 
 def test_the_data_are_not_masked_at_all(steps):
-    with pytest.raises(EvidenceError, match="'dataset' is not mask_pii.dataset"):
+    with pytest.raises(EvidenceError, match=r"'dataset' is not mask_pii\.dataset"):
         steps.call("split", dataset=steps.given["mask_pii"]["dataset"])
 
 
 def test_the_model_is_judged_on_the_rows_it_learned_from(steps):
-    with pytest.raises(EvidenceError, match="'test' is not split.test"):
+    with pytest.raises(EvidenceError, match=r"'test' is not split\.test"):
         steps.call("robustness:trained", test=steps.given["train"]["dataset"])
 
 

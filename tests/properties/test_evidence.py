@@ -59,6 +59,7 @@ ED25519 = Signer.generate("ed25519")
 
 any_text = st.text(st.characters())  # lone surrogates, too
 plain_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+shown_text = plain_text.filter(str.isprintable)
 exact_integers = st.integers(-(2**53) + 1, 2**53 - 1)
 finite = st.floats(allow_nan=False, allow_infinity=False)
 plain_json = st.recursive(
@@ -85,8 +86,8 @@ def statements(draw):
     gate = draw(st.booleans())
     started = draw(st.integers(0, 253_402_300_799_999))
     return Statement(
-        step=draw(plain_text),
-        stage=draw(plain_text),
+        step=draw(shown_text),
+        stage=draw(shown_text),
         kind="gate" if gate else "transform",
         nonce=draw(st.binary(min_size=16, max_size=16)).hex(),
         started=started,
@@ -94,10 +95,10 @@ def statements(draw):
         inputs=draw(named_digests),
         outputs=draw(st.dictionaries(plain_text, digests, min_size=1, max_size=3)),
         parameters=draw(st.dictionaries(plain_text, plain_json, max_size=3)),
-        figures=draw(st.dictionaries(plain_text, exact_integers | finite | plain_text, max_size=3)),
-        environment=draw(st.dictionaries(plain_text, plain_text, max_size=3)),
+        figures=draw(st.dictionaries(plain_text, exact_integers | finite | shown_text, max_size=3)),
+        environment=draw(st.dictionaries(plain_text, shown_text, max_size=3)),
         verdict=draw(st.sampled_from(["PASSED", "FAILED"])) if gate else None,
-        reason=draw(plain_text) if gate else "",
+        reason=draw(shown_text) if gate else "",
     )
 
 

@@ -1,4 +1,4 @@
-"""The rules of the house: imports only go down, heavy packages are imported where they are needed, nothing is unsafe."""
+"""The rules of the house: imports only go down, heavy packages come in where they are needed, nothing is unsafe."""
 
 import ast
 import subprocess

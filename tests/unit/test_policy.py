@@ -261,3 +261,41 @@ def test_text_that_yaml_would_misread_survives():
     policy = parse_policy(body.encode(), digest="x")
     assert (policy.name, policy.environment) == ("on", "2024")
     assert policy.step("train").parameters == awkward
+
+
+def rewritten(world, edit):
+    """Sign a policy whose list of steps was edited."""
+    from chains import STEPS
+
+    blank = {"parameters": {}, "requires": [], "checks": {}}
+    steps = [{**blank, **step, "key": world.keys[step["name"]].public_key.pem} for step in STEPS]
+    return world.policy_bytes(steps=[edit(step) for step in steps])
+
+
+def test_a_required_gate_must_judge_what_the_step_takes():
+    world = World()
+
+    def other(step):
+        if step["name"] == "encrypt":
+            return {**step, "inputs": {"model": "train.test"}}
+        return step
+
+    with pytest.raises(PolicyError, match="judges nothing that this step takes"):
+        rewritten(world, other)
+
+
+def test_some_step_must_take_the_policy_as_its_input():
+    world = World()
+
+    def other(step):
+        return {**step, "inputs": {"policy": "external"}} if step["name"] == "preflight" else step
+
+    with pytest.raises(PolicyError, match="takes the policy as its input"):
+        rewritten(world, other)
+
+
+def test_the_owners_key_is_no_steps_key():
+    world = World()
+    world.keys["train"] = world.owner
+    with pytest.raises(PolicyError, match="owner's key"):
+        world.policy()

@@ -541,7 +541,7 @@ def test_a_clock_set_back_during_the_work_is_noticed(workshop, clock):
 def test_figures_of_any_size_that_json_can_state_are_read_again(workshop):
     workshop.preflight()
     outputs = {"model": tree_digest(workshop.root / "model"), "test": tree_digest(workshop.root / "test")}
-    figures = {"flops": 1e20, "tiny": 5e-324, "rows": -(2**53) + 1, "note": "é\n"}
+    figures = {"flops": 1e20, "tiny": 5e-324, "rows": -(2**53) + 1, "note": "é"}
     workshop.begin("train").finish(bundle=workshop.bundle("train"), outputs=outputs, figures=figures)
     assert workshop.judge().verdict == "PASSED"
 

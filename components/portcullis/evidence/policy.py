@@ -177,7 +177,7 @@ def verify_policy(signed: bytes, owner: PublicKey, *, now: int | None = None) ->
         now: Milliseconds since the epoch; the clock when None.
 
     Raises:
-        PolicyError: Unsigned, altered, signed by another key, malformed or expired.
+        PolicyError: Unsigned, altered, signed by another key, malformed, expired, or the owner's key is a step's too.
     """
     if len(signed) > MAX_POLICY_BYTES:
         raise PolicyError(f"the policy is larger than {MAX_POLICY_BYTES} bytes")
@@ -193,6 +193,8 @@ def verify_policy(signed: bytes, owner: PublicKey, *, now: int | None = None) ->
     if not owner.verifies(signature, pre_authentication_encoding(POLICY_TYPE, body)):
         raise PolicyError("the policy was not signed by the owner that this trust store pins, or it was altered")
     policy = parse_policy(body, digest=sha256(signed))
+    if any(rule.key == owner for rule in policy.steps.values()):
+        raise PolicyError("a step has the owner's key; whoever runs it could sign a policy")
     if not (now if now is not None else time.time_ns() // 1_000_000) < policy.expires:
         raise PolicyError(f"policy {policy.name} version {policy.version} expired at {format_time(policy.expires)}")
     return policy
@@ -281,6 +283,9 @@ def _require_order(rules: list[StepRule]) -> None:
         for gate in rule.requires:
             if gate not in earlier or earlier[gate].kind != "gate":
                 raise PolicyError(f"step {rule.name} requires {gate!r}, which is no earlier gate")
+            judged = {earlier[gate].inputs[name] for name in earlier[gate].outputs}
+            if not judged & set(rule.inputs.values()):
+                raise PolicyError(f"step {rule.name} requires {gate!r}, which judges nothing that this step takes")
         if rule.kind == "gate" and not set(rule.outputs) <= set(rule.inputs):
             raise PolicyError(f"gate {rule.name} judges something that is not its input")
         earlier[rule.name] = rule
@@ -290,6 +295,8 @@ def _require_order(rules: list[StepRule]) -> None:
     needed = _ancestors(earlier, admissions[0])
     if not any(earlier[name].kind == "gate" for name in needed):
         raise PolicyError("no gate stands before the admission step; all of nothing must never pass")
+    if not any(POLICY in earlier[name].inputs.values() for name in needed):
+        raise PolicyError("no step before the admission takes the policy as its input; evidence would fit another one")
     keys = [rule.key for rule in rules]
     if len(set(keys)) != len(keys):
         raise PolicyError("two steps share a key; every step has its own")

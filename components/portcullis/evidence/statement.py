@@ -209,10 +209,13 @@ class Statement:
 
 def _require_sound(statement: Statement) -> None:
     texts = [statement.step, statement.stage, statement.nonce, statement.reason, *statement.environment.values()]
+    shown = [figure for figure in statement.figures.values() if isinstance(figure, str)]
     digests = [*statement.inputs.values(), *statement.outputs.values()]
     sound = (
         all(isinstance(text, str) for text in texts)
         and NONCE.fullmatch(statement.nonce) is not None
+        # Text that a terminal would obey or a log would break on has no place in evidence.
+        and all(text.isprintable() for text in [*texts, *shown])
         and all(is_digest(digest) for digest in digests)
         and bool(statement.outputs)
         and isinstance(statement.parameters, dict)

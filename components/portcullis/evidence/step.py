@@ -83,7 +83,7 @@ class Step:
             outputs = {name: self.inputs[name] for name in self.rule.outputs}
             verdict, reason = judge(figures, self.rule.checks)
             if inconclusive:
-                verdict, reason = "FAILED", f"{INCONCLUSIVE}{inconclusive}"
+                verdict, reason = "FAILED", f"{INCONCLUSIVE}{_one_line(inconclusive)}"
         if set(outputs or {}) != set(self.rule.outputs):
             raise EvidenceError(f"step {self.rule.name!r} made {sorted(outputs or {})}, not {list(self.rule.outputs)}")
         statement = Statement(
@@ -109,6 +109,11 @@ class Step:
         line = seal_payload(payload, self.signer).encode()
         write_bytes(bundle, join_bundle([*self.lines, line]))
         return statement
+
+
+def _one_line(text: str) -> str:
+    """Return text that fits evidence, whatever a library put into its error message."""
+    return "".join(character if character.isprintable() else "?" for character in " ".join(text.split()))
 
 
 def begin(

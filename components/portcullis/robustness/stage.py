@@ -3,13 +3,13 @@
 import dataclasses
 from pathlib import Path
 
-from portcullis.dataset import features_and_labels, read_dataset
+from portcullis.dataset import DatasetSpec, features_and_labels, read_dataset
 from portcullis.digest import tree_digest
 from portcullis.errors import DataError, InconclusiveError, ModelError
 from portcullis.evidence.statement import Figure, Statement
 from portcullis.evidence.step import begin
 from portcullis.files import write_bytes
-from portcullis.models.store import load_model
+from portcullis.models.store import ModelSpec, load_model
 from portcullis.report import gate_page
 from portcullis.robustness.settings import RobustnessSettings
 
@@ -46,12 +46,8 @@ def evaluate_robustness(
     figures: dict[str, Figure] = {}
     inconclusive = ""
     try:
-        loaded = load_model(model)
-        rows = read_dataset(test)
-        spec = rows.spec
-        described = (loaded.spec.shape, loaded.spec.low, loaded.spec.high, loaded.spec.labels)
-        if described != (spec.features.shape, spec.features.low, spec.features.high, spec.label.classes):
-            raise ModelError("the model does not take these rows: shape, bounds or labels differ")
+        loaded, rows = load_model(model), read_dataset(test)
+        _require_fit(loaded.spec, rows.spec)
         features, labels = features_and_labels(rows)
         figures = dict(evaluate(loaded, features, labels, settings).figures)
     except (InconclusiveError, DataError, ModelError) as error:
@@ -59,3 +55,14 @@ def evaluate_robustness(
     statement = begun.finish(bundle=bundle, figures=figures, inconclusive=inconclusive)
     write_bytes(report, gate_page(statement, begun.rule).encode())
     return statement
+
+
+def _require_fit(model: ModelSpec, rows: DatasetSpec) -> None:
+    features = rows.features
+    if (model.shape, model.low, model.high, model.labels) != (
+        features.shape,
+        features.low,
+        features.high,
+        rows.label.classes,
+    ):
+        raise ModelError("the model does not take these rows: shape, bounds or labels differ")
