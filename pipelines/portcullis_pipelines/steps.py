@@ -30,7 +30,9 @@ class ReferenceStep:
         kind: `transform`, `gate` or `admission`.
         inputs: Input name to where it comes from.
         outputs: Output names; for a gate, what it judges.
-        refuses: What it refuses, in a few words, for tables and pictures.
+        refuses: What it refuses, in a few words; so are the next two, for tables and pictures.
+        threat: What it stands against.
+        limits: What it does not defend against.
         requires: Gates that must have PASSED before.
         parameters: The parameters that the policy demands.
         checks: For a gate, the bounds on its figures.
@@ -42,6 +44,8 @@ class ReferenceStep:
     inputs: Mapping[str, str]
     outputs: tuple[str, ...]
     refuses: str
+    threat: str
+    limits: str
     requires: tuple[str, ...] = ()
     parameters: Callable[[ReferenceConfig], Mapping[str, Any]] = field(default=_none)
     checks: Callable[[ReferenceConfig], Bounds] = field(default=_none)
@@ -55,6 +59,8 @@ STEPS: tuple[ReferenceStep, ...] = (
         inputs={"policy": "policy"},
         outputs=("nonce",),
         refuses="a policy that is unsigned, expired or not the pinned one; a missing key",
+        threat="evidence of another run put in; a run under no policy",
+        limits="it checks the policy, not the pipeline or its image",
     ),
     ReferenceStep(
         name="ingest",
@@ -63,6 +69,8 @@ STEPS: tuple[ReferenceStep, ...] = (
         inputs={"nonce": "preflight.nonce", "raw": "external"},
         outputs=("dataset",),
         refuses="malformed rows, with their position; links; a schema that is not the declared one",
+        threat="data altered on the way in, or other data than the evidence says",
+        limits="any raw data under the declared schema is accepted; who chose them is not judged",
         parameters=lambda config: {"spec": config.dataset.to_dict()},
     ),
     ReferenceStep(
@@ -72,6 +80,8 @@ STEPS: tuple[ReferenceStep, ...] = (
         inputs={"dataset": "ingest.dataset"},
         outputs=("dataset",),
         refuses="columns of a type it cannot scan; an undeclared column of card numbers",
+        threat="identifiers in training data, artifacts, logs and reports",
+        limits="names and addresses in free text; numbers that are not declared",
         parameters=lambda config: {"entities": list(config.entities)},
     ),
     ReferenceStep(
@@ -81,6 +91,8 @@ STEPS: tuple[ReferenceStep, ...] = (
         inputs={"dataset": "mask_pii.dataset"},
         outputs=("dataset",),
         refuses="any identifier left after masking",
+        threat="identifiers that masking missed",
+        limits="kinds of identifier that neither looks for",
         parameters=lambda config: {"entities": list(config.entities)},
         checks=lambda _: {
             "residual_identifiers": {"min": 0, "max": 0},
@@ -97,6 +109,8 @@ STEPS: tuple[ReferenceStep, ...] = (
         outputs=("train", "test"),
         requires=("residual_pii",),
         refuses="test rows that occur in training; a class missing on either side; too few test rows",
+        threat="a test set chosen to flatter the model, or learned from",
+        limits="near-duplicates that differ in one pixel",
         parameters=lambda config: {"test_fraction": config.test_fraction},
     ),
     ReferenceStep(
@@ -106,6 +120,8 @@ STEPS: tuple[ReferenceStep, ...] = (
         inputs={"dataset": "split.train"},
         outputs=("model",),
         refuses="non-finite weights or figures; features out of their declared range",
+        threat="adversarial examples at inference time",
+        limits="whoever holds this step's key can attest another model",
         parameters=lambda config: {
             "architecture": config.architecture,
             "options": dict(config.options),
@@ -119,6 +135,8 @@ STEPS: tuple[ReferenceStep, ...] = (
         inputs={"model": "train.model", "test": "split.test"},
         outputs=("model",),
         refuses="a model that FGSM, PGD, CW or DeepFool break too often; whatever cannot be judged soundly",
+        threat="shipping a model that small perturbations break",
+        limits="PASSED is what these attacks found within these budgets, not a proof",
         parameters=lambda config: dataclasses.asdict(config.robustness),
         checks=lambda config: {
             "robust_accuracy": {"min": config.thresholds.robust_accuracy, "max": 1},
@@ -134,6 +152,8 @@ STEPS: tuple[ReferenceStep, ...] = (
         outputs=("sealed",),
         requires=("robustness:trained",),
         refuses="a model that no gate passed; a recipient that the policy does not name",
+        threat="model theft from storage; a shipped model that was not judged",
+        limits="whoever holds the serving key reads the model",
         parameters=lambda config: {"recipients": list(config.recipients)},
     ),
     ReferenceStep(
@@ -143,6 +163,8 @@ STEPS: tuple[ReferenceStep, ...] = (
         inputs={"sealed": "encrypt.sealed"},
         outputs=("admission",),
         refuses="evidence that does not form one unbroken chain to this sealed model",
+        threat="a gate left out, skipped, cached, replayed or forged; anything swapped",
+        limits="whoever holds a step's key can lie about that step",
     ),
     ReferenceStep(
         name="deploy",
@@ -151,6 +173,8 @@ STEPS: tuple[ReferenceStep, ...] = (
         inputs={"sealed": "encrypt.sealed", "admission": "admit.admission"},
         outputs=("sealed",),
         refuses="an admission that is forged, expired, revoked or rolled back; a server that answers wrongly",
+        threat="serving an unjudged or outdated model, or to anyone",
+        limits="the local target shows one server's answers, on loopback",
         parameters=lambda _: {"target": "local"},
         checks=lambda _: {
             "good": {"min": 200, "max": 200},
