@@ -6,6 +6,7 @@ TORCH := torch==2.13.0
 # Set to https://download.pytorch.org/whl/cpu to fetch PyTorch without CUDA.
 TORCH_INDEX ?=
 OUTPUT ?= portcullis-run
+PIP_COMPILE = $(BIN)/pip-compile --quiet --constraint build/torch.txt --generate-hashes --unsafe-package torch --strip-extras --no-header --no-annotate --no-emit-index-url --no-emit-find-links $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test lint format bench compile lock clean
@@ -41,8 +42,9 @@ format: install ## rewrite the code in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-compile: install ## write every component.yaml and the reference pipeline's YAML
+compile: install ## write every component.yaml, the reference pipeline's YAML and the READMEs' tables
 	$(BIN)/python -m portcullis_pipelines.compile
+	$(BIN)/python -m portcullis_pipelines.readme
 
 bench: install ## run the benchmarks; QUICK=1 for a short run
 	$(BIN)/python -m benchmarks $(if $(QUICK),--quick)
@@ -50,8 +52,10 @@ bench: install ## run the benchmarks; QUICK=1 for a short run
 lock: install ## pin the newest tested versions again (torch stays outside hash locking)
 	$(BIN)/pip install --quiet pip-tools
 	mkdir -p build && echo "$(TORCH)" > build/torch.txt
-	$(BIN)/pip-compile --quiet --upgrade --extra dev --constraint build/torch.txt --generate-hashes --unsafe-package torch --strip-extras --no-header --no-annotate --no-emit-index-url --no-emit-find-links --output-file requirements.lock pyproject.toml
+	$(PIP_COMPILE) --upgrade --extra dev --output-file requirements.lock pyproject.toml
 	sed -i '/^# WARNING/,/^kfp-portcullis @/d' requirements.lock
+	$(PIP_COMPILE) --upgrade --extra kfp,torch,serve,data --constraint requirements.lock --output-file images/requirements.lock pyproject.toml
+	sed -i '/^# WARNING/,$$d' images/requirements.lock
 
 clean: ## remove what was built
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
