@@ -52,13 +52,14 @@ def steps() -> str:
     """Return the steps of the reference pipeline as a Markdown table, each linked to its stage's README."""
     folders = {stage: folder for folder, stage in STAGES.items()} | {gate: folder for folder, gate in GATES.values()}
     return _table(
-        ("Step", "Kind", "Inputs", "Refuses"),
+        ("Step", "Kind", "Refuses", "Stands against", "Does not defend against"),
         (
             (
                 f"[{step.name}](components/portcullis/{folders[step.stage]}/README.md)",
                 step.kind,
-                ", ".join(f"{name} from `{source}`" for name, source in step.inputs.items()),
                 step.refuses,
+                step.threat,
+                step.limits,
             )
             for step in STEPS
         ),

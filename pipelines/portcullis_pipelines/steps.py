@@ -58,7 +58,7 @@ STEPS: tuple[ReferenceStep, ...] = (
         kind="transform",
         inputs={"policy": "policy"},
         outputs=("nonce",),
-        refuses="a policy that is unsigned, expired or not the pinned one; a missing key",
+        refuses="a missing trust store; a policy that is unsigned, expired or not the pinned one",
         threat="evidence of another run put in; a run under no policy",
         limits="it checks the policy, not the pipeline or its image",
     ),
