@@ -108,7 +108,7 @@ CSV_VALUES = {
     # A letter first, so that a text is no number, boolean or lone blank: CSV cannot tell those apart.
     "string": st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=8).map("x".__add__),
 }
-SPEC = DatasetSpec("x", Label("the label", ("0", "1")), Features(("the feature",), (1,), -(2.0**53), 2.0**53))
+SPEC = DatasetSpec("x", Label("the label", ("0", "1")), Features(("the feature",), (1,), -(2.0**53) + 1, 2.0**53 - 1))
 
 
 @st.composite
@@ -173,7 +173,7 @@ TREATMENTS = st.sampled_from(["token", "drop", "scan"])
 def specs(draw: st.DrawFn) -> DatasetSpec:
     names = draw(st.lists(COLUMN, min_size=2, max_size=8, unique=True))
     count = draw(st.integers(1, len(names) - 1))
-    low, high = sorted(draw(st.lists(st.floats(-(2.0**53), 2.0**53), min_size=2, max_size=2, unique=True)))
+    low, high = sorted(draw(st.lists(st.floats(-(2.0**53) + 1, 2.0**53 - 1), min_size=2, max_size=2, unique=True)))
     return DatasetSpec(
         name=draw(st.from_regex(r"[a-z0-9-]{1,63}", fullmatch=True)),
         label=Label(names[0], tuple(draw(st.lists(COLUMN, min_size=2, max_size=5, unique=True)))),
