@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from typing import Protocol
 
+from portcullis.digest import is_digest
 from portcullis.evidence.policy import StepRule
 from portcullis.evidence.statement import Check, Figure, Statement, format_time
 
@@ -36,36 +37,35 @@ def paragraph(text: str, *, kind: str = "") -> str:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Return a table; a cell that reads PASSED or FAILED is coloured."""
+    """Return a table; a cell that reads PASSED or FAILED is coloured, and a digest may be broken anywhere."""
 
     def cell(value: object) -> str:
-        text = html.escape(_text(value))
-        return f'<td class="{text}">{text}</td>' if text in ("PASSED", "FAILED") else f"<td>{text}</td>"
+        text = html.escape(plain(value))
+        kind = text if text in ("PASSED", "FAILED") else "digest" if is_digest(value) else ""
+        return f'<td class="{kind}">{text}</td>' if kind else f"<td>{text}</td>"
 
     head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
     body = "".join(f"<tr>{''.join(cell(value) for value in row)}</tr>" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def bar_chart(values: Mapping[str, float], *, low: float | None = None) -> str:
-    """Draw shares (0..1) as horizontal bars in SVG; `low` is marked as the line to reach."""
-    row, label, width = 26, 230, 420
-    height = row * len(values) + 26
-    parts = [f'<svg viewBox="0 0 {label + width + 70} {height}" role="img">']
+def bar_chart(values: Mapping[str, float], lows: Mapping[str, float]) -> str:
+    """Draw shares (0..1) as horizontal bars in SVG; a bar that falls short of its line in `lows` is coloured."""
+    row, label, width = 26, 200, 360
+    whole = label + width + 60
+    parts = [f'<svg viewBox="0 0 {whole} {row * len(values)}" role="img" style="width:{whole}px">']
     for index, (name, value) in enumerate(values.items()):
-        y = index * row + 4
+        y = index * row + 3
+        low = lows.get(name)
+        colour = "var(--bad)" if low is not None and not value >= low else "var(--bar)"
         share = min(max(value, 0.0), 1.0)
-        colour = "var(--bar)" if low is None or value >= low else "var(--bad)"
         parts.append(f'<text x="0" y="{y + 15}">{html.escape(name)}</text>')
         parts.append(f'<rect x="{label}" y="{y}" width="{share * width:.1f}" height="20" fill="{colour}"/>')
-        parts.append(f'<text x="{label + share * width + 6:.1f}" y="{y + 15}">{value:.3f}</text>')
-    if low is not None:
-        x = label + low * width
-        parts.append(
-            f'<line x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{height - 22}" stroke="var(--ink)" stroke-dasharray="4 3"/>'
-        )
-        parts.append(f'<text x="{x - 40:.1f}" y="{height - 6}">required {low:g}</text>')
-    return "".join([*parts, "</svg>"])
+        parts.append(f'<text x="{label + width + 10}" y="{y + 15}">{value:.3f}</text>')
+        if low is not None:
+            x = label + low * width
+            parts.append(f'<path d="M{x:.1f} {y - 3} v{row}" stroke="var(--ink)" stroke-dasharray="4 3"/>')
+    return f'<div class="scroll">{"".join(parts)}</svg></div>'
 
 
 def gate_section(statement: Statement, checks: Mapping[str, Check]) -> list[str]:
@@ -77,11 +77,19 @@ def gate_section(statement: Statement, checks: Mapping[str, Check]) -> list[str]
     ]
     others = [(name, value, None, None, "") for name, value in statement.figures.items() if name not in checks]
     shares = accuracies(statement.figures)
-    low = checks["robust_accuracy"].low if "robust_accuracy" in checks else None
+    # What an accuracy is made of (`robust_accuracy_pgd`) shares its line.
+    lows = {
+        share: check.low
+        for name, check in checks.items()
+        if check.low is not None
+        for share in shares
+        if share == name or share.startswith(f"{name}_")
+    }
     return [
         f'<h3>{html.escape(statement.step)}: <span class="{statement.verdict}">{statement.verdict}</span></h3>',
         *([paragraph(statement.reason, kind="FAILED")] if statement.reason else []),
-        *([bar_chart(shares, low=low)] if shares else []),
+        *([bar_chart(shares, lows)] if shares else []),
+        *([paragraph("The dashed lines are what the policy requires.", kind="dim")] if lows else []),
         table(("figure", "measured", "at least", "at most", ""), [*rows, *others]),
     ]
 
@@ -115,10 +123,11 @@ def log_figures(metrics: MetricsArtifact, statement: Statement) -> None:
 
 def accuracies(figures: Mapping[str, Figure]) -> dict[str, float]:
     """Return the figures that are accuracies, in 0..1."""
-    return {name: float(value) for name, value in figures.items() if "accuracy" in name}
+    return {name: float(value) for name, value in figures.items() if "accuracy" in name and not isinstance(value, str)}
 
 
-def _text(value: object) -> str:
+def plain(value: object) -> str:
+    """Return a value as people read it: floats to six digits, nothing for None."""
     if value is None:
         return ""
     return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -16,6 +16,7 @@ when the directory is verified, so that a reader of either is not told something
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from portcullis.evidence.statement import Statement, format_time
 from portcullis.evidence.step import read_evidence
 from portcullis.evidence.trust import TrustStore, now_ms, observe
 from portcullis.files import atomic_path, read_bytes, write_bytes
-from portcullis.report import gate_section, page, paragraph, section, table
+from portcullis.report import gate_section, page, paragraph, plain, section, table
 from portcullis.serving.admitted import read_admission
 from portcullis_pipelines.picture import chain_picture
 
@@ -42,7 +43,9 @@ ADMISSION = "admission.json"
 DEPLOYMENT = "deployment.json"
 REPORT = "report.html"
 RUN = "run.json"
+PARTS = frozenset({EVIDENCE, POLICY, MODEL, ADMISSION, DEPLOYMENT, REPORT, RUN})
 MAX_RUN_BYTES = 16 << 20
+MAX_FIGURES = 12
 
 
 @dataclass(frozen=True)
@@ -131,8 +134,36 @@ def write_reports(directory: Path, verified: Verified) -> None:
     write_bytes(directory / RUN, run_json(verified, sha256(report)))
 
 
-def publish_refusal(directory: Path, policy: Policy, error: PortcullisError, lines: Sequence[bytes]) -> None:
-    """Replace `directory` by what a refused run leaves: report, evidence so far, run.json. Nothing in it deploys."""
+@contextmanager
+def written(directory: Path) -> Iterator[Path]:
+    """Yield a temporary directory that replaces `directory` on success; on an exception that one stays as it was.
+
+    Raises:
+        UsageError: It cannot be written.
+    """
+    try:
+        with atomic_path(directory) as temporary:
+            temporary.mkdir()
+            yield temporary
+    except OSError as error:
+        raise UsageError(f"cannot write {directory}: {error.strerror or error}") from error
+
+
+def publish_refusal(
+    directory: Path, policy: Policy, error: PortcullisError, lines: Sequence[bytes], *, step: str = ""
+) -> None:
+    """Replace `directory` by what a refused run leaves: report, evidence so far, run.json. Nothing in it deploys.
+
+    Args:
+        directory: The run's directory.
+        policy: What the run was judged by.
+        error: Why it was refused.
+        lines: The evidence so far.
+        step: The step that refused, if one did.
+
+    Raises:
+        UsageError: The directory cannot be written.
+    """
     statements = [statement for line in lines if (statement := _own_statement(line, policy))]
     order = list(policy.steps)
     statements.sort(key=lambda statement: order.index(statement.step))
@@ -142,10 +173,9 @@ def publish_refusal(directory: Path, policy: Policy, error: PortcullisError, lin
         "error": {"type": type(error).__name__, "message": str(error)},
         "steps": [_step_facts(statement) for statement in statements],
     }
-    with atomic_path(directory) as temporary:
-        temporary.mkdir()
+    with written(directory) as temporary:
         write_bytes(temporary / EVIDENCE, join_bundle(lines))
-        write_bytes(temporary / REPORT, run_page(policy, statements, error=error).encode())
+        write_bytes(temporary / REPORT, run_page(policy, statements, error=error, step=step).encode())
         write_bytes(temporary / RUN, _pretty(facts))
 
 
@@ -155,33 +185,42 @@ def run_page(
     *,
     admission: Admission | None = None,
     error: PortcullisError | None = None,
+    step: str = "",
 ) -> str:
-    """Return the report of a run: the chain, every verdict with its figures, and every digest."""
-    verdict = "PASSED" if admission else "FAILED"
+    """Return the report of a run: the chain, every verdict with its figures, and every digest.
+
+    Args:
+        policy: What the run was judged by.
+        statements: The evidence, in the policy's order.
+        admission: The admission of an admitted run.
+        error: Why a refused run was refused.
+        step: The step that refused, if one did.
+    """
     gates = [statement for statement in statements if statement.kind == "gate"]
+    went = {it.step: it.verdict or "PASSED" for it in statements}
+    went |= {policy.admission_step().name: "PASSED"} if admission else {}
+    went |= {step: "FAILED"} if step else {}
+    development = ", signed by keys that this machine made for itself (development)" if policy.development else ""
     return page(
-        f"Portcullis: {policy.name}, {'admitted and deployed' if admission else 'refused'}",
+        f"{policy.name}: {'admitted and deployed' if admission else 'refused'}",
         [
-            *([paragraph(f"{type(error).__name__}: {error}", kind="FAILED")] if error else []),
+            paragraph(f"{type(error).__name__}: {error}", kind="FAILED")
+            if error
+            else paragraph("PASSED: every gate, by an unbroken chain of signed evidence", kind="PASSED"),
             paragraph(
-                f"Policy {policy.name} for {policy.environment}, version {policy.version}"
-                + (", signed by keys that this machine made for itself (development)." if policy.development else "."),
-                kind="dim",
+                f"Policy {policy.name} version {policy.version} for {policy.environment}{development}.", kind="dim"
             ),
+            *(_admission_section(admission) if admission else []),
             section("The chain"),
-            chain_picture(policy, {statement.step: statement.verdict or "PASSED" for statement in statements}, verdict),
+            chain_picture(policy, went),
             table(
                 ("step", "what", "verdict", "seconds", "figures"),
-                [
-                    (it.step, it.kind, it.verdict or "", (it.finished - it.started) / 1000, _figures(it))
-                    for it in statements
-                ],
+                [(it.step, it.kind, it.verdict or "", _seconds(it), _figures(it, policy)) for it in statements],
             ),
             section("Verdicts"),
             *(part for gate in gates for part in gate_section(gate, policy.step(gate.step).checks)),
             section("Digests"),
             table(("step", "direction", "name", "SHA-256"), _digest_rows(statements)),
-            *(_admission_section(admission) if admission else []),
         ],
     )
 
@@ -190,7 +229,7 @@ def _admission_section(admission: Admission) -> list[str]:
     return [
         section("Admission"),
         table(
-            ("", ""),
+            ("what", "value"),
             [
                 ("model content", admission.content),
                 ("sealed model", admission.sealed),
@@ -221,9 +260,20 @@ def _step_facts(statement: Statement) -> dict[str, Any]:
     }
 
 
-def _figures(statement: Statement) -> str:
-    shown = {name: value for name, value in statement.figures.items() if not isinstance(value, str) and value}
-    return ", ".join(f"{name} {value:.6g}" for name, value in sorted(shown.items())[:8])
+def _seconds(statement: Statement) -> str:
+    return f"{(statement.finished - statement.started) / 1000:.1f}"
+
+
+def _figures(statement: Statement, policy: Policy) -> str:
+    """Spell the figures that count in one line: a gate's checked ones, the numbers of anything else."""
+    checks = policy.step(statement.step).checks
+    shown = sorted(
+        (name, value)
+        for name, value in statement.figures.items()
+        if (name in checks if checks else not isinstance(value, str))
+    )
+    more = ", …" if len(shown) > MAX_FIGURES else ""
+    return ", ".join(f"{name} {plain(value)}" for name, value in shown[:MAX_FIGURES]) + more
 
 
 def _own_statement(line: bytes, policy: Policy) -> Statement | None:
@@ -241,7 +291,7 @@ def _read(path: Path, limit: int) -> bytes:
     try:
         return read_bytes(path, limit=limit)
     except UsageError as error:
-        raise EvidenceError(f"the run's directory is not whole: {error}") from error
+        raise EvidenceError(f"this is not the directory of a run that passed: {error}") from error
 
 
 def _pretty(document: Mapping[str, Any]) -> bytes:

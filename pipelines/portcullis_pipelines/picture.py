@@ -3,45 +3,55 @@
 import html
 from collections.abc import Mapping
 
-from portcullis.evidence.policy import EXTERNAL, POLICY, Policy
+from portcullis.evidence.policy import EXTERNAL, POLICY, Policy, StepRule
 from portcullis_pipelines.steps import STEPS
 
-_WIDTH, _ROW, _BOX = 640, 44, 190
+_ROW, _BOX, _CHARACTER = 44, 190, 6.6  # pixels: between steps, a step's width, a small letter's
 
 
-def chain_picture(policy: Policy, verdicts: Mapping[str, str], admission: str) -> str:
+def chain_picture(policy: Policy, went: Mapping[str, str]) -> str:
     """Draw the steps from top to bottom, each with where its inputs come from, coloured by how it went.
 
     Args:
         policy: Names the steps and edges.
-        verdicts: Step to `PASSED` or `FAILED`; a step that is not in it did not happen.
-        admission: The same for the admission step.
+        went: Step to `PASSED` or `FAILED`; a step that is not in it did not happen.
     """
     rows = list(policy.steps.values())
     place = {rule.name: index for index, rule in enumerate(rows)}
-    parts = [f'<svg viewBox="0 0 {_WIDTH} {_ROW * len(rows) + 8}" role="img" style="max-width:{_WIDTH}px">']
+    spans = [place[rule.name] - place[parent] for rule in rows for parent in rule.parents]
+    left = _bend(max(spans, default=0)) + 4
+    sources = [_sources(rule) for rule in rows]
+    text = left + _BOX + 14
+    width = text + round(_CHARACTER * max(map(len, sources), default=0))
+    parts = [f'<svg viewBox="0 0 {width} {_ROW * len(rows) + 8}" role="img" style="width:{width}px">']
     for index, rule in enumerate(rows):
-        verdict = admission if rule.kind == "admission" else verdicts.get(rule.name, "")
-        colour = {"PASSED": "var(--ok)", "FAILED": "var(--bad)"}.get(verdict, "var(--line)")
+        colour = {"PASSED": "var(--ok)", "FAILED": "var(--bad)"}.get(went.get(rule.name, ""), "var(--line)")
         y = index * _ROW + 6
         shape = 15 if rule.kind == "gate" else 4
         parts.append(
-            f'<rect x="140" y="{y}" width="{_BOX}" height="30" rx="{shape}" fill="none" '
+            f'<rect x="{left}" y="{y}" width="{_BOX}" height="30" rx="{shape}" fill="none" '
             f'stroke="{colour}" stroke-width="2"/>'
         )
-        parts.append(f'<text x="152" y="{y + 20}">{html.escape(rule.name)}</text>')
-        comes = ", ".join(f"{name} from {source}" for name, source in rule.inputs.items())
-        after = f"; after {', '.join(rule.requires)}" if rule.requires else ""
-        parts.append(f'<text class="small" x="{140 + _BOX + 14}" y="{y + 20}">{html.escape(comes + after)}</text>')
+        parts.append(f'<text x="{left + 12}" y="{y + 20}">{html.escape(rule.name)}</text>')
+        parts.append(f'<text class="small" x="{text}" y="{y + 20}">{html.escape(sources[index])}</text>')
         for parent in rule.parents:
-            span = index - place[parent]
             top, bottom = place[parent] * _ROW + 21, y + 15
-            reach = 136 - 20 * min(span, 6)
+            reach = left - _bend(index - place[parent])
             parts.append(
-                f'<path d="M140 {top} C {reach} {top}, {reach} {bottom}, 140 {bottom}" fill="none" '
+                f'<path d="M{left} {top} C {reach} {top}, {reach} {bottom}, {left} {bottom}" fill="none" '
                 f'stroke="{colour}" stroke-width="1.5"/>'
             )
-    return "".join([*parts, "</svg>"])
+    return f'<div class="scroll">{"".join(parts)}</svg></div>'
+
+
+def _bend(span: int) -> int:
+    """Return how far an edge over `span` rows reaches to the left, in pixels."""
+    return 8 + 20 * min(span, 6)
+
+
+def _sources(rule: StepRule) -> str:
+    comes = ", ".join(name if name == source else f"{name} from {source}" for name, source in rule.inputs.items())
+    return comes + (f"; after {', '.join(rule.requires)}" if rule.requires else "")
 
 
 def mermaid() -> str:

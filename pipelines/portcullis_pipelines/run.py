@@ -7,11 +7,13 @@ what this process verifies itself: the evidence, the admission and the deploymen
 import json
 import os
 import re
+import select
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,9 +21,10 @@ from typing import IO
 
 from portcullis import errors
 from portcullis.errors import EvidenceError, PipelineError, PortcullisError, UsageError
+from portcullis.evidence.policy import Policy
 from portcullis.evidence.step import KEYS_ENV, read_evidence
 from portcullis.evidence.trust import STATE_ENV, TRUST_ENV, TrustStore, now_ms
-from portcullis.files import atomic_path, write_bytes
+from portcullis.files import write_bytes
 from portcullis_pipelines import outcome
 from portcullis_pipelines.config import ReferenceConfig
 from portcullis_pipelines.home import Home
@@ -33,6 +36,9 @@ Progress = Callable[[str, str], None]
 _ERROR = re.compile(r"^\s*portcullis\.errors\.(\w+): (.*)$", re.MULTILINE)
 _STARTED = re.compile(r"Executing task .*?'([\w-]+)'")
 _FINISHED = re.compile(r"Task .*?'([\w-]+)'.*? finished with status .*?(SUCCESS|FAILURE)")
+_WHOLE = re.compile(r"Pipeline .*? finished with status .*?SUCCESS")
+
+STOP_SECONDS = 15.0  # for interrupted tasks to clean up: `deploy` stops its server, which has a session of its own
 
 
 def run_reference(
@@ -57,8 +63,7 @@ def run_reference(
         RefusedError: A step refused, or the audit of its result did.
         PipelineError: The pipeline did not run to its end and gave no reason.
     """
-    if output.exists() and any(output.iterdir()) and not (output / outcome.RUN).is_file():
-        raise UsageError(f"{output} is not empty and not an earlier run; name another --output")
+    _require_replaceable(output)
     started = now_ms()
     with _scratch() as scratch:
         root = scratch / "root"
@@ -66,14 +71,31 @@ def run_reference(
         try:
             return _publish(root, store, output, started=started)
         except PortcullisError as error:
-            reason = _reason(log) or error
-            publish_refusal(output, store.policy, reason, _all_evidence(root))
-            raise reason from error
+            step, reason = _reason(log, store.policy)
+            publish_refusal(output, store.policy, reason or error, _all_evidence(root), step=step)
+            raise reason or error from error
+
+
+def _require_replaceable(output: Path) -> None:
+    """Refuse before the run what could not be replaced after it.
+
+    Raises:
+        UsageError: Something else than an earlier run lies there, or it cannot be written.
+    """
+    try:
+        names = {path.name for path in output.iterdir()} if output.exists() else set()
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot write {output}: {error.strerror}; name another --output") from error
+    if names and not (outcome.RUN in names and names <= outcome.PARTS):
+        raise UsageError(f"{output} is not empty and not an earlier run; name another --output")
+    # A directory is replaced by renaming, which neither a link nor a mount point allows.
+    if output.is_symlink() or output.is_mount() or not os.access(output.parent, os.W_OK):
+        raise UsageError(f"{output} cannot be replaced; name an --output in a directory that you can write")
 
 
 def _publish(root: Path, store: TrustStore, output: Path, *, started: int) -> Verified:
-    with atomic_path(output) as temporary:
-        temporary.mkdir()
+    with outcome.written(output) as temporary:
         shutil.copytree(_only(root, "encrypt*/sealed"), temporary / outcome.MODEL)
         shutil.copyfile(_only(root, "encrypt*/sealed_evidence"), temporary / outcome.EVIDENCE)
         shutil.copyfile(_only(root, "admit*/admission"), temporary / outcome.ADMISSION)
@@ -95,18 +117,34 @@ def _only(root: Path, pattern: str) -> Path:
 
 
 def _all_evidence(root: Path) -> list[bytes]:
-    bundles = [path for path in sorted(root.glob("**/*evidence")) if path.is_file()]
-    deployments = [path for path in sorted(root.glob("**/deploy*/deployment")) if path.is_file()]
-    return read_evidence([*bundles, *deployments])
+    """Return what the tasks of a refused run left. It is shown and proves nothing, so what is no bundle is left out."""
+    lines: dict[bytes, None] = {}
+    for path in [*sorted(root.glob("**/*evidence")), *sorted(root.glob("**/deploy*/deployment"))]:
+        with suppress(EvidenceError):
+            lines.update(dict.fromkeys(read_evidence([path])))
+    return list(lines)
 
 
-def _reason(log: str) -> PortcullisError | None:
-    """Return the first refusal that a task printed: those after it follow from it."""
-    for name, message in _ERROR.findall(log):
+def _reason(log: str, policy: Policy) -> tuple[str, PortcullisError | None]:
+    """Return the step whose task failed first, `""` if none did, and what it or the runner said, None for nothing."""
+    failed = next((match for match in _FINISHED.finditer(log) if match[2] == "FAILURE"), None)
+    step = where = ""
+    said = log
+    if failed:
+        began = max((match.start() for match in _STARTED.finditer(log, 0, failed.start())), default=0)
+        said = log[began : failed.start()]
+        name = failed[1].replace("-", "_")
+        step = name if name in policy.steps else ""
+        where = f"step {step!r}: " if step else f"task {failed[1]!r}: "
+    # The last one: a traceback begins with the causes of what was raised in the end.
+    for name, message in reversed(_ERROR.findall(said)):
         kind = getattr(errors, name, None)
         if isinstance(kind, type) and issubclass(kind, PortcullisError):
-            return kind(message)
-    return None
+            return step, kind(message if "step '" in message else where + message)
+    if failed or not _WHOLE.search(log):
+        last = " ".join(next((line for line in reversed(said.splitlines()) if line.strip()), "nothing").split())
+        return step, PipelineError(f"{where or 'the runner '}ended without giving a reason; it last said: {last[:300]}")
+    return "", None
 
 
 @contextmanager
@@ -148,10 +186,23 @@ def _run_child(arguments: dict[str, object], home: Home, root: Path, scratch: Pa
                 elif finished := _FINISHED.search(line):
                     progress(finished[1], finished[2])
         finally:
-            # Also on Ctrl-C: the runner's own children share the group and must not outlive us.
-            with suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)
+            _stop(child)
     return "".join(log)
+
+
+def _stop(child: subprocess.Popen[str]) -> None:
+    """End the runner and its tasks, which share its process group; they end first when they are told in time."""
+    output = _pipe(child.stdout).fileno()
+    end = time.monotonic() + STOP_SECONDS
+    with suppress(ProcessLookupError):
+        try:
+            os.killpg(child.pid, signal.SIGINT)
+            # Each of them holds the other end of this pipe, so it is at its end when the last one is gone.
+            while (left := end - time.monotonic()) > 0 and select.select([output], [], [], left)[0]:
+                if not os.read(output, 1 << 16):
+                    break
+        finally:
+            os.killpg(child.pid, signal.SIGKILL)
 
 
 def _pipe(stream: IO[str] | None) -> IO[str]:
