@@ -9,20 +9,30 @@ Home is PORTCULLIS_HOME, or `portcullis` below XDG_DATA_HOME (by default ~/.loca
 """
 
 import base64
+import fcntl
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from portcullis.encryption.recipients import SealingPrivateKey
-from portcullis.errors import KeyMaterialError, TrustStoreError, UsageError
+from portcullis.errors import TrustStoreError, UsageError
 from portcullis.evidence.admission import admission_identity
 from portcullis.evidence.dsse import MAX_ENVELOPE_BYTES
-from portcullis.evidence.policy import Policy, parse_policy, policy_body, sign_policy, verify_policy
-from portcullis.evidence.trust import TRUST_ENV, Revocations, TrustStore, now_ms, observe, write_trust_store
+from portcullis.evidence.policy import MAX_POLICY_BYTES, Policy, parse_policy, policy_body, sign_policy, verify_policy
+from portcullis.evidence.trust import (
+    MAX_REVOCATIONS_BYTES,
+    TRUST_ENV,
+    Revocations,
+    TrustStore,
+    now_ms,
+    observe,
+    write_trust_store,
+)
 from portcullis.files import read_bytes, write_bytes
-from portcullis.keys import PublicKey, Signer
+from portcullis.keys import PublicKey, Signer, resolve
 from portcullis_pipelines.config import ReferenceConfig
 from portcullis_pipelines.steps import STEPS, policy_steps
 
@@ -64,6 +74,24 @@ class Home:
         """
         return Signer.from_uri(f"file:{self.keys / _file(role)}")
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the folder for a change that another run on this machine may want to make too.
+
+        Raises:
+            UsageError: The folder cannot be written.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            descriptor = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                yield
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise UsageError(f"cannot write below {self.root}: {error.strerror}; set {HOME_ENV}") from error
+
 
 def home_root() -> Path:
     """Return the directory that holds all policies' folders."""
@@ -96,7 +124,8 @@ def generate_keys(home: Home) -> list[Path]:
     """Create every key that is missing, mode 0600, and return the files made; existing keys are left alone.
 
     Raises:
-        KeyMaterialError: The folder cannot be written.
+        UsageError: The folder cannot be written.
+        KeyMaterialError: The serving key that is there is malformed.
     """
 
     def random_key() -> bytes:
@@ -107,20 +136,16 @@ def generate_keys(home: Home) -> list[Path]:
     }
     makers |= {"serving.pem": lambda: SealingPrivateKey.generate().to_pem()}
     makers |= dict.fromkeys(("masking.key", "split.key", "serving.token"), random_key)
+    # Last, because it is made from the private one.
+    makers |= {"serving.pub.pem": lambda: sealing_key(home).public_key().to_pem()}
     made: list[Path] = []
-    try:
-        home.keys.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with home.alone():
+        home.keys.mkdir(exist_ok=True, mode=0o700)
         for name, make in makers.items():
             path = home.keys / name
             if not path.exists():
                 write_bytes(path, make(), mode=0o600)
                 made.append(path)
-        public = home.keys / "serving.pub.pem"
-        if not public.exists():
-            write_bytes(public, sealing_key(home).public_key().to_pem(), mode=0o600)
-            made.append(public)
-    except OSError as error:
-        raise KeyMaterialError(f"cannot write keys below {home.keys}: {error.strerror}") from error
     return made
 
 
@@ -128,12 +153,9 @@ def sealing_key(home: Home) -> SealingPrivateKey:
     """Return the serving recipient's private key.
 
     Raises:
-        KeyMaterialError: Missing or malformed.
+        KeyMaterialError: Missing, malformed, or open to other users.
     """
-    try:
-        return SealingPrivateKey.from_pem(read_bytes(home.keys / "serving.pem", limit=1 << 16))
-    except UsageError as error:
-        raise KeyMaterialError(f"no serving key: {error}") from error
+    return SealingPrivateKey.from_pem(resolve(f"file:{home.keys / 'serving.pem'}"))
 
 
 def list_keys(home: Home) -> list[dict[str, str]]:
@@ -153,9 +175,13 @@ def revoke(home: Home, *, step: str | None = None, admission: Path | None = None
     """Sign that a step's key, or the admission of a run's directory, no longer counts.
 
     Raises:
-        UsageError: The step has no key here, or there is no admission.
+        UsageError: There is no such step or admission.
+        KeyMaterialError: The step's key, or the owner's, is not here.
         TrustStoreError: There is no trust store yet.
     """
+    known = [known.name for known in STEPS]
+    if step is not None and step not in known:
+        raise UsageError(f"there is no step {step!r}; the steps are {', '.join(known)}")
     keys = {home.signer(step).public_key.keyid} if step else set()
     admissions = {_admission_identity(admission)} if admission else set()
     return change_revocations(
@@ -186,7 +212,13 @@ def ensure_trust(home: Home, config: ReferenceConfig) -> tuple[TrustStore, Refer
     Raises:
         KeyMaterialError: A key is missing.
         PolicyError: What lies there was not signed by this home's owner.
+        UsageError: The folder cannot be written.
     """
+    with home.alone():
+        return _ensure_trust(home, config)
+
+
+def _ensure_trust(home: Home, config: ReferenceConfig) -> tuple[TrustStore, ReferenceConfig]:
     owner = home.signer("owner")
     config = replace(config, recipients=(sealing_key(home).public_key().key_id,))
     keys = {step.name: home.signer(step.name).public_key for step in STEPS}
@@ -229,11 +261,12 @@ def change_revocations(home: Home, change: Callable[[Revocations], Revocations])
         TrustStoreError: There is no trust store yet.
     """
     owner = home.signer("owner")
-    store = TrustStore.load(home.trust)
-    changed = replace(change(store.revocations), version=store.revocations.version + 1)
-    _write(home, owner, store.policy.name, store.policy_bytes, changed)
-    store = TrustStore.load(home.trust)
-    observe(store)
+    with home.alone():
+        store = TrustStore.load(home.trust)
+        changed = replace(change(store.revocations), version=store.revocations.version + 1)
+        _write(home, owner, store.policy.name, store.policy_bytes, changed)
+        store = TrustStore.load(home.trust)
+        observe(store)
     return store
 
 
@@ -251,9 +284,11 @@ def _write(home: Home, owner: Signer, name: str, policy: bytes, revocations: Rev
 def _current_policy(home: Home, owner: PublicKey) -> Policy | None:
     path = home.trust / "policy.yaml"
     # An expired policy is still the one whose version the next must exceed, so it is read as of its own beginning.
-    return verify_policy(path.read_bytes(), owner, now=0) if path.exists() else None
+    return verify_policy(read_bytes(path, limit=MAX_POLICY_BYTES), owner, now=0) if path.exists() else None
 
 
 def _current_revocations(home: Home, owner: PublicKey) -> Revocations:
     path = home.trust / "revocations.json"
-    return Revocations.verify(path.read_bytes(), owner) if path.exists() else Revocations(version=1)
+    if not path.exists():
+        return Revocations(version=1)
+    return Revocations.verify(read_bytes(path, limit=MAX_REVOCATIONS_BYTES), owner)
