@@ -3,16 +3,18 @@
 import json
 import math
 import os
+import shlex
+import signal
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
 from portcullis import __version__
-from portcullis.cli.show import Steps, chain_table, key_table, say
+from portcullis.cli.show import Steps, chain_table, complain, key_table, say
 from portcullis.errors import ConfigError, MissingDependencyError, PortcullisError
 
 try:
@@ -35,7 +37,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print JSON for a p
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="portcullis")
 def cli() -> None:
-    r"""Secure a machine-learning pipeline from raw data to served model, and fail closed.
+    """Secure a machine-learning pipeline from raw data to served model, and fail closed.
 
     \b
     Start with:   portcullis run --output portcullis-run
@@ -44,7 +46,7 @@ def cli() -> None:
     Serve it:     portcullis serve portcullis-run
 
     Exit codes: 0 passed, 1 refused, 2 usage, 3 inconclusive, 4 internal error.
-    """
+    """  # noqa: D301 - \b is click's mark for text that is not to be wrapped
 
 
 @cli.command()
@@ -55,7 +57,7 @@ def cli() -> None:
     type=click.Path(file_okay=False, path_type=Path),
     default=Path("portcullis-run"),
     show_default=True,
-    help="Directory to write; an earlier run there is replaced.",
+    help="Directory to write; an earlier run there is replaced, also by a refusal.",
 )
 @_json
 def run(uri: str, config: Path | None, output: Path, as_json: bool) -> None:  # noqa: FBT001
@@ -75,7 +77,7 @@ def run(uri: str, config: Path | None, output: Path, as_json: bool) -> None:  # 
     store, chosen = homes.ensure_trust(home, chosen)
     if made and not as_json:
         say(f"made {len(made)} development keys in {home.keys}")
-    output = output.absolute()
+    output = Path(os.path.realpath(output))  # what a link names is replaced, not the link
     with Steps(quiet=as_json) as steps:
         verified = run_reference(chosen, uri, home, store, output, steps.update)
     if as_json:
@@ -87,12 +89,14 @@ def run(uri: str, config: Path | None, output: Path, as_json: bool) -> None:  # 
     say(f"bundle    {output}  (sealed model, admission, policy)")
     say("")
     say("Serve it and ask it:")
-    row = ",".join([f"{chosen.dataset.features.low:g}"] * math.prod(chosen.dataset.features.shape))
-    body = f'{{"inputs":[{{"name":"input","datatype":"FP32","shape":[1,{row.count(",") + 1}],"data":[{row}]}}]}}'
-    say(f"portcullis serve {output} --trust {home.trust} --port 8080")
+    features = chosen.dataset.features
+    row = [features.low] * math.prod(features.shape)
+    body = {"inputs": [{"name": "input", "datatype": "FP32", "shape": [1, len(row)], "data": row}]}
+    say(shlex.join(["portcullis", "serve", str(output), "--trust", str(home.trust), "--port", "8080"]))
     say(
-        f'curl -H "Authorization: Bearer $(cat {home.keys / "serving.token"})" -H "Content-Type: application/json" '
-        f"-d '{body}' http://127.0.0.1:8080/v2/models/{store.policy.name}/infer"
+        f'curl -H "Authorization: Bearer $(cat {shlex.quote(str(home.keys / "serving.token"))})" '
+        f"-H 'Content-Type: application/json' -d '{json.dumps(body, separators=(',', ':'))}' "
+        f"http://127.0.0.1:8080/v2/models/{store.policy.name}/infer"
     )
 
 
@@ -129,7 +133,7 @@ def admit(directory: Path, trust: Path | None) -> None:
         admission=directory / "admission.json",
         trust=store,
     )
-    say(f"admitted model {content}")
+    say(f"admitted model {content}; next: {shlex.join(['portcullis', 'deploy', str(directory)])}")
 
 
 @cli.command()
@@ -159,8 +163,15 @@ def deploy(directory: Path, trust: Path | None) -> None:
 @click.argument("directory", type=_EXISTING)
 @_trust
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=8080, show_default=True, help="TCP port; 0 lets the system choose.")
-def serve(directory: Path, trust: Path | None, host: str, port: int) -> None:
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8080,
+    show_default=True,
+    help="TCP port; 0 lets the system choose.",
+)
+@click.option("--ready-file", type=click.Path(path_type=Path), help="Where to write the port once it is listened on.")
+def serve(directory: Path, trust: Path | None, host: str, port: int, ready_file: Path | None) -> None:
     """Serve a run's admitted model (Open Inference Protocol v2, bearer token) until told to stop.
 
     Verifies chain and admission first, by your own trust store, and decrypts the model in memory only. Needs the
@@ -177,6 +188,7 @@ def serve(directory: Path, trust: Path | None, host: str, port: int) -> None:
         trust=store,
         host=host,
         port=port,
+        ready_file=ready_file,
     )
 
 
@@ -229,6 +241,10 @@ def revoke(step: str | None, admission: Path | None, config: Path | None) -> Non
     home = _home(config)
     store = homes.revoke(home, step=step, admission=admission)
     say(f"revocation list version {store.revocations.version} in {home.trust}")
+    if step:
+        say(
+            f"for a new key: move the old one out of {home.keys}, then: portcullis keys generate; portcullis keys trust"
+        )
 
 
 @keys.command()
@@ -258,7 +274,17 @@ def _use(trust: Path | None) -> Path:
 
 def main() -> None:
     """Run the command and exit with its code; an error is one line on standard error."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup wants it
+            signal.signal(number, _interrupt)
     sys.exit(_guarded(cli))
+
+
+def _interrupt(*_: object) -> NoReturn:
+    """Unwind, so that data and processes of a run are cleaned up; more signals do not interrupt that."""
+    for later in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(later, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _guarded(command: Callable[..., Any]) -> int:
@@ -270,13 +296,13 @@ def _guarded(command: Callable[..., Any]) -> int:
         error.show()
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted", err=True)
+        complain("interrupted")
         return 130
     except PortcullisError as error:
-        click.echo(f"{type(error).__name__}: {error}", err=True)
+        complain(f"{type(error).__name__}: {error}")
         return error.exit_code
     except Exception as error:  # noqa: BLE001 - the last line of defence; nothing passes as success
         traceback.print_exc()
-        click.echo(f"internal error: {error!r}; please report it", err=True)
+        complain(f"internal error: {error!r}; please report it")
         return 4
     return 0

@@ -13,6 +13,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from portcullis_pipelines.outcome import Verified
 
+SHORT = 16  # characters of a digest that people compare
 TASKS = 12  # the reference pipeline's tasks: its steps, and one `enforce` more for each of the two gates
 
 
@@ -21,39 +22,48 @@ def say(text: str) -> None:
     click.echo(text)
 
 
+def complain(text: str) -> None:
+    """Print one line on standard error; what untrusted data put into it can neither break nor colour the line."""
+    line = " ".join(text.split())
+    click.echo("".join(it if it.isprintable() else "\N{REPLACEMENT CHARACTER}" for it in line), err=True)
+
+
 def chain_table(verified: "Verified") -> None:
     """Print the chain: each step, its verdict, what it made, and how long it took."""
-    table = Table("step", "stage", "verdict", "output", "sha256", "seconds")
-    for it in verified.statements:
-        for index, (name, digest) in enumerate(it.outputs.items()):
-            first = index == 0
-            seconds = f"{(it.finished - it.started) / 1000:.1f}"
-            table.add_row(
-                it.step if first else "",
-                it.stage if first else "",
-                (it.verdict or "") if first else "",
-                name,
-                digest[:16],
-                seconds if first else "",
-            )
-    console = Console()
-    console.print(table)
+    table = _table("step", "verdict", "output", "sha256", "seconds")
     admission = verified.admission
-    label = "  (development keys)" if admission.development else ""
-    console.print(
-        f"PASSED: model {admission.content[:16]} admitted under policy {admission.policy_name} "
-        f"version {admission.policy_version} for {admission.environment}{label}",
-        highlight=False,
-        soft_wrap=True,
+    for it in verified.statements:
+        if it is verified.deployment:
+            table.add_row("admit", "", "admission", verified.admission_digest[:SHORT], "")
+        seconds = f"{(it.finished - it.started) / 1000:.1f}"
+        rows = [(name, digest[:SHORT]) for name, digest in it.outputs.items()]
+        for index, (name, digest) in enumerate(rows):
+            table.add_row(*((it.step, it.verdict) if index == 0 else ("", "")), name, digest, "" if index else seconds)
+    _console().print(table)
+    label = " (development keys)" if admission.development else ""
+    say(
+        f"PASSED: model {admission.content[:SHORT]} admitted under policy {admission.policy_name} "
+        f"version {admission.policy_version} for {admission.environment}{label}"
     )
 
 
 def key_table(rows: Sequence[Mapping[str, str]]) -> None:
     """Print signing keys."""
-    table = Table("role", "algorithm", "keyid", "file")
+    table = _table("role", "algorithm", "keyid", "file")
     for row in rows:
-        table.add_row(row["role"], row["algorithm"], row["keyid"][:16], row["file"])
-    Console().print(table)
+        table.add_row(row["role"], row["algorithm"], row["keyid"][:SHORT], row["file"])
+    _console().print(table)
+
+
+def _console() -> Console:
+    return Console(markup=False)  # a path may hold brackets
+
+
+def _table(*columns: str) -> Table:
+    table = Table()
+    for name in columns:
+        table.add_column(name, overflow="fold")  # a narrow terminal shows everything, on more lines
+    return table
 
 
 class Steps:
