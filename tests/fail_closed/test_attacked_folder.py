@@ -9,7 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from portcullis.digest import sha256
-from portcullis.errors import AdmissionError, PolicyError, RefusedError, TrustStoreError, UsageError
+from portcullis.encryption.recipients import SealingPublicKey
+from portcullis.encryption.sealed import seal_directory, sealed_digest
+from portcullis.encryption.stage import sealing_context
+from portcullis.errors import AdmissionError, PolicyError, RefusedError, SealError, TrustStoreError, UsageError
 from portcullis.evidence.admission import Admission
 from portcullis.evidence.dsse import Envelope, seal_payload
 from portcullis.evidence.trust import TrustStore, observe, write_trust_store
@@ -81,18 +84,20 @@ def test_a_sealed_file_becomes_a_link(attacked, tmp_path):
         attacked.open()
 
 
-def test_the_model_is_swapped_for_another_one_sealed_for_the_same_recipient(attacked, tmp_path):
-    from portcullis.encryption.recipients import SealingPublicKey
-    from portcullis.encryption.sealed import seal_directory
-    from portcullis.encryption.stage import sealing_context
-
-    evil = tmp_path / "evil"
-    shutil.copytree(attacked.task("train*/model"), evil)
+def put_in_another_model(run, folder: Path) -> str:
+    """Seal other weights for the same recipient and context, in the place of the model; return the sealed digest."""
+    evil = folder / "evil"
+    shutil.copytree(run.task("train*/model"), evil)
     (evil / "weights.safetensors").write_bytes(b"\0" * 64)
-    public = SealingPublicKey.from_pem((attacked.home.keys / "serving.pub.pem").read_bytes())
-    content = attacked.statement("encrypt").inputs["model"]
-    shutil.rmtree(attacked.output / MODEL)
-    seal_directory(evil, attacked.output / MODEL, recipients=[public], context=sealing_context(content))
+    public = SealingPublicKey.from_pem((run.home.keys / "serving.pub.pem").read_bytes())
+    content = run.statement("encrypt").inputs["model"]
+    shutil.rmtree(run.output / MODEL)
+    seal_directory(evil, run.output / MODEL, recipients=[public], context=sealing_context(content))
+    return sealed_digest(run.output / MODEL)
+
+
+def test_the_model_is_swapped_for_another_one_sealed_for_the_same_recipient(attacked, tmp_path):
+    put_in_another_model(attacked, tmp_path)
     with pytest.raises(AdmissionError, match="another sealed model"):
         attacked.open()
     with pytest.raises(AdmissionError, match="not the one that the evidence is about"):
@@ -101,19 +106,7 @@ def test_the_model_is_swapped_for_another_one_sealed_for_the_same_recipient(atta
 
 def test_the_encrypt_step_sealed_another_model_than_it_states(attacked, tmp_path):
     """With the encrypt and admit keys stolen the sealed digest can be made to fit; the plaintext's digest cannot."""
-    from portcullis.encryption.recipients import SealingPublicKey
-    from portcullis.encryption.sealed import seal_directory, sealed_digest
-    from portcullis.encryption.stage import sealing_context
-    from portcullis.errors import SealError
-
-    evil = tmp_path / "evil"
-    shutil.copytree(attacked.task("train*/model"), evil)
-    (evil / "weights.safetensors").write_bytes(b"\0" * 64)
-    public = SealingPublicKey.from_pem((attacked.home.keys / "serving.pub.pem").read_bytes())
-    content = attacked.statement("encrypt").inputs["model"]
-    shutil.rmtree(attacked.output / MODEL)
-    seal_directory(evil, attacked.output / MODEL, recipients=[public], context=sealing_context(content))
-    digest = sealed_digest(attacked.output / MODEL)
+    digest = put_in_another_model(attacked, tmp_path)
     attacked.forge("encrypt", lambda it: it.replace(outputs={"sealed": digest}))
     attacked.admit()
     with pytest.raises(SealError, match="not the content that the gates judged"):
