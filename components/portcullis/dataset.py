@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from portcullis.digest import canonical_json, parse_canonical_json
+from portcullis.digest import canonical_json, content_digest, parse_canonical_json
 from portcullis.errors import ConfigError, DataError
 from portcullis.files import atomic_path, write_bytes
 from portcullis.strict_yaml import load_yaml
@@ -35,7 +35,9 @@ __all__ = [
     "Treatment",
     "features_and_labels",
     "logical_root",
+    "parse_dataset",
     "read_dataset",
+    "read_dataset_files",
     "read_regular_file",
     "write_dataset",
 ]
@@ -294,10 +296,13 @@ class Dataset:
     spec: DatasetSpec
 
 
-def write_dataset(directory: Path, table: pa.Table, spec: DatasetSpec) -> None:
+def write_dataset(directory: Path, table: pa.Table, spec: DatasetSpec) -> str:
     """Write a data set atomically. One table and description give the same bytes under one version of pyarrow.
 
     Columns whose treatment is `drop` may already be gone.
+
+    Returns:
+        The digest of what was written, taken before it was: what lies there afterwards may have been exchanged.
 
     Raises:
         DataError: The table has no canonical form, is empty or too large, or lacks a column of the description.
@@ -323,18 +328,19 @@ def write_dataset(directory: Path, table: pa.Table, spec: DatasetSpec) -> None:
         store_schema=False,
         write_page_checksum=True,
     )
+    files = {DATA_FILE: sink.getvalue(), SPEC_FILE: description}
     with atomic_path(directory) as temporary:
         temporary.mkdir()
-        write_bytes(temporary / DATA_FILE, sink.getvalue())
-        write_bytes(temporary / SPEC_FILE, description)
+        for name, data in files.items():
+            write_bytes(temporary / name, data)
+    return content_digest(files)
 
 
-def read_dataset(directory: Path) -> Dataset:
-    """Read a data set that `write_dataset` wrote.
+def read_dataset_files(directory: Path) -> dict[str, bytes]:
+    """Read a data set's two files once, so that the bytes that are digested are those that are parsed.
 
     Raises:
-        DataError: Anything but exactly the two regular files, a malformed or too large table or description, or a
-            column of the description that the table lacks.
+        DataError: Anything but exactly the two regular files, or one that is too large.
     """
     if directory.is_symlink() or not directory.is_dir():
         raise DataError(f"{directory} is missing or not a directory")
@@ -344,14 +350,33 @@ def read_dataset(directory: Path) -> Dataset:
         raise DataError(f"cannot read {directory}: {error.strerror}") from error
     if names != [DATA_FILE, SPEC_FILE]:
         raise DataError(f"{directory} must hold exactly {DATA_FILE} and {SPEC_FILE}")
-    description = read_regular_file(directory / SPEC_FILE, limit=MAX_SPEC_BYTES)
-    table = parse_parquet(read_regular_file(directory / DATA_FILE, limit=MAX_BYTES), DATA_FILE)
+    limits = {DATA_FILE: MAX_BYTES, SPEC_FILE: MAX_SPEC_BYTES}
+    return {name: read_regular_file(directory / name, limit=limit) for name, limit in limits.items()}
+
+
+def read_dataset(directory: Path) -> Dataset:
+    """Read a data set that `write_dataset` wrote.
+
+    Raises:
+        DataError: As `read_dataset_files` and `parse_dataset`.
+    """
+    return parse_dataset(read_dataset_files(directory))
+
+
+def parse_dataset(files: Mapping[str, bytes]) -> Dataset:
+    """Parse what `read_dataset_files` read.
+
+    Raises:
+        DataError: A malformed or too large table or description, or a column of the description that the table lacks.
+    """
+    description = files[SPEC_FILE]
+    table = parse_parquet(files[DATA_FILE], DATA_FILE)
     try:
         spec = DatasetSpec.from_dict(parse_canonical_json(description)).resolve(table.column_names, masked=True)
     except ConfigError as error:
-        raise DataError(f"{directory / SPEC_FILE}: {error}") from error
+        raise DataError(f"{SPEC_FILE}: {error}") from error
     if canonical_json(spec.to_dict()) != description:
-        raise DataError(f"{directory / SPEC_FILE} leaves out a key or still holds a glob")
+        raise DataError(f"{SPEC_FILE} leaves out a key or still holds a glob")
     return Dataset(table, spec)
 
 

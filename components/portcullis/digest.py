@@ -179,6 +179,15 @@ def manifest_digest(entries: Iterable[FileEntry]) -> str:
     return sha256(canonical_json({"files": files, "format": TREE_FORMAT}))
 
 
+def content_digest(files: Mapping[str, bytes]) -> str:
+    """Return the tree digest of files held in memory, by POSIX path: what was read once is what is digested.
+
+    Raises:
+        DataError: There is no file.
+    """
+    return manifest_digest(FileEntry(name, sha256(data), len(data)) for name, data in files.items())
+
+
 def path_digest(path: Path, *, exclude: Collection[str] = ()) -> str:
     """Digest a directory by its manifest and a file by its bytes.
 

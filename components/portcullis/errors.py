@@ -71,6 +71,12 @@ class GateFailedError(RefusedError):
     """A gate judged its subject and the verdict is FAILED."""
 
 
+class GateInconclusiveError(GateFailedError):
+    """A gate could not judge its subject; the signed verdict is FAILED, for the reason `inconclusive`."""
+
+    exit_code = 3
+
+
 class SealError(RefusedError):
     """A sealed file was altered or truncated, or this key does not open it."""
 

@@ -10,8 +10,8 @@
 | `deployment.json` | the signed statement of the deployment |
 | `run.json` | the same facts for a program |
 
-Private keys never lie here. `run.json` repeats what the evidence says and the report's digest, and both are compared
-when the directory is verified, so that a reader of either is not told something else than the evidence.
+Private keys never lie here. `run.json` and the report are functions of the evidence; they are made again and compared
+when the directory is verified, so that a reader of either is not told something else.
 """
 
 import json
@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from portcullis.digest import file_digest, sha256
-from portcullis.encryption.sealed import sealed_digest
-from portcullis.errors import EvidenceError, PolicyError, PortcullisError, UsageError
+from portcullis.digest import sha256
+from portcullis.encryption.sealed import sealed_digest, sealed_recipients
+from portcullis.errors import EvidenceError, PolicyError, PortcullisError, SealError, UsageError
 from portcullis.evidence.admission import Admission, verify_admission, verify_deployment
 from portcullis.evidence.chain import Chain, join_bundle
 from portcullis.evidence.dsse import MAX_ENVELOPE_BYTES, Envelope
@@ -75,6 +75,9 @@ def verify_directory(directory: Path, store: TrustStore, *, published: bool = Tr
     Raises:
         RefusedError: Anything is missing, altered, or not what this trust store admits.
     """
+    foreign = {path.name for path in directory.iterdir()} - PARTS if directory.is_dir() else set()
+    if foreign:
+        raise EvidenceError(f"{directory} holds what no run leaves: {', '.join(sorted(map(plain, foreign)))}")
     now = now_ms()
     seen = observe(store)
     if _read(directory / POLICY, MAX_POLICY_BYTES) != store.policy_bytes:
@@ -96,12 +99,29 @@ def verify_directory(directory: Path, store: TrustStore, *, published: bool = Tr
         now=now,
     )
     verified = Verified(store.policy, chain, admission, sha256(data), deployment)
-    if published and _read(directory / RUN, MAX_RUN_BYTES) != run_json(verified, file_digest(directory / REPORT)):
-        raise EvidenceError(f"{directory / RUN} or {REPORT} does not say what the evidence says")
+    _require_recipients(directory / MODEL, chain)
+    if published:
+        _require_told(directory / RUN, run_json(verified))
+        _require_told(directory / REPORT, _page_of(verified))
     return verified
 
 
-def run_json(verified: Verified, report_digest: str) -> bytes:
+def _require_recipients(sealed: Path, chain: Chain) -> None:
+    """Refuse a sidecar for others than the evidence names. That its keys unwrap is seen with a private key only."""
+    named = [it.parameters["recipients"] for it in chain.statements.values() if it.stage == "encrypt"]
+    if named != [sealed_recipients(sealed)]:
+        raise SealError(f"{sealed} is not sealed for the recipients that the evidence names")
+
+
+def _require_told(path: Path, expected: bytes) -> None:
+    if _read(path, MAX_RUN_BYTES) != expected:
+        raise EvidenceError(
+            f"{path} does not say what the evidence says, or another version of Portcullis wrote it; "
+            "write it anew with: portcullis deploy DIR"
+        )
+
+
+def run_json(verified: Verified) -> bytes:
     """Return the facts of a run for a program: per step its status, digests, figures and seconds."""
     admission = verified.admission
     document = {
@@ -122,16 +142,18 @@ def run_json(verified: Verified, report_digest: str) -> bytes:
             "issued": format_time(admission.issued),
             "expires": format_time(admission.expires),
         },
-        "report": {"sha256": report_digest},
     }
     return _pretty(document)
 
 
 def write_reports(directory: Path, verified: Verified) -> None:
     """Write `report.html` and `run.json` into a directory that verified."""
-    report = run_page(verified.policy, verified.statements, admission=verified.admission).encode()
-    write_bytes(directory / REPORT, report)
-    write_bytes(directory / RUN, run_json(verified, sha256(report)))
+    write_bytes(directory / REPORT, _page_of(verified))
+    write_bytes(directory / RUN, run_json(verified))
+
+
+def _page_of(verified: Verified) -> bytes:
+    return run_page(verified.policy, verified.statements, admission=verified.admission).encode()
 
 
 @contextmanager

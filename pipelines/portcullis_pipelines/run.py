@@ -23,7 +23,7 @@ from portcullis import errors
 from portcullis.errors import EvidenceError, PipelineError, PortcullisError, UsageError
 from portcullis.evidence.policy import Policy
 from portcullis.evidence.step import KEYS_ENV, read_evidence
-from portcullis.evidence.trust import STATE_ENV, TRUST_ENV, TrustStore, now_ms
+from portcullis.evidence.trust import STATE_ENV, TRUST_ENV, TrustStore, now_ms, state_directory
 from portcullis.files import write_bytes
 from portcullis_pipelines import outcome
 from portcullis_pipelines.config import ReferenceConfig
@@ -163,7 +163,7 @@ def _run_child(arguments: dict[str, object], home: Home, root: Path, scratch: Pa
         "PYTHONUNBUFFERED": "1",
         KEYS_ENV: f"file:{home.keys}",
         TRUST_ENV: str(home.trust),
-        STATE_ENV: str(home.state),
+        STATE_ENV: str(state_directory(home.trust)),
     }
     log: list[str] = []
     with subprocess.Popen(

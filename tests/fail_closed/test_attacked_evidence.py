@@ -16,7 +16,10 @@ DAY_MS = 24 * 3600 * 1000
 
 
 def refused_everywhere(run, error: type[RefusedError] = RefusedError, match: str | None = None) -> None:
-    """Neither is the folder believed, nor does admit sign it anew, nor does a server open it."""
+    """Neither is the folder believed, nor does a server open it, nor does admit sign it anew.
+
+    The first two refuse because the admission pins the evidence; which rule is broken is what `admit` says.
+    """
     with pytest.raises(RefusedError):
         run.verify()
     with pytest.raises(RefusedError):

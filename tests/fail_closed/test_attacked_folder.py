@@ -70,6 +70,62 @@ def test_a_part_of_the_folder_is_nonsense(attacked, part, content):
         attacked.verify()
 
 
+def test_the_report_is_doctored(attacked):
+    """It looks like the run's own, but for one word."""
+    path = attacked.output / REPORT
+    text = path.read_text()
+    assert "PASSED" in text
+    path.write_text(text.replace("PASSED", "PERFECT", 1))
+    with pytest.raises(RefusedError, match="does not say what the evidence says"):
+        attacked.verify()
+
+
+def test_the_facts_for_programs_are_doctored(attacked):
+    path = attacked.output / RUN
+    path.write_text(path.read_text().replace('"development": true', '"development": false'))
+    with pytest.raises(RefusedError, match="does not say what the evidence says"):
+        attacked.verify()
+
+
+def test_the_recipients_are_nonsense(attacked):
+    (attacked.output / MODEL / "recipients.json").write_bytes(b"{}")
+    with pytest.raises(RefusedError):
+        attacked.verify()
+
+
+def test_the_model_is_wrapped_for_another_recipient_too(attacked):
+    from portcullis.encryption.recipients import SealingPrivateKey, unwrap_dek, wrap_dek
+
+    sidecar = attacked.output / MODEL / "recipients.json"
+    ours = SealingPrivateKey.from_pem((attacked.home.keys / "serving.pem").read_bytes())
+    context = sealing_context(attacked.statement("encrypt").inputs["model"])
+    dek = unwrap_dek(sidecar.read_bytes(), ours, context=context)
+    theirs = SealingPrivateKey.generate()
+    sidecar.write_bytes(wrap_dek(dek, [ours.public_key(), theirs.public_key()], context=context))
+    with pytest.raises(RefusedError, match="recipients that the evidence names"):
+        attacked.verify()
+
+
+def test_a_file_is_added_to_the_folder(attacked):
+    (attacked.output / "serving.pem").write_bytes(b"x")
+    with pytest.raises(RefusedError, match="holds what no run leaves"):
+        attacked.verify()
+
+
+def test_development_keys_serve_this_machine_only(attacked):
+    from portcullis.serving.stage import serve_admitted
+
+    with attacked.environment(), pytest.raises(AdmissionError, match="development"):
+        serve_admitted(
+            sealed=attacked.output / MODEL,
+            admission=attacked.output / ADMISSION,
+            evidence=attacked.output / EVIDENCE,
+            trust=None,
+            host="0.0.0.0",
+            port=0,
+        )
+
+
 def test_a_file_is_added_to_the_sealed_model(attacked):
     (attacked.output / MODEL / "extra.sealed").write_bytes(b"x")
     with pytest.raises(AdmissionError, match="another sealed model"):

@@ -138,6 +138,52 @@ def test_the_evidence_does_not_come_with_it(steps, tmp_path, step, content):
     assert steps.written() == []
 
 
+@pytest.mark.parametrize(("step", "name"), ARTIFACTS)
+def test_an_artifact_is_exchanged_right_after_it_was_checked(steps, tmp_path, monkeypatch, step, name):
+    """What is worked on is what was digested, whatever lies there by then. `encrypt` notices; the others read once."""
+    module = sys.modules[
+        {
+            "mask_pii": "portcullis.pii.stage",
+            "residual_pii": "portcullis.pii.stage",
+            "split": "portcullis.split.stage",
+            "train": "portcullis.training.stage",
+            "robustness:trained": "portcullis.robustness.stage",
+            "encrypt": "portcullis.encryption.stage",
+        }[step]
+    ]
+    if step == "train":
+        # An untrained network will do; forty epochs show nothing more here.
+        monkeypatch.setattr("portcullis.training.adversarial._fit", lambda *_: 0.5)
+    mine = tmp_path / "mine"
+    shutil.copytree(steps.given[step][name], mine)
+    begin = module.begin
+
+    def begin_and_exchange(*arguments, **named):
+        begun = begin(*arguments, **named)
+        for path in mine.iterdir():
+            path.write_bytes(b"exchanged")
+        return begun
+
+    monkeypatch.setattr(module, "begin", begin_and_exchange)
+    if step == "encrypt":
+        with pytest.raises(DataError, match="changed while it was sealed"):
+            steps.call(step, **{name: mine})
+        return
+    statement = steps.call(step, **{name: mine})
+    original = {**steps.given[step]}[name]
+    assert statement.inputs[name] == tree_digest(original)
+    assert statement.figures
+    assert not statement.reason.startswith("inconclusive")
+
+
+def test_an_ancestors_key_is_revoked(steps, attacked):
+    from portcullis_pipelines import home as homes
+
+    homes.revoke(attacked.home, step="train")
+    with pytest.raises(EvidenceError, match=r"'train'.*revoked"):
+        steps.call("encrypt")
+
+
 def test_the_residual_gate_is_left_out(steps):
     with pytest.raises(EvidenceError, match="no evidence of step 'residual_pii'"):
         steps.call("split", evidence=steps.given["residual_pii"]["evidence"])

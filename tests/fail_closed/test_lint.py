@@ -120,3 +120,49 @@ def test_an_exit_handler_is_no_such_thing(tmp_path):
 def test_what_is_no_pipeline_is_refused(data):
     with pytest.raises(PipelineError, match="not a compiled pipeline"):
         lint(data)
+
+
+def test_an_optional_artifact_is_left_out(tmp_path):
+    @gate_pipeline("optional-gate")
+    def optional_gate(threshold: float, data: Input[Dataset] = None):
+        judge(data=data, threshold=threshold)
+
+    @dsl.pipeline(name="optional")
+    def pipeline(threshold: float):
+        make()
+        optional_gate(threshold=threshold)
+        never_cache()
+
+    with pytest.raises(PipelineError, match="leaves out the input 'data'"):
+        lint(text_of(pipeline, tmp_path))
+
+
+def test_a_pipeline_named_like_an_exit_handler_does_not_free_what_comes_after(tmp_path):
+    @component
+    def ship_anyway(data: Input[Dataset] = None):
+        """Ship it."""
+
+    @gate_pipeline("exit-handler-1")
+    def posing(data: Input[Dataset], threshold: float):
+        judge(data=data, threshold=threshold)
+
+    @dsl.pipeline(name="posing-pipeline")
+    def pipeline(threshold: float):
+        made = make()
+        judged = posing(data=made.outputs["data"], threshold=threshold)
+        ship_anyway(data=made.outputs["data"]).after(judged).ignore_upstream_failure()
+        never_cache()
+
+    with pytest.raises(PipelineError, match="ignore_upstream_failure"):
+        lint(text_of(pipeline, tmp_path))
+
+
+def test_an_importer_takes_an_older_import(tmp_path):
+    @dsl.pipeline(name="importing")
+    def pipeline(threshold: float):
+        data = dsl.importer(artifact_uri="/data", artifact_class=Dataset, reimport=False).output
+        gate(data=data, threshold=threshold)
+        never_cache()
+
+    with pytest.raises(PipelineError, match="reimport=True"):
+        lint(text_of(pipeline, tmp_path))

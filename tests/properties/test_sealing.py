@@ -5,9 +5,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from portcullis.digest import tree_digest
+from portcullis.digest import content_digest, tree_digest
 from portcullis.encryption.recipients import SealingPrivateKey, SealingPublicKey, unwrap_dek, wrap_dek
-from portcullis.encryption.sealed import content_digest, open_directory, seal_directory
+from portcullis.encryption.sealed import open_directory, seal_directory
 from portcullis.encryption.stream import HEADER_SIZE, MAGIC, SEGMENT_SIZE, open_sealed, seal
 from portcullis.errors import KeyMaterialError, SealError
 

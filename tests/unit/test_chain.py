@@ -4,10 +4,10 @@ import json
 import math
 
 import pytest
-from chains import CHAIN_STEPS, NOW, World, digest_of
+from chains import CHAIN_STEPS, NOW, STEPS, World, digest_of
 
-from portcullis.errors import EvidenceError, GateFailedError, PolicyError
-from portcullis.evidence.chain import ChainVerifier, join_bundle, split_bundle, verify_chain
+from portcullis.errors import EvidenceError, GateFailedError, GateInconclusiveError, PolicyError
+from portcullis.evidence.chain import MAX_BUNDLE_BYTES, ChainVerifier, join_bundle, split_bundle, verify_chain
 from portcullis.evidence.dsse import Envelope
 from portcullis.evidence.policy import Policy
 from portcullis.keys import Signer
@@ -37,6 +37,45 @@ def test_a_missing_statement_is_refused(step):
     lines = [line for line, name in zip(WORLD.lines(POLICY), CHAIN_STEPS, strict=True) if name != step]
     with pytest.raises(EvidenceError, match=step):
         verify(lines)
+
+
+def test_an_ancestor_is_missed_even_when_nobody_needs_it():
+    lines = [line for line, name in zip(WORLD.lines(POLICY), CHAIN_STEPS, strict=True) if name != "train"]
+    with pytest.raises(EvidenceError, match=r"'train', which must come before"):
+        verify(lines, needed=())
+
+
+def test_a_parameter_that_python_takes_for_equal_is_not():
+    blank = {"parameters": {}, "requires": [], "checks": {}}
+    steps = [{**blank, **step, "key": WORLD.keys[step["name"]].public_key.pem} for step in STEPS]
+    steps[1] = {**steps[1], "parameters": {"epochs": 1, "rate": 0.5}}
+    policy = WORLD.policy(steps=steps)
+    assert verify(WORLD.lines(policy), policy=policy).statements
+    forged = WORLD.lines(policy, train=lambda it: it.replace(parameters={"epochs": True, "rate": 0.5}))
+    with pytest.raises(EvidenceError, match="parameters differ"):
+        verify(forged, policy=policy)
+
+
+def test_a_transform_poses_as_the_gate_of_its_own_stage():
+    def posing(statement):
+        return statement.replace(kind="transform", verdict=None)
+
+    with pytest.raises(EvidenceError, match="stated by a robustness_gate transform"):
+        verify(WORLD.lines(POLICY, robustness__trained=posing))
+
+
+def test_a_bundle_is_no_larger_than_allowed():
+    with pytest.raises(EvidenceError, match="larger"):
+        split_bundle(bytes(MAX_BUNDLE_BYTES + 1))
+
+
+def test_an_inconclusive_gate_has_an_exit_code_of_its_own():
+    def inconclusive(statement):
+        return statement.replace(verdict="FAILED", reason="inconclusive: out of memory", figures={})
+
+    with pytest.raises(GateInconclusiveError) as raised:
+        verify(WORLD.lines(POLICY, robustness__trained=inconclusive))
+    assert raised.value.exit_code == 3
 
 
 @pytest.mark.parametrize("step", CHAIN_STEPS)

@@ -299,3 +299,25 @@ def test_the_owners_key_is_no_steps_key():
     world.keys["train"] = world.owner
     with pytest.raises(PolicyError, match="owner's key"):
         world.policy()
+
+
+def test_two_external_inputs_do_not_bind_a_gate_to_a_step():
+    world = World()
+
+    def other(step):
+        match step["name"]:
+            case "robustness:trained":
+                return {**step, "inputs": {"model": "external", "test": "train.test"}}
+            case "encrypt":
+                return {**step, "inputs": {"model": "external"}}
+        return step
+
+    with pytest.raises(PolicyError, match="judges nothing that this step takes"):
+        rewritten(world, other)
+
+
+def test_a_check_that_can_never_hold_is_refused():
+    from portcullis.errors import DataError
+
+    with pytest.raises(DataError, match="never hold"):
+        Check(1, 0)

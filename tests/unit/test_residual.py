@@ -183,3 +183,9 @@ def test_ordinary_columns_are_not_refused_once_masked_and_hardly_altered() -> No
     for column, counts in report.counts.items():
         # A list of blank-separated numbers may hold 3-2-4 or 3-3-4 digits in a row; nothing else looks alike.
         assert sum(counts.values()) <= (table.num_rows if column == "numbers" else 2)
+
+
+@pytest.mark.parametrize("text", ["4111 1111\n1111 1111", "219-09-\n9999", "+1 212\n555 0123"])
+def test_a_number_that_is_broken_over_two_lines_is_counted(text):
+    plan = MaskingPlan(entities=tuple(Entity), columns={})
+    assert residual_figures(pa.table({"note": [text]}), plan)["residual_identifiers"] >= 1

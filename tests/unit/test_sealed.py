@@ -4,9 +4,9 @@ import shutil
 
 import pytest
 
-from portcullis.digest import tree_digest
+from portcullis.digest import content_digest, tree_digest
 from portcullis.encryption.recipients import SealingPrivateKey, unwrap_dek, wrap_dek
-from portcullis.encryption.sealed import content_digest, open_directory, seal_directory, sealed_digest
+from portcullis.encryption.sealed import open_directory, seal_directory, sealed_digest
 from portcullis.errors import DataError, SealError, UsageError
 
 KEY = SealingPrivateKey.generate()

@@ -17,6 +17,7 @@ from portcullis.errors import EvidenceError, GateFailedError, UsageError
 from portcullis.evidence.statement import Figure, Statement
 from portcullis.evidence.step import KEYS_ENV, Step, begin_deployment, keys_base
 from portcullis.evidence.trust import STATE_ENV, TRUST_ENV, state_directory
+from portcullis.keys import role_uri
 from portcullis.serving.admitted import read_admission
 from portcullis.serving.stage import INPUT_NAME, bearer_token
 
@@ -97,9 +98,13 @@ def _probe_local(begun: Step, *, sealed: Path, admission: Path, evidence: Path) 
 
 def _server_environment(begun: Step) -> dict[str, str]:
     """Return what the server needs and nothing else of what this process was given."""
+    base = keys_base()
+    uris = [role_uri(base, role) for role in ("serving.pem", "serving.token")]
+    variables = [uri.removeprefix("env:") for uri in uris if uri.startswith("env:")]
     return {
+        **{name: os.environ[name] for name in variables if name in os.environ},
         "PATH": os.environ.get("PATH", os.defpath),
         TRUST_ENV: str(begun.store.path),
         STATE_ENV: str(state_directory(begun.store.path)),
-        KEYS_ENV: keys_base(),
+        KEYS_ENV: base,
     }

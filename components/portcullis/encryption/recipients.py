@@ -192,6 +192,15 @@ def _sidecar(dek: bytes, wrapped: Mapping[str, bytes]) -> bytes:
     return canonical_json(fields | {"mac": mac.hex()})
 
 
+def claimed_recipients(sidecar: bytes) -> list[str]:
+    """Return the key ids, sorted, that a sidecar lists; nothing of it is authentic before `unwrap_dek` has opened it.
+
+    Raises:
+        SealError: The sidecar is malformed.
+    """
+    return sorted(_parse_sidecar(sidecar))
+
+
 def _parse_sidecar(sidecar: bytes) -> dict[str, bytes]:
     """Return the wrapped keys that a sidecar claims, by key id; nothing of it is authentic yet."""
     try:

@@ -8,8 +8,14 @@ import secrets
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from portcullis.digest import FileEntry, canonical_json, manifest_digest, sha256, tree_digest, tree_files
-from portcullis.encryption.recipients import SealingPrivateKey, SealingPublicKey, unwrap_dek, wrap_dek
+from portcullis.digest import canonical_json, sha256, tree_digest, tree_files
+from portcullis.encryption.recipients import (
+    SealingPrivateKey,
+    SealingPublicKey,
+    claimed_recipients,
+    unwrap_dek,
+    wrap_dek,
+)
 from portcullis.encryption.stream import DEK_SIZE, open_regular, open_sealed, seal
 from portcullis.errors import SealError, UsageError
 from portcullis.files import atomic_path, read_bytes, write_bytes
@@ -77,6 +83,17 @@ def open_directory(sealed: Path, *, private_key: SealingPrivateKey, context: Map
     return files
 
 
+def sealed_recipients(sealed: Path) -> list[str]:
+    """Return the key ids, sorted, that a sealed directory claims to be sealed for; only opening it shows that it is.
+
+    Raises:
+        SealError: A file does not belong there, or the list of recipients is malformed.
+        UsageError: `sealed` is no directory or cannot be read.
+    """
+    _sealed_names(sealed)
+    return claimed_recipients(read_bytes(sealed / SIDECAR, limit=SIDECAR_LIMIT))
+
+
 def sealed_digest(path: Path) -> str:
     """Digest a sealed directory without its recipients, so that wrapping the key for others leaves it as it is.
 
@@ -84,15 +101,6 @@ def sealed_digest(path: Path) -> str:
         DataError: As `tree_digest`.
     """
     return tree_digest(path, exclude={SIDECAR})
-
-
-def content_digest(files: Mapping[str, bytes]) -> str:
-    """Digest files held in memory as `tree_digest` does the directory that they were sealed from.
-
-    Raises:
-        DataError: There is no file.
-    """
-    return manifest_digest(FileEntry(name, sha256(data), len(data)) for name, data in files.items())
 
 
 def _file_contexts(context: Mapping[str, str], names: Sequence[str]) -> dict[str, dict[str, str]]:

@@ -8,7 +8,8 @@ it stops:
  3. The signature is by the one key that the policy gives to that step; keyid chooses nothing. (Another step's key, a
     rogue key.)
  4. That key is not revoked. (A stolen key.)
- 5. Identical lines are one; two different lines for one step refuse. (A second, better-looking verdict.)
+ 5. Identical lines are one; two different lines for one step refuse. (A second, better-looking verdict beside the
+    first. Judging twice and showing one is not seen; plan and seed are parameters, so both verdicts are the same.)
  6. All statements carry the nonce of the first. (Evidence from another run.)
  7. A statement is at most `max_age` old when judged and at most five minutes in the future. (Replay, forward dating.)
  8. Parameters equal the policy's exactly. (A pass under weaker parameters.)
@@ -26,7 +27,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from portcullis.digest import canonical_json
-from portcullis.errors import EvidenceError, GateFailedError
+from portcullis.errors import EvidenceError, GateFailedError, GateInconclusiveError
 from portcullis.evidence.dsse import MAX_ENVELOPE_BYTES, Envelope
 from portcullis.evidence.policy import EXTERNAL, POLICY, Policy, StepRule
 from portcullis.evidence.statement import INCONCLUSIVE, Statement, format_time, judge
@@ -244,7 +245,7 @@ def _show(value: object) -> str:
 def _require_passed(where: str, statement: Statement, rule: StepRule) -> None:
     derived, reason = judge(statement.figures, rule.checks)
     if statement.verdict == "FAILED" and statement.reason.startswith(INCONCLUSIVE):
-        raise GateFailedError(f"{where}: the gate FAILED: {statement.reason}")
+        raise GateInconclusiveError(f"{where}: the gate FAILED: {statement.reason}")
     if statement.verdict != derived:
         raise EvidenceError(f"{where}: states {statement.verdict}, but its figures mean {derived} {reason}".rstrip())
     if derived != "PASSED":

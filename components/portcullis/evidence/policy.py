@@ -283,7 +283,8 @@ def _require_order(rules: list[StepRule]) -> None:
         for gate in rule.requires:
             if gate not in earlier or earlier[gate].kind != "gate":
                 raise PolicyError(f"step {rule.name} requires {gate!r}, which is no earlier gate")
-            judged = {earlier[gate].inputs[name] for name in earlier[gate].outputs}
+            # Two inputs from outside the chain may be two different things, so they never show that it is the same.
+            judged = {earlier[gate].inputs[name] for name in earlier[gate].outputs} - {EXTERNAL, POLICY}
             if not judged & set(rule.inputs.values()):
                 raise PolicyError(f"step {rule.name} requires {gate!r}, which judges nothing that this step takes")
         if rule.kind == "gate" and not set(rule.outputs) <= set(rule.inputs):

@@ -48,6 +48,8 @@ class Check:
         bounds = [bound for bound in (self.low, self.high) if bound is not None]
         if not bounds or not all(_is_number(bound) for bound in bounds):
             raise DataError("a check needs at least one finite bound")
+        if self.low is not None and self.high is not None and not self.low <= self.high:
+            raise DataError("a check whose least is above its most can never hold")
 
     def holds(self, figure: object) -> bool:
         """Tell whether `figure` is a finite number within the bounds; anything else does not hold."""

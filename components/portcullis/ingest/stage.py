@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from portcullis.dataset import DatasetSpec, write_dataset
-from portcullis.digest import sha256, tree_digest
+from portcullis.digest import sha256
 from portcullis.evidence.statement import Statement
 from portcullis.evidence.step import begin
 from portcullis.evidence.trust import now_ms
@@ -39,10 +39,10 @@ def ingest(*, step: str, nonce: str, evidence: Path, uri: str, spec: str, datase
         evidence=[evidence],
         started=started,
     )
-    write_dataset(dataset, source.table, source.spec)
+    digest = write_dataset(dataset, source.table, source.spec)
     return begun.finish(
         bundle=bundle,
-        outputs={"dataset": tree_digest(dataset)},
+        outputs={"dataset": digest},
         figures={
             "source": uri,
             "reader": source.reader,

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, deserialize
 
-from portcullis.digest import canonical_json, parse_canonical_json
+from portcullis.digest import canonical_json, content_digest, parse_canonical_json
 from portcullis.errors import DataError, ModelError, UsageError
 from portcullis.files import atomic_path, read_bytes, write_bytes
 from portcullis.models.architectures import find_architecture
@@ -219,8 +219,11 @@ def model_files(module: "torch.nn.Module", spec: ModelSpec) -> dict[str, bytes]:
     return files
 
 
-def save_model(directory: Path, module: "torch.nn.Module", spec: ModelSpec) -> None:
+def save_model(directory: Path, module: "torch.nn.Module", spec: ModelSpec) -> str:
     """Write a model's directory atomically, replacing one that is there.
+
+    Returns:
+        The digest of what was written, taken before it was: what lies there afterwards may have been exchanged.
 
     Raises:
         ModelError: As `model_files`.
@@ -230,6 +233,7 @@ def save_model(directory: Path, module: "torch.nn.Module", spec: ModelSpec) -> N
         temporary.mkdir()
         for name, data in files.items():
             write_bytes(temporary / name, data)
+    return content_digest(files)
 
 
 def read_model_files(directory: Path) -> dict[str, bytes]:

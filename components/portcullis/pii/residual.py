@@ -1,9 +1,9 @@
 """The gate's measurement: what identifiers a masked table still holds, found another way than they were masked.
 
 Text is folded and searched here by rules of its own, more tolerant of separators than the scan (`123 / 45 / 6789`,
-`4 1 1 1 …`, `192[.]0[.]2[.]1`), so that a spelling that fooled the one does not fool the other by itself; only the
-checksum and numbering rules are shared. The price: what the scan leaves alone may be counted here. Then the gate
-refuses, and that column wants `token` or `drop`.
+`4 1 1 1 …`, `192[.]0[.]2[.]1`, a number broken over two lines), so that a spelling that fooled the one does not fool
+the other by itself; only the checksum and numbering rules are shared. The price: what the scan leaves alone may be
+counted here. Then the gate refuses, and that column wants `token` or `drop`.
 
 As in `portcullis.pii.entities`, repetitions are bounded, possessive, or of characters that cannot continue what stands
 before them, so a search is linear.
@@ -91,7 +91,7 @@ def _distinct(values: Any) -> Mapping[str, int]:
 
 
 def _count(text: str, searches: list[Callable[[str], int]]) -> int:
-    text = TOKEN.sub("\n", text).translate(_VISIBLE)
+    text = TOKEN.sub("|", text).translate(_VISIBLE)
     return sum(search(text) for search in searches)
 
 
@@ -112,7 +112,7 @@ class _Visible(dict[int, str]):
             case "Pd":
                 return "-"
             case "Cc":
-                return character if character in "\t\n\r" else ""
+                return " " if character in "\t\n\r" else ""
             case "Cf" | "Mn" | "Me":
                 return ""
         return {"\u2212": "-", "\u2800": " ", "\u3002": ".", "\u115f": "", "\u1160": ""}.get(character, character)

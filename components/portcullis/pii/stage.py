@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from portcullis.dataset import DatasetSpec, read_dataset, write_dataset
-from portcullis.digest import tree_digest
+from portcullis.dataset import DatasetSpec, parse_dataset, read_dataset_files, write_dataset
+from portcullis.digest import content_digest
 from portcullis.errors import ConfigError, DataError
 from portcullis.evidence.statement import Statement
 from portcullis.evidence.step import begin, keys_base
@@ -48,21 +48,20 @@ def mask_pii(
         DataError: The data set is malformed or holds something that cannot be masked.
         KeyMaterialError: There is no masking key.
     """
+    files = read_dataset_files(dataset)
     begun = begin(
         step,
         stage="mask_pii",
-        inputs={"dataset": tree_digest(dataset)},
+        inputs={"dataset": content_digest(files)},
         parameters={"entities": list(entities)},
         evidence=[evidence],
     )
-    source = read_dataset(dataset)
+    source = parse_dataset(files)
     key = symmetric_key(role_uri(keys_base(), "masking.key"))
     table, report = mask_table(source.table, masking_plan(source.spec, entities), key=key)
-    write_dataset(masked, table, source.spec)
+    digest = write_dataset(masked, table, source.spec)
     figures = {f"masked_{column}": sum(counts.values()) for column, counts in report.counts.items()}
-    return begun.finish(
-        bundle=bundle, outputs={"dataset": tree_digest(masked)}, figures={"rows": report.rows, **figures}
-    )
+    return begun.finish(bundle=bundle, outputs={"dataset": digest}, figures={"rows": report.rows, **figures})
 
 
 def residual_pii(
@@ -81,17 +80,18 @@ def residual_pii(
     Raises:
         EvidenceError: The evidence does not hold for this very data set.
     """
+    files = read_dataset_files(dataset)
     begun = begin(
         step,
         stage="residual_pii_gate",
-        inputs={"dataset": tree_digest(dataset)},
+        inputs={"dataset": content_digest(files)},
         parameters={"entities": list(entities)},
         evidence=[evidence],
     )
     figures: dict[str, int] = {}
     inconclusive = ""
     try:
-        masked = read_dataset(dataset)
+        masked = parse_dataset(files)
         figures = residual_figures(masked.table, masking_plan(masked.spec, entities))
     except DataError as error:
         inconclusive = str(error)

@@ -3,13 +3,13 @@
 import dataclasses
 from pathlib import Path
 
-from portcullis.dataset import DatasetSpec, features_and_labels, read_dataset
-from portcullis.digest import tree_digest
+from portcullis.dataset import DatasetSpec, features_and_labels, parse_dataset, read_dataset_files
+from portcullis.digest import content_digest
 from portcullis.errors import DataError, InconclusiveError, ModelError
 from portcullis.evidence.statement import Figure, Statement
 from portcullis.evidence.step import begin
 from portcullis.files import write_bytes
-from portcullis.models.store import ModelSpec, load_model
+from portcullis.models.store import ModelSpec, load_model_files, read_model_files
 from portcullis.report import gate_page
 from portcullis.robustness.settings import RobustnessSettings
 
@@ -34,10 +34,11 @@ def evaluate_robustness(
         EvidenceError: The evidence does not hold for this very model and these very rows.
         MissingDependencyError: PyTorch or torchattacks is not installed.
     """
+    model_files, test_files = read_model_files(model), read_dataset_files(test)
     begun = begin(
         step,
         stage="robustness_gate",
-        inputs={"model": tree_digest(model), "test": tree_digest(test)},
+        inputs={"model": content_digest(model_files), "test": content_digest(test_files)},
         parameters=dataclasses.asdict(settings),
         evidence=[evidence],
     )
@@ -46,7 +47,7 @@ def evaluate_robustness(
     figures: dict[str, Figure] = {}
     inconclusive = ""
     try:
-        loaded, rows = load_model(model), read_dataset(test)
+        loaded, rows = load_model_files(model_files), parse_dataset(test_files)
         _require_fit(loaded.spec, rows.spec)
         features, labels = features_and_labels(rows)
         figures = dict(evaluate(loaded, features, labels, settings).figures)

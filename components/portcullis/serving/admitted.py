@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from portcullis.digest import content_digest
 from portcullis.encryption.recipients import SealingPrivateKey
-from portcullis.encryption.sealed import content_digest, open_directory, sealed_digest
+from portcullis.encryption.sealed import open_directory, sealed_digest
 from portcullis.encryption.stage import sealing_context
 from portcullis.errors import AdmissionError, SealError, UsageError
 from portcullis.evidence.admission import Admission, verify_admission

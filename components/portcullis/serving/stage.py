@@ -1,10 +1,11 @@
 """Serve an admitted model: what `deploy` starts and `portcullis serve` runs."""
 
+import ipaddress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from portcullis.digest import sha256
-from portcullis.errors import KeyMaterialError
+from portcullis.errors import AdmissionError, KeyMaterialError
 from portcullis.evidence.step import keys_base
 from portcullis.keys import resolve, role_uri
 from portcullis.serving.admitted import AdmittedModel, open_admitted
@@ -48,7 +49,8 @@ def serve_admitted(
 
     Raises:
         TrustStoreError: There is no trust store.
-        RefusedError: Admission, evidence, seal or model do not hold; nothing is served.
+        RefusedError: Admission, evidence, seal or model do not hold, or a development admission is to be served to
+            other machines; nothing is served.
         KeyMaterialError: The serving key or token is missing.
         UsageError: The address cannot be listened on.
     """
@@ -63,8 +65,17 @@ def serve_admitted(
         trust=trust,
         private_key=resolve(role_uri(keys_base(), "serving.pem")),
     )
+    if admitted.admission.development and not _is_loopback(host):
+        raise AdmissionError(f"admitted under development keys: serves the local target only, not {host}")
     app = build_app(served_model(admitted), token_digest=sha256(bearer_token().encode()))
     serve(app, host=host, port=port, ready_file=ready_file)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def served_model(admitted: AdmittedModel) -> "ServedModel":

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from portcullis.dataset import read_dataset, write_dataset
-from portcullis.digest import tree_digest
+from portcullis.dataset import parse_dataset, read_dataset_files, write_dataset
+from portcullis.digest import content_digest
 from portcullis.evidence.statement import Statement
 from portcullis.evidence.step import begin, keys_base
 from portcullis.keys import role_uri, symmetric_key
@@ -30,17 +30,18 @@ def split_dataset(
         DataError: The data set is malformed, or cannot be split soundly.
         KeyMaterialError: There is no split key.
     """
+    files = read_dataset_files(dataset)
     begun = begin(
         step,
         stage="split",
-        inputs={"dataset": tree_digest(dataset)},
+        inputs={"dataset": content_digest(files)},
         parameters={"test_fraction": test_fraction},
         evidence=[evidence],
     )
-    source = read_dataset(dataset)
+    source = parse_dataset(files)
     sides = split(source, key=symmetric_key(role_uri(keys_base(), "split.key")), test_fraction=test_fraction)
-    write_dataset(train, sides.train, source.spec)
-    write_dataset(test, sides.test, source.spec)
-    return begun.finish(
-        bundle=bundle, outputs={"train": tree_digest(train), "test": tree_digest(test)}, figures=sides.figures
-    )
+    outputs = {
+        "train": write_dataset(train, sides.train, source.spec),
+        "test": write_dataset(test, sides.test, source.spec),
+    }
+    return begun.finish(bundle=bundle, outputs=outputs, figures=sides.figures)

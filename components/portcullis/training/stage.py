@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from portcullis.dataset import features_and_labels, read_dataset
-from portcullis.digest import tree_digest
+from portcullis.dataset import features_and_labels, parse_dataset, read_dataset_files
+from portcullis.digest import content_digest
 from portcullis.evidence.statement import Statement
 from portcullis.evidence.step import begin
 from portcullis.models.store import ModelSpec, save_model
@@ -42,16 +42,17 @@ def train_model(
         ModelError: The architecture is unknown, or the model is not finite.
         MissingDependencyError: PyTorch is not installed.
     """
+    files = read_dataset_files(dataset)
     begun = begin(
         step,
         stage="train",
-        inputs={"dataset": tree_digest(dataset)},
+        inputs={"dataset": content_digest(files)},
         parameters={"architecture": architecture, "options": dict(options), **dataclasses.asdict(settings)},
         evidence=[evidence],
     )
     from portcullis.training.adversarial import train
 
-    rows = read_dataset(dataset)
+    rows = parse_dataset(files)
     spec = ModelSpec(
         architecture=architecture,
         options=options,
@@ -62,5 +63,5 @@ def train_model(
     )
     features, labels = features_and_labels(rows)
     module, figures = train(features, labels, spec, settings)
-    save_model(model, module, spec)
-    return begun.finish(bundle=bundle, outputs={"model": tree_digest(model)}, figures=figures)
+    digest = save_model(model, module, spec)
+    return begun.finish(bundle=bundle, outputs={"model": digest}, figures=figures)
