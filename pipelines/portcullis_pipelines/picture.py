@@ -34,7 +34,7 @@ def chain_picture(policy: Policy, went: Mapping[str, str]) -> str:
         )
         parts.append(f'<text x="{left + 12}" y="{y + 20}">{html.escape(rule.name)}</text>')
         parts.append(f'<text class="small" x="{text}" y="{y + 20}">{html.escape(sources[index])}</text>')
-        for parent in rule.parents:
+        for parent in sorted(rule.parents):
             top, bottom = place[parent] * _ROW + 21, y + 15
             reach = left - _bend(index - place[parent])
             parts.append(

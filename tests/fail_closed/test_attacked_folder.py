@@ -1,6 +1,9 @@
 """Attacks on the folder that a real run left, and on the trust store's memory."""
 
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -68,6 +71,23 @@ def test_a_part_of_the_folder_is_nonsense(attacked, part, content):
     (attacked.output / part).write_bytes(content)
     with pytest.raises(RefusedError):
         attacked.verify()
+
+
+@pytest.mark.parametrize("seed", ["1", "2"])
+def test_another_process_reads_the_same_report_in_the_evidence(attacked, seed):
+    """The honest case of the next tests: pages do not depend on a process's hash seed."""
+    command = [
+        sys.executable,
+        "-m",
+        "portcullis.cli",
+        "verify",
+        str(attacked.output),
+        "--trust",
+        str(attacked.home.trust),
+    ]
+    environment = {"PATH": os.environ["PATH"], "PYTHONHASHSEED": seed}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_the_report_is_doctored(attacked):
