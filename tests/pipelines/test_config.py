@@ -1,0 +1,220 @@
+"""The configuration: what a user may write, and what is refused in one line that names the file and the place."""
+
+import math
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from portcullis.digest import canonical_json, parse_json
+from portcullis.errors import ConfigError, UsageError
+from portcullis.robustness.settings import RobustnessSettings
+from portcullis.training.settings import TrainingSettings
+from portcullis_pipelines.config import ReferenceConfig, Thresholds
+
+DATASET = """\
+dataset:
+  name: squares
+  label: {column: kind, classes: [a, b]}
+  features: {columns: ["v*"], shape: [1, 2, 2], low: 0, high: 1}
+"""
+
+
+@pytest.fixture
+def load(tmp_path):
+    def write_and_load(text: str) -> ReferenceConfig:
+        path = tmp_path / "config.yaml"
+        path.write_text(DATASET + text)
+        return ReferenceConfig.load(path)
+
+    return write_and_load
+
+
+def test_without_a_file_it_is_the_reference_datas():
+    config = ReferenceConfig.load(None)
+    assert config.dataset.name == "cheque-digits"
+    assert (config.training, config.robustness, config.thresholds) == (
+        TrainingSettings(),
+        RobustnessSettings(),
+        Thresholds(0.75, 0.9, 100),
+    )
+
+
+def test_only_the_data_set_is_required(load):
+    config = load("")
+    assert config.dataset.features.shape == (1, 2, 2)
+    assert config == ReferenceConfig(dataset=config.dataset)
+
+
+def test_every_section_reaches_the_configuration(load):
+    config = load(
+        """
+masking: {entities: [EMAIL, PHONE]}
+split: {test_fraction: 0.5}
+model: {architecture: mine, options: {width: 8, rate: 0.5}}
+training: {method: trades, epsilon: 0.2, epochs: 3, learning_rate: 1}
+robustness: {epsilon: 0.05, n_min: 7}
+thresholds: {robust_accuracy: 0.5, clean_accuracy: 1, samples: 9}
+"""
+    )
+    assert (config.entities, config.test_fraction, config.architecture) == (("EMAIL", "PHONE"), 0.5, "mine")
+    assert config.options == {"width": 8, "rate": 0.5}
+    assert config.training == TrainingSettings(method="trades", epsilon=0.2, epochs=3, learning_rate=1.0)
+    assert type(config.training.learning_rate) is float
+    assert config.robustness == RobustnessSettings(epsilon=0.05, n_min=7)
+    assert config.thresholds == Thresholds(0.5, 1.0, 9)
+
+
+def test_what_the_pipeline_is_called_with_is_plain_json(load):
+    arguments = load("model: {options: {width: 8}}").arguments("rows.csv")
+    assert arguments["data_uri"] == "rows.csv" and arguments["architecture_options"] == {"width": 8}
+    assert ReferenceConfig.load(None).arguments("x").keys() == arguments.keys()
+    canonical_json(arguments)
+    assert parse_json(arguments["dataset_spec"].encode())["name"] == "squares"
+
+
+REFUSED = {
+    "unknown section": ("bogus: 1", "knows no 'bogus'; it knows dataset, masking"),
+    "recipients are not the user's to choose": ("recipients: [x]", "knows no 'recipients'"),
+    "unknown key": ("thresholds: {bogus: 1}", "thresholds knows no 'bogus'; it knows clean_accuracy"),
+    "key with a terminal escape": (r'"\e[31m": 1', r"knows no '\\x1b\[31m'"),
+    "key that is a date": ("training: {2001-01-01: 2}", "training knows no datetime"),
+    "key that is not text": ("1: 2", "text keys"),
+    "key twice": ("training: {epochs: 1, epochs: 2}", "repeated"),
+    "section twice": ("dataset: {}", "repeated"),
+    "section is empty": ("training:", "training is not a mapping"),
+    "section is a list": ("robustness: []", "robustness is not a mapping"),
+    "section is text": ("model: digits-cnn", "model is not a mapping"),
+    "text for a number": ("training: {epochs: '5'}", "training.epochs is '5', not a whole number"),
+    "YAML 1.1 reads 1e-3 as text": ("training: {learning_rate: 1e-3}", "write 1e-3 as 0.001"),
+    "fraction for a whole number": ("training: {epochs: 1.5}", "not a whole number"),
+    "boolean for a whole number": ("robustness: {n_min: true}", "not a whole number"),
+    "boolean for a number": ("training: {epsilon: yes}", "not a finite number"),
+    "number for text": ("training: {method: 1}", "not text"),
+    "list for a number": ("training: {epsilon: [0.1]}", "not a finite number"),
+    "date for a number": ("training: {seed: 2020-01-01}", "training.seed is datetime.date"),
+    "null": ("training: {epochs: null}", "training.epochs is None"),
+    "NaN": ("training: {epsilon: .nan}", "training.epsilon is nan"),
+    "infinity": ("training: {learning_rate: .inf}", "training.learning_rate is inf"),
+    "a number beyond float64": (f"training: {{epsilon: {10**400}}}", "not a finite number"),
+    "a number that Python will not spell": (f"training: {{epsilon: 0x{'f' * 9000}}}", "a very large number"),
+    "a long value": (f"training: {{epochs: {'x' * 9000}}}", "…, not a whole number"),
+    "out of range": ("training: {epsilon: 0.5}", "below 0.5"),
+    "unknown method": ("training: {method: none}", "one of pgd, trades, plain"),
+    "PGD cannot cross its ball": ("robustness: {pgd_steps: 1}", "at least twice epsilon"),
+    "threshold NaN": ("thresholds: {robust_accuracy: .nan}", "thresholds.robust_accuracy is nan"),
+    "threshold zero": ("thresholds: {robust_accuracy: 0}", "thresholds need"),
+    "threshold negative": ("thresholds: {robust_accuracy: -1}", "thresholds need"),
+    "threshold above one": ("thresholds: {clean_accuracy: 1.1}", "thresholds need"),
+    "robust above clean": ("thresholds: {robust_accuracy: 0.95}", "thresholds need"),
+    "no samples": ("thresholds: {samples: 0}", "thresholds need"),
+    "more samples than can be stated": (f"thresholds: {{samples: {10**20}}}", "thresholds need"),
+    "no entities": ("masking: {entities: []}", "masking.entities is a list of EMAIL"),
+    "entities as text": ("masking: {entities: EMAIL}", "masking.entities is a list of EMAIL"),
+    "unknown entity": ("masking: {entities: [NAME]}", "masking.entities is a list of EMAIL"),
+    "entity that is a list": ("masking: {entities: [[EMAIL]]}", "masking.entities is a list of EMAIL"),
+    "entity twice": ("masking: {entities: [EMAIL, EMAIL]}", "twice"),
+    "test fraction zero": ("split: {test_fraction: 0}", "split.test_fraction"),
+    "test fraction one": ("split: {test_fraction: 1}", "split.test_fraction"),
+    "test fraction NaN": ("split: {test_fraction: .nan}", "split.test_fraction"),
+    "test fraction true": ("split: {test_fraction: true}", "split.test_fraction"),
+    "architecture as a list": ("model: {architecture: [a]}", "model.architecture"),
+    "architecture as a number": ("model: {architecture: 5}", "model.architecture"),
+    "architecture with a line break": (r'model: {architecture: "a\nb"}', "model.architecture"),
+    "options as a list": ("model: {options: [1]}", "model.options"),
+    "option infinite": ("model: {options: {width: .inf}}", "model.options"),
+    "option NaN": ("model: {options: {width: .nan}}", "model.options"),
+    "option true": ("model: {options: {width: true}}", "model.options"),
+    "option as text": ("model: {options: {width: '8'}}", "model.options"),
+    "option without a name": ("model: {options: {1: 2}}", "model.options"),
+    "a Python object": ("training: !!python/object:os.system {}", "tags are not allowed"),
+    "an alias": ("training: &a {epochs: *a}", "aliases are not allowed"),
+    "a second document": ("---\na: 1", "not valid YAML"),
+    "a null byte": ("\0", "not valid YAML"),
+    "nested without end": ("training: " + "[" * 20_000, "not valid YAML"),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), REFUSED.values(), ids=REFUSED)
+def test_what_is_refused(load, text, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        load(text)
+    said = str(caught.value)
+    assert "config.yaml: " in said and len(said) < 1000 and said.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("training: {}", "no section `dataset`"),
+        ("dataset: 5", "must be a mapping"),
+        ("dataset: {name: 2024-01-01, label: {}, features: {}}", "label lacks"),
+        ("- dataset", "not a mapping"),
+        ("", "not a mapping"),
+    ],
+    ids=["missing", "no mapping", "incomplete", "a list", "empty"],
+)
+def test_the_data_set_is_missing_or_malformed(tmp_path, text, message):
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        ReferenceConfig.load(path)
+
+
+def test_a_name_that_yaml_reads_as_a_date_asks_for_quotes(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(DATASET.replace("squares", "2024-01-01"))
+    with pytest.raises(ConfigError, match="name must be text; put it in quotes"):
+        ReferenceConfig.load(path)
+
+
+@pytest.mark.parametrize("what", ["missing", "a folder", "a pipe", "too large"])
+def test_a_file_that_cannot_be_read(tmp_path, what):
+    path = tmp_path / "config.yaml"
+    if what == "a folder":
+        path.mkdir()
+    elif what == "a pipe":
+        import os
+
+        os.mkfifo(path)
+    elif what == "too large":
+        path.write_bytes(b"x" * (2 << 20))
+    with pytest.raises(UsageError, match=r"config\.yaml"):
+        ReferenceConfig.load(path)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["masking", "split", "model", "training", "robustness", "thresholds", "other"]),
+        st.recursive(
+            st.none()
+            | st.booleans()
+            | st.integers()
+            | st.floats(allow_nan=True)
+            | st.text(max_size=5)
+            | st.sampled_from(["pgd", "EMAIL", "digits-cnn"]),
+            lambda inner: (
+                st.lists(inner, max_size=3)
+                | st.dictionaries(
+                    st.sampled_from(
+                        ["epsilon", "epochs", "method", "entities", "test_fraction", "options", "samples", ""]
+                    )
+                    | st.integers(),
+                    inner,
+                    max_size=4,
+                )
+            ),
+            max_leaves=8,
+        ),
+        max_size=4,
+    )
+)
+def test_no_other_exception_leaks_and_what_passes_can_be_signed(sections):
+    document = yaml.safe_load(DATASET) | sections
+    try:
+        config = ReferenceConfig.from_dict(document)
+    except ConfigError:
+        return
+    canonical_json(config.arguments("x"))
+    assert all(math.isfinite(value) for value in config.options.values())
