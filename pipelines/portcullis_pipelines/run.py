@@ -82,16 +82,18 @@ def _require_replaceable(output: Path) -> None:
     Raises:
         UsageError: Something else than an earlier run lies there, or it cannot be written.
     """
+    # A directory is replaced by renaming, which neither a link nor a mount point allows.
+    if output.is_symlink() or output.is_mount():
+        raise UsageError(f"{output} is a circular link or a mount point and cannot be replaced; name another --output")
     try:
         names = {path.name for path in output.iterdir()} if output.exists() else set()
+        if names and not (outcome.RUN in names and names <= outcome.PARTS):
+            raise UsageError(f"{output} is not empty and not an earlier run; name another --output")
         output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent):
+            pass  # only to see that it can be made
     except OSError as error:
         raise UsageError(f"cannot write {output}: {error.strerror}; name another --output") from error
-    if names and not (outcome.RUN in names and names <= outcome.PARTS):
-        raise UsageError(f"{output} is not empty and not an earlier run; name another --output")
-    # A directory is replaced by renaming, which neither a link nor a mount point allows.
-    if output.is_symlink() or output.is_mount() or not os.access(output.parent, os.W_OK):
-        raise UsageError(f"{output} cannot be replaced; name an --output in a directory that you can write")
 
 
 def _publish(root: Path, store: TrustStore, output: Path, *, started: int) -> Verified:
