@@ -4,6 +4,7 @@ import json
 import math
 import os
 import shlex
+import shutil
 import signal
 import sys
 import traceback
@@ -92,7 +93,7 @@ def run(uri: str, config: Path | None, output: Path, as_json: bool) -> None:  # 
     features = chosen.dataset.features
     row = [features.low] * math.prod(features.shape)
     body = {"inputs": [{"name": "input", "datatype": "FP32", "shape": [1, len(row)], "data": row}]}
-    say(shlex.join(["portcullis", "serve", str(output), "--trust", str(home.trust), "--port", "8080"]))
+    say(shlex.join([_own_name(), "serve", str(output), "--trust", str(home.trust), "--port", "8080"]))
     say(
         f'curl -H "Authorization: Bearer $(cat {shlex.quote(str(home.keys / "serving.token"))})" '
         f"-H 'Content-Type: application/json' -d '{json.dumps(body, separators=(',', ':'))}' "
@@ -133,7 +134,7 @@ def admit(directory: Path, trust: Path | None) -> None:
         admission=directory / "admission.json",
         trust=store,
     )
-    say(f"admitted model {content}; next: {shlex.join(['portcullis', 'deploy', str(directory)])}")
+    say(f"admitted model {content}; next: {shlex.join([_own_name(), 'deploy', str(directory)])}")
 
 
 @cli.command()
@@ -255,6 +256,12 @@ def rollback(directory: Path, config: Path | None) -> None:
     home = _home(config)
     store = homes.allow_rollback(home, directory)
     say(f"rollback allowed by revocation list version {store.revocations.version} in {home.trust}")
+
+
+def _own_name() -> str:
+    """Return how this command is called from here: by name where that finds it, else by path (in a `.venv`, say)."""
+    beside = Path(sys.executable).parent / "portcullis"
+    return "portcullis" if shutil.which("portcullis") or not beside.is_file() else str(beside)
 
 
 def _home(config: Path | None) -> homes.Home:
