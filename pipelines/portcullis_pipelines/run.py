@@ -134,7 +134,7 @@ def _reason(log: str, policy: Policy) -> tuple[str, PortcullisError | None]:
     said = log
     if failed:
         began = max((match.start() for match in _STARTED.finditer(log, 0, failed.start())), default=0)
-        said = log[began : failed.start()]
+        said = log[began : log.rfind("\n", 0, failed.start()) + 1]
         name = failed[1].replace("-", "_")
         step = name if name in policy.steps else ""
         where = f"step {step!r}: " if step else f"task {failed[1]!r}: "

@@ -46,13 +46,22 @@ def temporary_directory_of(process: int) -> Path | None:
     return None
 
 
+def reads(process: int) -> bool:
+    return "executor_main" in command_of(process)
+
+
+def listens(process: int) -> bool:
+    name = command_of(process).partition("--ready-file\0")[2].rstrip("\0")
+    return bool(name) and Path(name).exists()
+
+
 # The deployed server has a session of its own, and so no share in the terminal's Ctrl-C.
 @pytest.mark.parametrize(
-    ("number", "after", "running"),
-    [(signal.SIGTERM, "preflight", "executor_main"), (signal.SIGINT, "admit", "portcullis.serving")],
+    ("number", "after", "busy"),
+    [(signal.SIGTERM, "preflight", reads), (signal.SIGINT, "admit", listens)],
     ids=["told to stop while it reads", "Ctrl-C while it deploys"],
 )
-def test_an_interrupted_run_leaves_nothing(tmp_path, number, after, running):
+def test_an_interrupted_run_leaves_nothing(tmp_path, number, after, busy):
     config = tmp_path / "own.yaml"
     rows = tmp_path / "rows.csv"
     config.write_text(
@@ -85,7 +94,7 @@ thresholds: {robust_accuracy: 0.1, clean_accuracy: 0.1}
         try:
             said = iter(run.stderr.readline, "")
             assert f"{after}: success\n" in said
-            while not any(running in command_of(it) for it in descendants(run.pid)):
+            while not any(map(busy, descendants(run.pid))):
                 assert run.poll() is None
                 time.sleep(0.01)
             children = descendants(run.pid)
