@@ -101,6 +101,16 @@ def test_an_interruption(capsys, interruption):
     assert capsys.readouterr().err == "interrupted\n"
 
 
+def test_what_the_system_refuses_is_the_callers_to_mend(capsys, tmp_path):
+    def fail(standalone_mode):
+        (tmp_path / "nothing" / "x").write_bytes(b"")
+
+    assert _guarded(fail) == 2
+    assert (
+        capsys.readouterr().err == f"FileNotFoundError: [Errno 2] No such file or directory: '{tmp_path}/nothing/x'\n"
+    )
+
+
 def test_anything_else_is_an_internal_error_that_can_be_reported(capsys):
     def fail(standalone_mode):
         raise ZeroDivisionError("why")

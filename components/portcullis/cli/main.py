@@ -16,7 +16,7 @@ import click
 
 from portcullis import __version__
 from portcullis.cli.show import Steps, chain_table, complain, key_table, say
-from portcullis.errors import ConfigError, MissingDependencyError, PortcullisError
+from portcullis.errors import ConfigError, MissingDependencyError, PortcullisError, UsageError
 
 try:
     from portcullis_pipelines import home as homes
@@ -308,6 +308,9 @@ def _guarded(command: Callable[..., Any]) -> int:
     except PortcullisError as error:
         complain(f"{type(error).__name__}: {error}")
         return error.exit_code
+    except OSError as error:  # a full disk, a missing permission: the caller's to mend
+        complain(f"{type(error).__name__}: {error}")
+        return UsageError.exit_code
     except Exception as error:  # noqa: BLE001 - the last line of defence; nothing passes as success
         traceback.print_exc()
         complain(f"internal error: {error!r}; please report it")
