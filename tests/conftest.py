@@ -20,7 +20,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
 
 @pytest.fixture(scope="session")
 def real_run(tmp_path_factory: pytest.TempPathFactory):
-    """The one real run of this session; never change it, copy it."""
+    """The one real run that all tests share; never change it, copy it."""
     from real_run import make_real_run
 
     return make_real_run(tmp_path_factory.mktemp("real"))
