@@ -1,6 +1,7 @@
 """Attacks on single steps, with the artifacts of a real run: each step refuses by itself, before it works."""
 
 import dataclasses
+import pkgutil
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import portcullis.deploy.stage as deploying
 from portcullis.admission.stage import admit
 from portcullis.dataset import read_dataset, write_dataset
 from portcullis.deploy.stage import deploy
@@ -27,6 +29,7 @@ from portcullis.evidence.chain import join_bundle, split_bundle
 from portcullis.evidence.dsse import Envelope
 from portcullis.evidence.statement import Statement
 from portcullis.evidence.step import enforce
+from portcullis.keys import role_uri
 from portcullis.pii.stage import mask_pii, residual_pii
 from portcullis.robustness.stage import evaluate_robustness
 from portcullis.split.stage import split_dataset
@@ -174,6 +177,58 @@ def test_an_artifact_is_exchanged_right_after_it_was_checked(steps, tmp_path, mo
     assert statement.inputs[name] == tree_digest(original)
     assert statement.figures
     assert not statement.reason.startswith("inconclusive")
+
+
+@pytest.mark.parametrize(
+    ("step", "writer", "output", "name"),
+    [
+        ("mask_pii", "portcullis.pii.stage.write_dataset", "masked", "dataset"),
+        ("split", "portcullis.split.stage.write_dataset", "train", "train"),
+        ("train", "portcullis.training.stage.save_model", "model", "model"),
+    ],
+)
+def test_an_output_is_exchanged_before_it_is_attested(steps, monkeypatch, step, writer, output, name):
+    """The statement speaks of what the step wrote, so what was put in its place is refused by whoever takes it."""
+    monkeypatch.setattr("portcullis.training.adversarial._fit", lambda *_: 0.5)
+    write = pkgutil.resolve_name(writer)
+
+    def write_and_exchange(directory, *arguments):
+        digest = write(directory, *arguments)
+        for path in directory.iterdir():
+            path.write_bytes(b"exchanged")
+        return digest
+
+    monkeypatch.setattr(writer, write_and_exchange)
+    statement = steps.call(step)
+    assert statement.outputs[name] != tree_digest(steps.folder / output)
+
+
+def test_of_keys_in_the_environment_the_server_is_handed_its_own_two(attacked, tmp_path, monkeypatch):
+    names = {
+        role: role_uri("env:PK", role).removeprefix("env:") for role in ("deploy.pem", "serving.pem", "serving.token")
+    }
+    handed = {}
+    run_local = deploying.run_local
+
+    def watch(command, *, environment, **others):
+        handed.update(environment)
+        return run_local(command, environment=environment, **others)
+
+    monkeypatch.setattr(deploying, "run_local", watch)
+    with attacked.environment():
+        monkeypatch.setenv("PORTCULLIS_KEYS", "env:PK")
+        for role, name in names.items():
+            monkeypatch.setenv(name, (attacked.home.keys / role).read_text())
+        statement = deploy(
+            step="deploy",
+            sealed=attacked.output / "model",
+            admission=attacked.output / "admission.json",
+            evidence=attacked.output / "evidence.intoto.jsonl",
+            target="local",
+            deployment=tmp_path / "deployment",
+        )
+    assert statement.verdict == "PASSED"
+    assert {name for name in handed if name.startswith("PK_")} == {names["serving.pem"], names["serving.token"]}
 
 
 def test_an_ancestors_key_is_revoked(steps, attacked):

@@ -97,7 +97,10 @@ def _probe_local(begun: Step, *, sealed: Path, admission: Path, evidence: Path) 
 
 
 def _server_environment(begun: Step) -> dict[str, str]:
-    """Return what the server needs and nothing else of what this process was given."""
+    """Return what the server needs and nothing else of what this process was given.
+
+    Keys in the environment are handed on one by one. A `file:` base is handed on as it is: on one machine, one user.
+    """
     base = keys_base()
     uris = [role_uri(base, role) for role in ("serving.pem", "serving.token")]
     variables = [uri.removeprefix("env:") for uri in uris if uri.startswith("env:")]
