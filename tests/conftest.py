@@ -5,7 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
+settings.register_profile("portcullis", deadline=None)  # machines are noisy
+settings.load_profile("portcullis")
 sys.path.insert(0, str(Path(__file__).parent))
 
 

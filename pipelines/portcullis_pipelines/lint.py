@@ -67,8 +67,10 @@ def _is_exit_task(task: dict[str, Any]) -> bool:
 def _nested_problems(where: str, task: dict[str, Any], component: dict[str, Any]) -> Iterator[str]:
     declared = component.get("inputDefinitions", {})
     given = task.get("inputs", {})
+    # A loop hands its item in by the iterator.
+    items = {task.get(iterator, {}).get("itemInput") for iterator in ("parameterIterator", "artifactIterator")}
     for kind in ("parameters", "artifacts"):
-        missing = sorted(set(declared.get(kind, {})) - set(given.get(kind, {})))
+        missing = sorted(set(declared.get(kind, {})) - set(given.get(kind, {})) - items)
         for name in missing:
             yield f"{where} leaves out the input {name!r}, which would be filled from its caller by name"
     if declared.get("artifacts") and not declared.get("parameters"):

@@ -26,7 +26,7 @@ def test_compiling_twice_gives_the_same_bytes(path, component):
 def test_a_component_installs_nothing_when_it_runs(path):
     text = path.read_text()
     assert "pip install" not in text
-    executors = load_yaml(text.encode())["deploymentSpec"]["executors"]
+    executors = load_yaml(text.split("\n---\n")[0].encode())["deploymentSpec"]["executors"]
     assert all("python" in executor["container"]["image"] for executor in executors.values())
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, deserialize
 
+from portcullis.dataset import DatasetSpec
 from portcullis.digest import canonical_json, content_digest, parse_canonical_json
 from portcullis.errors import DataError, ModelError, UsageError
 from portcullis.files import atomic_path, read_bytes, write_bytes
@@ -127,6 +128,16 @@ class ModelSpec:
             high=described["high"],
             labels=tuple(fields["labels"]),
         )
+
+    def require_fit(self, rows: DatasetSpec) -> None:
+        """Refuse unless the model takes rows of this description.
+
+        Raises:
+            ModelError: Shape, bounds or labels differ.
+        """
+        task = (rows.features.shape, rows.features.low, rows.features.high, rows.label.classes)
+        if (self.shape, self.low, self.high, self.labels) != task:
+            raise ModelError("the model does not take these rows: shape, bounds or labels differ")
 
     def scale(self, values: NDArray[np.floating[Any] | np.integer[Any]]) -> NDArray[np.float32]:
         """Turn raw features (N, D) in [low, high] into network inputs (N, *shape), float32 in [0, 1].

@@ -6,6 +6,7 @@ from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Output
 
 from portcullis.container import component, gate_pipeline
 from portcullis.evidence.component import enforce
+from portcullis.harden import TRUST_CONFIG_MAP, harden
 
 
 @component
@@ -95,6 +96,7 @@ def residual_pii_gate(
     evidence: Input[Artifact],
     entities: List[str],
     step: str,
+    secret: str,
 ) -> NamedTuple("Outputs", [("evidence", Artifact)]):
     """Refuse a masked data set that still holds an identifier.
 
@@ -103,11 +105,14 @@ def residual_pii_gate(
         evidence: Its evidence.
         entities: What to look for: EMAIL, IBAN, CREDIT_CARD, US_SSN, IP_ADDRESS, PHONE.
         step: Name of this gate in the policy.
+        secret: Name of the Kubernetes Secret with the keys of its `evaluate`.
 
     Returns:
         evidence: The evidence with the PASSED verdict.
     """
     judged = evaluate_residual_pii(dataset=dataset, evidence=evidence, entities=entities, step=step)
     held = enforce(subject=dataset, evidence=judged.outputs["verdict_evidence"], gate=step)
+    harden(judged, secret=secret)
+    harden(held, trust=TRUST_CONFIG_MAP)
     outputs = NamedTuple("Outputs", [("evidence", Artifact)])
     return outputs(evidence=held.outputs["passed"])

@@ -6,6 +6,7 @@ from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Model, Output
 
 from portcullis.container import component, gate_pipeline
 from portcullis.evidence.component import enforce
+from portcullis.harden import LARGE, TRUST_CONFIG_MAP, harden
 
 
 @component
@@ -98,6 +99,9 @@ def robustness_gate(
     n_min: int,
     seed: int,
     step: str,
+    secret: str,
+    gpus: str,
+    gpu_resource: str,
 ) -> NamedTuple("Outputs", [("evidence", Artifact)]):
     """Refuse a model that FGSM, PGD, CW or DeepFool break too often, and whatever cannot be judged soundly.
 
@@ -120,6 +124,9 @@ def robustness_gate(
         n_min: Fewest samples that are judged.
         seed: Of PGD's random starts.
         step: Name of this gate in the policy.
+        secret: Name of the Kubernetes Secret with the keys of its `evaluate`.
+        gpus: How many GPUs `evaluate` asks for, spelt as text: `0`, `1`, …
+        gpu_resource: What Kubernetes calls them, such as `nvidia.com/gpu`.
 
     Returns:
         evidence: The evidence with the PASSED verdict.
@@ -142,5 +149,7 @@ def robustness_gate(
         step=step,
     )
     held = enforce(subject=model, evidence=judged.outputs["verdict_evidence"], gate=step)
+    harden(judged, secret=secret, resources=LARGE, gpus=gpus, gpu_resource=gpu_resource)
+    harden(held, trust=TRUST_CONFIG_MAP)
     outputs = NamedTuple("Outputs", [("evidence", Artifact)])
     return outputs(evidence=held.outputs["passed"])

@@ -3,13 +3,13 @@
 import dataclasses
 from pathlib import Path
 
-from portcullis.dataset import DatasetSpec, features_and_labels, parse_dataset, read_dataset_files
+from portcullis.dataset import features_and_labels, parse_dataset, read_dataset_files
 from portcullis.digest import content_digest
 from portcullis.errors import DataError, InconclusiveError, ModelError
 from portcullis.evidence.statement import Figure, Statement
 from portcullis.evidence.step import begin
 from portcullis.files import write_bytes
-from portcullis.models.store import ModelSpec, load_model_files, read_model_files
+from portcullis.models.store import load_model_files, read_model_files
 from portcullis.report import gate_page
 from portcullis.robustness.settings import RobustnessSettings
 
@@ -48,7 +48,7 @@ def evaluate_robustness(
     inconclusive = ""
     try:
         loaded, rows = load_model_files(model_files), parse_dataset(test_files)
-        _require_fit(loaded.spec, rows.spec)
+        loaded.spec.require_fit(rows.spec)
         features, labels = features_and_labels(rows)
         figures = dict(evaluate(loaded, features, labels, settings).figures)
     except (InconclusiveError, DataError, ModelError) as error:
@@ -56,14 +56,3 @@ def evaluate_robustness(
     statement = begun.finish(bundle=bundle, figures=figures, inconclusive=inconclusive)
     write_bytes(report, gate_page(statement, begun.rule).encode())
     return statement
-
-
-def _require_fit(model: ModelSpec, rows: DatasetSpec) -> None:
-    features = rows.features
-    if (model.shape, model.low, model.high, model.labels) != (
-        features.shape,
-        features.low,
-        features.high,
-        rows.label.classes,
-    ):
-        raise ModelError("the model does not take these rows: shape, bounds or labels differ")
