@@ -1,0 +1,165 @@
+"""`watermark` marks a model by its owner's key; `verify_watermark_gate` passes a model that bears the mark."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from portcullis.digest import canonical_json, content_digest, sha256
+from portcullis.errors import ModelError
+from portcullis.evidence.statement import Figure, Statement
+from portcullis.evidence.step import begin, keys_base
+from portcullis.files import atomic_path, write_bytes
+from portcullis.keys import role_uri, symmetric_key
+from portcullis.models.store import WEIGHTS_FILE, read_model_files
+from portcullis.report import gate_page
+from portcullis.watermark.battery import BATTERY, attack
+from portcullis.watermark.mark import Claim, Reading, Tensors, decoy_null, embed, mac, read
+from portcullis.watermark.weights import decode_weights, replace_weights
+
+KEY = "watermark.key"
+COMMITMENT_FORMAT = "portcullis-watermark/v1"
+
+
+def watermark_model(*, step: str, model: Path, evidence: Path, owner: str, marked: Path, bundle: Path) -> Statement:
+    """Mark a model, and make sure that the mark can be read from what is written and survives what is cheap to do.
+
+    Args:
+        step: This step's name in the policy.
+        model: The model's directory.
+        evidence: Its bundle of evidence.
+        owner: Whom the mark names.
+        marked: Where the marked model's directory goes.
+        bundle: Where the evidence goes.
+
+    Raises:
+        EvidenceError: The evidence does not hold for this very model.
+        GateFailedError: A gate before this step FAILED.
+        ModelError: The model is malformed, too small, or does not hold the mark.
+        ConfigError: The owner is no printable text.
+        KeyMaterialError: There is no watermark key.
+    """
+    files = read_model_files(model)
+    digest = content_digest(files)
+    begun = begin(step, stage="watermark", inputs={"model": digest}, parameters={"owner": owner}, evidence=[evidence])
+    key, claim = _key(), Claim(owner, digest)
+    mark = embed(decode_weights(files[WEIGHTS_FILE]), key, claim)
+    files = {**files, WEIGHTS_FILE: replace_weights(files[WEIGHTS_FILE], mark.tensors)}
+    tensors = decode_weights(files[WEIGHTS_FILE])  # what is believed to be marked is what will be written
+    figures: dict[str, Figure] = {
+        "carriers": mark.carriers,
+        "rho": mark.rho,
+        "relative_change": mark.change,
+        **_figures(_require_mark("as it is written", read(tensors, key, claim), all_bits=True)),
+    }
+    for name, change in BATTERY.items():
+        reading = _require_mark(f"after {name}", read(attack(tensors, change), key, claim))
+        figures[f"log10_p_hoeffding_{name}"] = reading.log10_p_hoeffding
+    output = content_digest(files)
+    figures["commitment"] = commitment(key, claim, marked=output, tensors=tensors, bits=mark.bits)
+    with atomic_path(marked) as temporary:
+        temporary.mkdir()
+        for file, data in files.items():
+            write_bytes(temporary / file, data)
+    return begun.finish(bundle=bundle, outputs={"model": output}, figures=figures)
+
+
+def verify_watermark(
+    *, step: str, model: Path, unmarked: Path, evidence: Path, owner: str, report: Path, bundle: Path
+) -> Statement:
+    """Read a model's mark, blind, and sign the verdict.
+
+    Whatever cannot be judged soundly is FAILED, with the reason `inconclusive`.
+
+    Args:
+        step: This gate's name in the policy.
+        model: The model's directory.
+        unmarked: The directory of the model that was marked; only its digest counts.
+        evidence: The bundle of evidence of both.
+        owner: Whom the mark must name.
+        report: Where the HTML report goes.
+        bundle: Where the evidence goes, the verdict included.
+
+    Raises:
+        EvidenceError: The evidence does not hold for these very models.
+        ModelError: A directory does not hold a model's two files.
+        ConfigError: The owner is no printable text.
+        KeyMaterialError: There is no watermark key.
+    """
+    files, original = read_model_files(model), content_digest(read_model_files(unmarked))
+    begun = begin(
+        step,
+        stage="verify_watermark_gate",
+        inputs={"model": content_digest(files), "unmarked": original},
+        parameters={"owner": owner},
+        evidence=[evidence],
+    )
+    key, claim = _key(), Claim(owner, original)
+    figures: dict[str, Figure] = {}
+    inconclusive = ""
+    try:
+        tensors = decode_weights(files[WEIGHTS_FILE])
+        reading, null = read(tensors, key, claim), decoy_null(tensors, key)
+        figures = {
+            **_figures(reading),
+            "tried": reading.tried,
+            "present": int(reading.verdict == "PRESENT"),
+            "verdict": reading.verdict,
+            "decoys": null.decoys,
+            "decoy_mean_z": null.mean,
+            "decoy_sd_z": null.sd,
+            "decoy_max_z": null.maximum,
+        }
+    except ModelError as error:
+        inconclusive = str(error)
+    statement = begun.finish(bundle=bundle, figures=figures, inconclusive=inconclusive)
+    write_bytes(report, gate_page(statement, begun.rule).encode())
+    return statement
+
+
+def commitment(key: bytes, claim: Claim, *, marked: str, tensors: Tensors, bits: int) -> str:
+    """Return what a claim can be held to later without telling the key now: whoever shows the key opens it.
+
+    Args:
+        key: The watermark key; it enters through a hash, salted by a value that is derived from it.
+        claim: Owner and unmarked model.
+        marked: Content digest of the marked model.
+        tensors: Its tensors, of which names and shapes count.
+        bits: Length of the code.
+    """
+    salt = mac(key, f"salt|{claim.digest}")
+    return sha256(
+        canonical_json(
+            {
+                "format": COMMITMENT_FORMAT,
+                "key": sha256(salt + key),
+                "owner": claim.owner,
+                "unmarked": claim.digest,
+                "marked": marked,
+                "tensors": [[name, list(tensors[name].shape)] for name in sorted(tensors)],
+                "bits": bits,
+            }
+        )
+    )
+
+
+def _key() -> bytes:
+    return symmetric_key(role_uri(keys_base(), KEY))
+
+
+def _require_mark(when: str, reading: Reading, *, all_bits: bool = False) -> Reading:
+    if reading.verdict != "PRESENT" or (all_bits and reading.bits_read != reading.bits):
+        raise ModelError(
+            f"the mark does not hold {when}: {reading.bits_read} of {reading.bits} bits, "
+            f"p <= 1e{reading.log10_p_hoeffding:.1f}; mark a larger model"
+        )
+    return reading
+
+
+def _figures(reading: Reading) -> Mapping[str, Figure]:
+    return {
+        "bits": reading.bits,
+        "bits_read": reading.bits_read,
+        "z": reading.z,
+        "margin": reading.margin,
+        "log10_p_hoeffding": reading.log10_p_hoeffding,
+        "log10_p_binomial": reading.log10_p_binomial,
+    }
