@@ -1,0 +1,477 @@
+"""Noise on declared columns: what it costs, what it refuses, and that it claims no more than it does."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from chains import World
+from kfp import dsl
+
+from portcullis.dataset import Dataset, DatasetSpec, Features, Label, read_dataset, write_dataset
+from portcullis.digest import sha256, tree_digest
+from portcullis.errors import ConfigError, DataError, EvidenceError, PolicyError
+from portcullis.evidence.step import begin
+from portcullis.evidence.trust import Revocations, now_ms, write_trust_store
+from portcullis.files import write_bytes
+from portcullis.keys import Signer
+from portcullis.preflight.stage import preflight
+from portcullis.privacy.component import dp_noise as dp_noise_component
+from portcullis.privacy.mechanism import TOTAL, NoiseTable, laplace_table
+from portcullis.privacy.noise import CLAIM, MAX_NAMES, NO_CLAIM, Noised, noise_dataset
+from portcullis.privacy.settings import NoisedColumn, noised_columns
+from portcullis.privacy.stage import dp_noise
+
+SEED = b"known"
+AGE = {"low": 18, "high": 90, "epsilon": 1, "steps": 73}
+BALANCE = {"low": -5000, "high": 45000, "epsilon": 1, "steps": 501}
+SPEC = DatasetSpec("customers", Label("label", ("0", "1")), Features(("p0", "p1"), (2,), 0, 16), {"name": "token"})
+
+
+def dataset(rows: int = 300, **columns: object) -> Dataset:
+    values = {
+        "name": [f"tok-{row}" for row in range(rows)],
+        "age": 18 + np.arange(rows) % 73,
+        "balance": np.arange(rows) * 7.25 - 100,
+        "good": [row % 2 == 0 for row in range(rows)],
+        "p0": np.arange(rows) % 17,
+        "p1": np.arange(rows) % 17 / 2,
+        "label": ["01"[row % 2] for row in range(rows)],
+    }
+    return Dataset(pa.table(values | columns), SPEC)
+
+
+def noised(data: Dataset | None = None, *, budget: float = 2.0, **columns: dict) -> Noised:
+    return noise_dataset(data or dataset(), noised_columns(columns), budget=budget, unsafe_seed=SEED)
+
+
+# The columns that get noise.
+
+BAD_COLUMNS = {
+    "no mapping": ["age"],
+    "none": None,
+    "no mapping inside": {"age": 3},
+    "key missing": {"age": {"low": 0, "high": 1, "epsilon": 1}},
+    "unknown key": {"age": AGE | {"delta": 0}},
+    "bounds from the data": {"age": AGE | {"low": "min"}},
+    "no lower bound": {"age": AGE | {"low": None}},
+    "low above high": {"age": AGE | {"low": 91}},
+    "low equal to high": {"age": AGE | {"low": 90}},
+    "low NaN": {"age": AGE | {"low": math.nan}},
+    "high NaN": {"age": AGE | {"high": math.nan}},
+    "high infinite": {"age": AGE | {"high": math.inf}},
+    "high beyond doubles": {"age": AGE | {"high": 10**400}},
+    "bounds too close": {"age": AGE | {"low": 1.0, "high": 1.0 + 2e-16}},
+    "steps too close": {"age": AGE | {"low": 1.0, "high": 1.0 + 1e-14}},
+    "bounds are truth values": {"age": AGE | {"low": False, "high": True}},
+    "epsilon 0": {"age": AGE | {"epsilon": 0}},
+    "epsilon below 0": {"age": AGE | {"epsilon": -1}},
+    "epsilon too large": {"age": AGE | {"epsilon": 64.5}},
+    "epsilon infinite": {"age": AGE | {"epsilon": math.inf}},
+    "epsilon NaN": {"age": AGE | {"epsilon": math.nan}},
+    "epsilon text": {"age": AGE | {"epsilon": "1"}},
+    "epsilon a truth value": {"age": AGE | {"epsilon": True}},
+    "one step": {"age": AGE | {"steps": 1}},
+    "too many steps": {"age": AGE | {"steps": 4097}},
+    "half a step": {"age": AGE | {"steps": 72.5}},
+    "steps NaN": {"age": AGE | {"steps": math.nan}},
+    "steps infinite": {"age": AGE | {"steps": math.inf}},
+    "steps a truth value": {"age": AGE | {"steps": True}},
+    "name empty": {"": AGE},
+    "name no text": {3: AGE},
+    "name unprintable": {"a\nb": AGE},
+    "name too long": {"a" * 257: AGE},
+    "name of the row's figure": {"record": AGE},
+    "too many columns": {f"c{index}": AGE for index in range(257)},
+}
+
+
+@pytest.mark.parametrize("value", BAD_COLUMNS.values(), ids=BAD_COLUMNS.keys())
+def test_a_bad_description_of_columns_is_refused(value: object) -> None:
+    with pytest.raises(ConfigError, match="privacy: "):
+        noised_columns(value)
+
+
+def test_kfp_turns_whole_numbers_into_floats_and_they_are_turned_back() -> None:
+    floats = {name: float(value) for name, value in AGE.items()}
+    (column,) = noised_columns({"age": floats}).values()
+    assert column == NoisedColumn(18, 90, 1, 73) and type(column.steps) is int
+    assert noised_columns({}) == {}
+
+
+@pytest.mark.parametrize(
+    ("weights", "match"),
+    [
+        ((), "2 \\* steps - 1"),
+        ((TOTAL,), "2 \\* steps - 1"),
+        ((1, TOTAL - 1), "2 \\* steps - 1"),
+        ((0, TOTAL - 1, 1), "at least 1"),
+        ((-1, TOTAL, 1), "at least 1"),
+        ((1.0, TOTAL - 2, 1), "whole"),
+        ((1, TOTAL - 1, 1), "add up"),
+        ((1, TOTAL - 3, 1), "add up"),
+        (tuple([1] * 8192 + [TOTAL - 8192]), "2 \\* steps - 1"),
+    ],
+)
+def test_a_table_that_is_none_is_refused(weights: tuple[int, ...], match: str) -> None:
+    with pytest.raises(DataError, match=match):
+        NoiseTable(weights)
+
+
+@pytest.mark.parametrize(
+    "points",
+    [np.array([-1]), np.array([73]), np.array([1.0]), np.array([[1]]), np.array([1], dtype=np.int32)],
+    ids=["below", "above", "float", "two axes", "int32"],
+)
+def test_noise_goes_on_grid_points_only(points: np.ndarray) -> None:
+    with pytest.raises(DataError, match="indices from 0 to 72"):
+        laplace_table(1.0, 73).add_noise(points)
+
+
+def test_a_fixed_seed_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    laplace_table(1.0, 73).add_noise(np.array([5]))
+    assert not caplog.records
+    laplace_table(1.0, 73).add_noise(np.array([5]), unsafe_seed=SEED)
+    assert "not private" in caplog.text
+
+
+def test_an_epsilon_too_small_for_its_grid_is_refused() -> None:
+    with pytest.raises(ConfigError, match="too small for 4096 steps"):
+        noised(age=AGE | {"epsilon": 1e-9, "steps": 4096})
+
+
+# The table of data.
+
+
+def test_only_the_declared_columns_change_and_rows_keep_their_number_and_order() -> None:
+    data = dataset()
+    result = noised(data, age=AGE, balance=BALANCE).table
+    assert result.schema == data.table.schema
+    for name in data.table.column_names:
+        same = result[name].equals(data.table[name])
+        assert same == (name not in ("age", "balance")), name
+    assert set(result["age"].to_pylist()) <= set(range(18, 91))
+    assert all(value % 100 == 0 and -5000 <= value <= 45000 for value in result["balance"].to_pylist())
+
+
+def test_values_out_of_bounds_count_as_the_bound() -> None:
+    inside, outside = (noised(dataset(age=[age] * 300), age=AGE).table["age"].to_pylist() for age in (90, 2**62))
+    assert inside == outside
+    low, below = (noised(dataset(balance=[b] * 300), balance=BALANCE).table["balance"] for b in (-5000.0, -1e300))
+    assert low.equals(below)
+
+
+def test_values_go_to_the_nearest_grid_point_when_there_is_hardly_any_noise() -> None:
+    """With two steps and an epsilon of 40, noise strikes once in 10**17 times."""
+    data = dataset(balance=[0.0, 49.0, 51.0, 100.0, -3.0] * 60)
+    result = noised(data, budget=64, balance={"low": 0, "high": 100, "epsilon": 40, "steps": 2}).table
+    assert result["balance"].to_pylist() == [0.0, 0.0, 100.0, 100.0, 0.0] * 60
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        ({}, pa.int64()),
+        ({"steps": 37}, pa.int64()),
+        ({"steps": 40}, pa.float64()),
+        ({"low": 18.5, "high": 90.5}, pa.float64()),
+    ],
+)
+def test_whole_numbers_stay_whole_when_the_grid_is(change: dict, kind: pa.DataType) -> None:
+    result = noised(age=AGE | change).table
+    assert result.schema.field("age").type == kind
+    assert noised(balance=BALANCE).table.schema.field("balance").type == pa.float64()
+
+
+def test_columns_of_one_row_get_noise_of_their_own() -> None:
+    fine = AGE | {"epsilon": 20, "steps": 4096}
+    result = noised(dataset(age=[50] * 300, balance=[50.0] * 300), budget=40, age=fine, balance=fine).table
+    assert (result["age"].to_numpy() != result["balance"].to_numpy()).mean() > 0.9
+
+
+def test_another_run_gives_other_noise() -> None:
+    columns = noised_columns({"age": AGE})
+    one, other = (noise_dataset(dataset(), columns, budget=2).table["age"] for _ in range(2))
+    assert not one.equals(other)
+
+
+def test_figures_say_what_was_done_and_what_was_not() -> None:
+    figures = dict(noised(age=AGE, balance=BALANCE | {"epsilon": 0.5}).figures)
+    assert 1 - 1e-9 < figures.pop("epsilon_age") <= 1
+    assert 0.5 - 1e-9 < figures.pop("epsilon_balance") <= 0.5
+    assert 1.5 - 1e-9 < figures.pop("epsilon_record") <= 1.5
+    assert 26 < figures.pop("expected_error_age") < 27
+    assert 20_000 < figures.pop("expected_error_balance") < 25_000
+    assert figures == {
+        "rows": 300,
+        "columns_noised": 2,
+        "columns_unnoised": 5,
+        "unnoised": "name, good, p0, p1, label",
+        "delta": 0,
+        "drowned": "age, balance",
+        "unit": "row, per attribute",
+        "mechanism": "discrete Laplace on a certified table",
+        "claim": CLAIM,
+    }
+    assert "not private" in CLAIM
+
+
+def test_the_stated_error_is_the_one_that_is_seen() -> None:
+    ages = np.arange(73).repeat(4000) + 18
+    data = dataset(len(ages), age=ages)
+    result = noised(data, age=AGE)
+    seen = np.abs(result.table["age"].to_numpy() - ages).mean()
+    assert result.figures["expected_error_age"] == pytest.approx(seen, rel=0.01)
+
+
+@pytest.mark.parametrize("steps", [73, 501, 4096])
+def test_noise_drowns_a_single_value_below_an_epsilon_of_about_two_and_a_half(steps: int) -> None:
+    def drowned(epsilon: float) -> object:
+        return noised(age=AGE | {"epsilon": epsilon, "steps": steps}, budget=3).figures["drowned"]
+
+    assert (drowned(2.4), drowned(2.6)) == ("age", "")
+
+
+def test_without_a_column_nothing_changes_and_nothing_is_claimed() -> None:
+    data = dataset()
+    result = noise_dataset(data, {}, budget=0)
+    assert result.table.equals(data.table)
+    assert dict(result.figures) == {
+        "rows": 300,
+        "columns_noised": 0,
+        "columns_unnoised": 7,
+        "unnoised": "name, age, balance, good, p0, p1, label",
+        "epsilon_record": 0,
+        "delta": 0,
+        "drowned": "",
+        "unit": "row, per attribute",
+        "mechanism": "none",
+        "claim": NO_CLAIM,
+    }
+
+
+def test_a_long_list_of_columns_is_shortened_and_counted() -> None:
+    data = dataset(**{f"column_{index:03}": range(300) for index in range(100)})
+    shown = noised(data, age=AGE).figures["unnoised"]
+    assert shown.startswith("name, balance, good, p0, p1, label, column_000")
+    assert len(shown) < MAX_NAMES + 20 and shown.endswith(" more")
+    listed, _, left = shown.removesuffix(" more").rpartition(" and ")
+    assert len(listed.split(", ")) + int(left) == 106
+
+
+def test_features_may_get_noise_within_their_bounds() -> None:
+    pixel = {"low": 0, "high": 16, "epsilon": 1, "steps": 17}
+    assert noised(p0=pixel).table.schema.field("p0").type == pa.int64()
+    for change in ({"low": -1}, {"high": 16.5}):
+        with pytest.raises(DataError, match="beyond the bounds of the features"):
+            noised(p0=pixel | change)
+
+
+NULL = [None, *range(299)]
+BAD_DATA = {
+    "missing column": ({}, "height", "no column 'height'"),
+    "label": ({}, "label", "is the label"),
+    "sensitive": ({}, "name", "sensitive text"),
+    "truth values": ({}, "good", "is bool"),
+    "text": ({"age": ["old"] * 300}, "age", "is string"),
+    "empty cell": ({"age": NULL}, "age", "1 empty cells"),
+    "empty cell of floats": ({"age": [None, *map(float, range(299))]}, "age", "1 empty cells"),
+    "NaN": ({"age": [1.0, math.nan] * 150}, "age", "row 2: not a finite number"),
+    "infinity": ({"age": [1.0, 1.0, math.inf] * 100}, "age", "row 3: not a finite number"),
+    "minus infinity": ({"age": [-math.inf, 1.0] * 150}, "age", "row 1: not a finite number"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_DATA)
+def test_bad_data_are_refused(name: str) -> None:
+    columns, noisy, message = BAD_DATA[name]
+    with pytest.raises(DataError, match=message):
+        noised(dataset(**columns), **{noisy: AGE})
+
+
+@pytest.mark.parametrize("budget", [0, 0.5, 1.9999, math.nan, -math.inf])
+def test_an_epsilon_above_the_budget_is_refused(budget: float) -> None:
+    with pytest.raises(DataError, match="above the budget"):
+        noised(age=AGE, balance=BALANCE, budget=budget)
+
+
+# The step.
+
+
+class Place:
+    """A data set with evidence of where it comes from, and the step under a policy of its own."""
+
+    def __init__(self, root: Path, parameters: dict) -> None:
+        self.root = root
+        steps = [
+            {"name": "preflight", "stage": "preflight", "inputs": {"policy": "policy"}, "outputs": ["nonce"]},
+            {
+                "name": "source",
+                "stage": "source",
+                "inputs": {"nonce": "preflight.nonce", "raw": "external"},
+                "outputs": ["dataset"],
+            },
+            {
+                "name": "dp_noise",
+                "stage": "dp_noise",
+                "inputs": {"dataset": "source.dataset"},
+                "outputs": ["dataset"],
+                "parameters": parameters,
+            },
+        ]
+        world = World()
+        world.keys |= {step["name"]: Signer.generate() for step in steps}
+        blank = {"kind": "transform", "parameters": {}, "requires": [], "checks": {}}
+        keyed = [{**blank, **step, "key": world.keys[step["name"]].public_key.pem} for step in steps]
+        write_trust_store(
+            root / "trust",
+            owner=world.owner.public_key,
+            name="demo",
+            environment="development",
+            policy=world.policy_bytes(steps=keyed, expires=now_ms() + 10**8),
+            revocations=Revocations(1).sign(world.owner),
+        )
+        for step, signer in world.keys.items():
+            write_bytes(root / "keys" / f"{step}.pem", signer.private_pem(), mode=0o600)
+
+    def furnish(self, data: Dataset) -> None:
+        nonce = preflight(step="preflight", bundle=self.root / "first")
+        begun = begin(
+            "source",
+            stage="source",
+            inputs={"nonce": sha256(nonce.encode()), "raw": sha256(b"")},
+            parameters={},
+            evidence=[self.root / "first"],
+        )
+        digest = write_dataset(self.root / "data", data.table, data.spec)
+        begun.finish(bundle=self.root / "evidence", outputs={"dataset": digest}, figures={})
+
+    def noise(self, columns: dict, budget: float = 2.0, *, step: str = "dp_noise"):
+        return dp_noise(
+            step=step,
+            dataset=self.root / "data",
+            evidence=self.root / "evidence",
+            columns=columns,
+            budget=budget,
+            noised=self.root / "out" / "noised",
+            bundle=self.root / "out" / "bundle",
+        )
+
+    def written(self) -> list[str]:
+        return sorted(path.name for path in (self.root / "out").glob("*"))
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PORTCULLIS_TRUST", str(tmp_path / "trust"))
+    monkeypatch.setenv("PORTCULLIS_KEYS", f"file:{tmp_path / 'keys'}")
+
+    def make(columns: dict, budget: float = 2.0, data: Dataset | None = None) -> Place:
+        made = Place(tmp_path, {"columns": columns, "budget": budget})
+        made.furnish(data or dataset())
+        return made
+
+    return make
+
+
+def test_the_step_signs_what_it_wrote(place) -> None:
+    here = place({"age": AGE})
+    statement = here.noise({"age": {name: float(value) for name, value in AGE.items()}})
+    assert statement.outputs == {"dataset": tree_digest(here.root / "out" / "noised")}
+    assert (statement.stage, statement.kind, statement.figures["columns_noised"]) == ("dp_noise", "transform", 1)
+    assert dict(statement.parameters) == {"columns": {"age": AGE}, "budget": 2}
+    result = read_dataset(here.root / "out" / "noised")
+    assert result.spec == SPEC and result.table.num_rows == 300
+    assert not result.table["age"].equals(dataset().table["age"])
+    assert result.table.drop_columns("age").equals(dataset().table.drop_columns("age"))
+
+
+def test_the_original_is_not_written_beside_the_noise(place) -> None:
+    balance = 1_234.5678 + np.arange(300)
+    here = place({"balance": BALANCE}, data=dataset(balance=balance))
+    here.noise({"balance": BALANCE})
+    assert here.written() == ["bundle", "noised"]
+    left = read_dataset(here.root / "out" / "noised").table
+    assert left.column_names == dataset().table.column_names
+    assert not set(left["balance"].to_pylist()) & set(balance.tolist())
+
+
+def test_without_a_column_the_very_data_set_moves_on(place) -> None:
+    here = place({}, 0)
+    statement = here.noise({}, 0)
+    assert statement.outputs == statement.inputs
+    assert statement.figures["claim"] == NO_CLAIM
+
+
+def test_an_epsilon_above_the_budget_is_refused_and_nothing_is_written(place) -> None:
+    here = place({"age": AGE, "balance": BALANCE}, 1.5)
+    with pytest.raises(DataError, match=r"above the budget of 1\.5"):
+        here.noise({"age": AGE, "balance": BALANCE}, 1.5)
+    assert here.written() == []
+
+
+def test_bad_data_are_refused_and_nothing_is_written(place) -> None:
+    here = place({"age": AGE}, data=dataset(age=NULL))
+    with pytest.raises(DataError, match="empty cells"):
+        here.noise({"age": AGE})
+    assert here.written() == []
+
+
+OTHER_PARAMETERS = {
+    "more epsilon": ({"age": AGE | {"epsilon": 1.5}}, 2.0),
+    "other bounds": ({"age": AGE | {"low": 0}}, 2.0),
+    "other grid": ({"age": AGE | {"steps": 37}}, 2.0),
+    "another column": ({"balance": BALANCE}, 2.0),
+    "one column more": ({"age": AGE, "balance": BALANCE}, 2.0),
+    "no column": ({}, 2.0),
+    "another budget": ({"age": AGE}, 64.0),
+    "a truth value for a budget": ({"age": AGE}, True),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_PARAMETERS)
+def test_other_parameters_than_the_policys_are_refused_and_nothing_is_written(place, name: str) -> None:
+    here = place({"age": AGE})
+    with pytest.raises(PolicyError, match="parameters differ"):
+        here.noise(*OTHER_PARAMETERS[name])
+    assert here.written() == []
+
+
+@pytest.mark.parametrize("budget", [math.nan, math.inf])
+def test_a_budget_that_is_no_number_is_refused(place, budget: float) -> None:
+    here = place({"age": AGE})
+    with pytest.raises(DataError, match="canonical JSON"):
+        here.noise({"age": AGE}, budget)
+    assert here.written() == []
+
+
+def test_an_altered_data_set_is_refused(place) -> None:
+    here = place({"age": AGE})
+    write_dataset(here.root / "data", dataset(301).table, SPEC)
+    with pytest.raises(EvidenceError, match="swapped or altered"):
+        here.noise({"age": AGE})
+    assert here.written() == []
+
+
+def test_the_component_does_what_the_stage_does(place) -> None:
+    here = place({"age": AGE})
+    out = here.root / "out"
+    metrics = dsl.Metrics(uri=str(out / "metrics"))
+    outputs = dp_noise_component.python_func(
+        dataset=dsl.Dataset(uri=str(here.root / "data")),
+        evidence=dsl.Artifact(uri=str(here.root / "evidence")),
+        columns={"age": {name: float(value) for name, value in AGE.items()}},
+        budget=2.0,
+        noised=dsl.Dataset(uri=str(out / "noised")),
+        noised_evidence=dsl.Artifact(uri=str(out / "bundle")),
+        metrics=metrics,
+    )
+    assert outputs.digest == tree_digest(out / "noised")
+    assert metrics.metadata["columns_noised"] == 1 and "claim" not in metrics.metadata
+
+
+def test_every_parameter_of_a_column_is_the_policys() -> None:
+    """What `dataclasses.asdict` leaves out, no policy would demand."""
+    assert set(dataclasses.asdict(NoisedColumn(0, 1, 1, 2))) == set(AGE)
