@@ -1,0 +1,1 @@
+"""What ships must behave as what was judged."""
