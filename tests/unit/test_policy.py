@@ -7,7 +7,7 @@ import math
 
 import pytest
 import yaml
-from chains import CHAIN_STEPS, NOW, World
+from chains import CHAIN_STEPS, NOW, STEPS, World
 
 from portcullis.digest import sha256
 from portcullis.errors import PolicyError
@@ -205,7 +205,6 @@ UNSOUND = {
     "check of a figure named by a number": step(GATE, checks={1: {"min": 1}, "a": {"min": 1}}),
     "checks in a list": step(GATE, checks=["a"]),
     "gate judges what is no input": step(GATE, outputs=["sealed"]),
-    "no admission": step("admit", kind="transform"),
     "two admissions": add(kind="admission", checks={}),
     "no gate before the admission": no_gate_before_admission,
     **{f"no {field}": without(field) for field in yaml.safe_load(BODY)},
@@ -292,6 +291,25 @@ def test_some_step_must_take_the_policy_as_its_input():
 
     with pytest.raises(PolicyError, match="takes the policy as its input"):
         rewritten(world, other)
+
+
+def test_a_policy_without_an_admission_admits_nothing():
+    world = World()
+    blank = {"parameters": {}, "requires": [], "checks": {}}
+    steps = [{**blank, **it, "key": world.keys[it["name"]].public_key.pem} for it in STEPS[:3]]
+    policy = world.policy(steps=steps)
+    assert [*policy.steps] == ["preflight", "train", "robustness:trained"]
+    with pytest.raises(PolicyError, match="nothing is admitted or deployed"):
+        policy.admission_step()
+
+
+def test_every_step_is_bound_to_the_policy():
+    world = World()
+    blank = {"parameters": {}, "requires": [], "checks": {}, "key": Signer.generate().public_key.pem}
+    loose = {**blank, "name": "loose", "stage": "attest", "kind": "transform", "inputs": {"material": "external"}}
+    steps = [{**blank, **it, "key": world.keys[it["name"]].public_key.pem} for it in STEPS]
+    with pytest.raises(PolicyError, match="neither step loose"):
+        world.policy(steps=[*steps, {**loose, "outputs": ["product"]}])
 
 
 def test_the_owners_key_is_no_steps_key():

@@ -103,8 +103,14 @@ class Policy:
         return _ancestors(self.steps, self.step(name))
 
     def admission_step(self) -> StepRule:
-        """Return the rule of the step that issues the admission."""
-        (rule,) = (rule for rule in self.steps.values() if rule.kind == "admission")
+        """Return the rule of the step that issues the admission.
+
+        Raises:
+            PolicyError: The policy admits nothing.
+        """
+        rule = next((rule for rule in self.steps.values() if rule.kind == "admission"), None)
+        if rule is None:
+            raise PolicyError(f"policy {self.name} has no admission step; nothing is admitted or deployed under it")
         return rule
 
 
@@ -291,13 +297,18 @@ def _require_order(rules: list[StepRule]) -> None:
             raise PolicyError(f"gate {rule.name} judges something that is not its input")
         earlier[rule.name] = rule
     admissions = [rule for rule in rules if rule.kind == "admission"]
-    if len(admissions) != 1:
-        raise PolicyError("a policy has exactly one admission step")
-    needed = _ancestors(earlier, admissions[0])
-    if not any(earlier[name].kind == "gate" for name in needed):
+    if len(admissions) > 1:
+        raise PolicyError("a policy has at most one admission step")
+    for rule in rules:
+        # A step's evidence counts as soon as it is signed, so each must be bound to this policy, not the admitted alone.
+        needed = {rule.name} | _ancestors(earlier, rule)
+        if not any(POLICY in earlier[name].inputs.values() for name in needed):
+            raise PolicyError(
+                f"neither step {rule.name} nor one before it takes the policy as its input; "
+                "evidence would fit another one"
+            )
+    if admissions and not any(earlier[name].kind == "gate" for name in _ancestors(earlier, admissions[0])):
         raise PolicyError("no gate stands before the admission step; all of nothing must never pass")
-    if not any(POLICY in earlier[name].inputs.values() for name in needed):
-        raise PolicyError("no step before the admission takes the policy as its input; evidence would fit another one")
     keys = [rule.key for rule in rules]
     if len(set(keys)) != len(keys):
         raise PolicyError("two steps share a key; every step has its own")
