@@ -299,7 +299,16 @@ def test_a_file_is_named_by_path_or_uri(prefix: str, tmp_path: Path) -> None:
 
 
 BAD_URIS = [
-    *("", "s3://bucket/key", "https://example.com/a.csv", "gs:x", "file://host/a.csv", "file:a.csv", "file:///a?b"),
+    *(
+        "",
+        "s3://bucket",
+        "s3:/bucket/key",
+        "https://example.com/a.csv",
+        "gs:x",
+        "file://host/a.csv",
+        "file:a.csv",
+        "file:///a?b",
+    ),
     *("file:///a%00b.csv", "file:///%ff.csv", "a\0b", "builtin:", "builtin:other", "builtin:cheque-digits/"),
 ]
 

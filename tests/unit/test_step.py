@@ -277,7 +277,7 @@ def test_a_step_that_the_policy_does_not_know_is_refused(workshop):
 
 def test_another_stage_is_refused(workshop):
     workshop.preflight()
-    with pytest.raises(PolicyError, match="is a train, not a mask_pii"):
+    with pytest.raises(PolicyError, match="is of stage train, not mask_pii"):
         workshop.begin("train", stage="mask_pii")
 
 

@@ -25,7 +25,7 @@ def ingest(
     Args:
         nonce: The run's nonce, from `preflight`.
         evidence: The evidence of `preflight`.
-        uri: A path, a `file:` URI, or `builtin:cheque-digits`.
+        uri: A path, a `file:`, `s3://`, `gs://` or `minio://` URI, or `builtin:cheque-digits`.
         spec: The data-set description (YAML): label, features with shape and bounds, sensitive columns.
         step: Name of this step in the policy.
         dataset: The data set.

@@ -1,5 +1,7 @@
 """Raw sources into one typed table: a CSV or Parquet file, a folder of either, or the built-in reference data.
 
+A file or folder lies on a file system or in an object store; the same files have the same digests in both.
+
 Each file is read into memory once, and those very bytes are both hashed and parsed, so nothing can change in between.
 
 Types are decided over the whole source, in this order, so that the CSV and the Parquet form of a table agree:
@@ -33,6 +35,7 @@ from portcullis.digest import FileEntry, manifest_digest, sha256
 from portcullis.errors import DataError, UsageError
 from portcullis.ingest import cheque_digits
 from portcullis.ingest.csv_table import MAX_CELL_BYTES, parse_csv
+from portcullis.remote import is_remote, remote_files
 from portcullis.table import MAX_BYTES, check_size, parse_parquet
 
 _FILE_URI = re.compile(r"file:(?://(?:localhost)?)?(/(?!/)[^?#]*)")
@@ -53,7 +56,7 @@ class Source:
         spec: The description, resolved against the header.
         files: Path relative to the source, SHA-256 and size of each file, sorted by path.
         reader: `csv`, `parquet` or `builtin`.
-        raw_digest: What `digest.path_digest` returns for the source.
+        raw_digest: What `digest.path_digest` returns for the source, or for the same files on disk.
     """
 
     table: pa.Table
@@ -73,13 +76,14 @@ class _Part:
 
 
 def read_source(uri: str, spec: DatasetSpec, *, limit: int = MAX_BYTES) -> Source:
-    """Read a local path, a `file:` URI or `builtin:cheque-digits`; a path names a file or a folder.
+    """Read a local path, a `file:`, `s3://`, `gs://` or `minio://` URI, or `builtin:cheque-digits`.
 
+    A path or key names a file or a folder; `portcullis.remote` says where a store's server and credentials come from.
     A folder holds only `.csv` or only `.parquet` files, at any depth, all with one header; rows follow the order of the
     paths. `limit` bounds the bytes of the source and of the table in memory.
 
     Raises:
-        UsageError: Another scheme, a remote host, or an unknown built-in.
+        UsageError: Another scheme, a remote host, an unknown built-in, or a store's object that cannot be read.
         DataError: A link, a special or foreign file, nothing to read, too much of it, or a malformed cell or record,
             named by file and line (CSV, with the record's number) or row (Parquet), all from 1.
         ConfigError: The description contradicts the header.
@@ -89,7 +93,7 @@ def read_source(uri: str, spec: DatasetSpec, *, limit: int = MAX_BYTES) -> Sourc
         contents, is_folder = {_builtin_name(uri): cheque_digits.csv_bytes()}, False
         kind, reader = "csv", "builtin"
     else:
-        contents, is_folder = _contents(_local_path(uri), limit)
+        contents, is_folder = remote_files(uri, limit=limit) if is_remote(uri) else _contents(_local_path(uri), limit)
         reader = kind = _kind(contents)
     files = tuple(FileEntry(path, sha256(data), len(data)) for path, data in sorted(contents.items()))
     parts = [_parse(kind, entry.path, contents.pop(entry.path), limit) for entry in files]
@@ -114,7 +118,9 @@ def _local_path(uri: str) -> Path:
             raise UsageError(f"{uri!r} is not a local file; write file:///path")
         path = unquote(match[1], errors="surrogateescape")
     elif _SCHEME.match(uri):
-        raise UsageError(f"{uri!r}: only local paths, file: and builtin: are read; mount or download the data first")
+        raise UsageError(
+            f"{uri!r}: only paths, file:, s3://, gs://, minio:// and builtin: are read; mount the data first"
+        )
     if not path or not path.isprintable():
         raise UsageError("the source is empty or holds an unprintable character; give the path of a file or folder")
     return Path(path)

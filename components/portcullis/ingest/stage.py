@@ -18,7 +18,7 @@ def ingest(*, step: str, nonce: str, evidence: Path, uri: str, spec: str, datase
         step: This step's name in the policy.
         nonce: The run's nonce, as `preflight` returned it.
         evidence: The bundle that `preflight` wrote.
-        uri: The source: a local path, a `file:` URI, or `builtin:cheque-digits`.
+        uri: The source: a local path, a `file:`, `s3://`, `gs://` or `minio://` URI, or `builtin:cheque-digits`.
         spec: The data-set description, YAML.
         dataset: Where the data set goes.
         bundle: Where the evidence goes.
