@@ -6,10 +6,15 @@ TORCH := torch==2.13.0
 # Set to https://download.pytorch.org/whl/cpu to fetch PyTorch without CUDA.
 TORCH_INDEX ?=
 OUTPUT ?= portcullis-run
+CONTAINER ?= $(firstword $(foreach tool,podman docker,$(shell command -v $(tool))))
+# The image's base, by digest for a release: make images BASE=docker.io/library/python@sha256:…
+BASE ?=
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' components/portcullis/__init__.py)
+IMAGE = portcullis-python:$(VERSION)
 PIP_COMPILE = $(BIN)/pip-compile --quiet --constraint build/torch.txt --generate-hashes --unsafe-package torch --strip-extras --no-header --no-annotate --no-emit-index-url --no-emit-find-links $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench compile lock clean
+.PHONY: help install demo test lint format bench compile images push lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +53,18 @@ compile: install ## write every component.yaml, the reference pipeline's YAML an
 
 bench: install ## run the benchmarks; QUICK=1 for a short run
 	$(BIN)/python -m benchmarks $(if $(QUICK),--quick)
+
+images: install ## build the image of every stage with podman or docker
+	@test -n "$(CONTAINER)" || { echo "error: neither podman nor docker is here; install one"; exit 2; }
+	rm -rf dist
+	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist .
+	$(CONTAINER) build -f images/Containerfile $(if $(BASE),--build-arg BASE=$(BASE)) --build-arg TORCH=$(TORCH) $(if $(TORCH_INDEX),--build-arg TORCH_INDEX=$(TORCH_INDEX)) -t $(IMAGE) .
+
+push: images ## push it and print its digest: make push REGISTRY=registry.example.com/team
+	@test -n "$(REGISTRY)" || { echo "error: name the registry: make push REGISTRY=registry.example.com/team"; exit 2; }
+	$(CONTAINER) tag $(IMAGE) $(REGISTRY)/$(IMAGE)
+	$(CONTAINER) push $(REGISTRY)/$(IMAGE)
+	@echo "compile with: --image $$($(CONTAINER) image inspect --format '{{index .RepoDigests 0}}' $(REGISTRY)/$(IMAGE))"
 
 lock: install ## pin the newest tested versions again (torch stays outside hash locking)
 	$(BIN)/pip install --quiet pip-tools

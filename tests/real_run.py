@@ -11,14 +11,13 @@ from portcullis.admission.stage import admit
 from portcullis.evidence.chain import join_bundle, split_bundle
 from portcullis.evidence.dsse import Envelope, seal_payload
 from portcullis.evidence.statement import Statement
-from portcullis.evidence.step import KEYS_ENV
-from portcullis.evidence.trust import STATE_ENV, TRUST_ENV, TrustStore
+from portcullis.evidence.trust import TrustStore
 from portcullis.keys import Signer
 from portcullis.serving.admitted import AdmittedModel, open_admitted
 from portcullis_pipelines import run as running
 from portcullis_pipelines.config import ReferenceConfig
 from portcullis_pipelines.home import Home, ensure_trust, generate_keys
-from portcullis_pipelines.outcome import ADMISSION, EVIDENCE, MODEL, Verified, verify_directory
+from portcullis_pipelines.outcome import ADMISSION, EVIDENCE, MODEL, SIGNATURE, Verified, verify_directory
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class RealRun:
     @contextmanager
     def environment(self) -> Iterator[None]:
         """Set what a step of this run would see."""
-        names = {KEYS_ENV: f"file:{self.home.keys}", TRUST_ENV: str(self.home.trust), STATE_ENV: str(self.home.state)}
+        names = self.home.environment
         before = {name: os.environ.get(name) for name in names}
         os.environ.update(names)
         try:
@@ -82,7 +81,12 @@ class RealRun:
     def admit(self) -> str:
         """Ask for a new admission of what lies there now."""
         with self.environment():
-            return admit(sealed=self.output / MODEL, evidence=self.output / EVIDENCE, admission=self.output / ADMISSION)
+            return admit(
+                sealed=self.output / MODEL,
+                signature=self.output / SIGNATURE,
+                evidence=self.output / EVIDENCE,
+                admission=self.output / ADMISSION,
+            )
 
     def open(self) -> AdmittedModel:
         """Do what the server does before it serves."""

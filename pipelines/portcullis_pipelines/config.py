@@ -9,11 +9,16 @@ and an unknown key is refused.
     model: {architecture: digits-cnn, options: {width: 24}}
     training: {method: pgd, epsilon: 0.15, …}
     robustness: {epsilon: 0.1, …}
-    thresholds: {robust_accuracy: 0.75, clean_accuracy: 0.9, samples: 100}
+    privacy: {columns: {age: {low: 18, high: 90, epsilon: 3, steps: 73}}, budget: 3}
+    watermark: {owner: …}
+    thresholds: {robust_accuracy: 0.75, clean_accuracy: 0.9, samples: 100, agreement: 0.98, accuracy_drop: 0.01}
+    deployment: {target: local, cluster: {}, environment: development}
 """
 
 import dataclasses
 import json
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
@@ -21,29 +26,100 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from portcullis.dataset import DatasetSpec
+from portcullis.digest import canonical_json
 from portcullis.errors import ConfigError, DataError
 from portcullis.files import read_bytes
 from portcullis.pii.entities import Entity
+from portcullis.privacy.settings import NoisedColumn, noised_columns
 from portcullis.robustness.settings import RobustnessSettings
 from portcullis.strict_yaml import MAX_YAML_BYTES, load_yaml
 from portcullis.training.settings import TrainingSettings
 
 MAX_SAMPLES = 1 << 30
+MAX_BUDGET = 1024.0
+DEVELOPMENT = "development"
+_ENVIRONMENT = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """What the robustness gate demands: accuracies in 0..1, and how many test rows at least."""
+    """What the gates on a model demand.
+
+    Attributes:
+        robust_accuracy: Least accuracy under attack, in 0..1.
+        clean_accuracy: Least accuracy without one, in 0..1.
+        samples: Fewest test rows.
+        agreement: Least share of test rows, in 0..1, on which the shipped model decides as the judged one did.
+        accuracy_drop: Most that the shipped model's accuracy may be below the judged one's, in 0..1.
+    """
 
     robust_accuracy: float = 0.75
     clean_accuracy: float = 0.9
     samples: int = 100
+    agreement: float = 0.98
+    accuracy_drop: float = 0.01
 
     def __post_init__(self) -> None:
         if not (0 < self.robust_accuracy <= self.clean_accuracy <= 1 and 1 <= self.samples <= MAX_SAMPLES):
             raise ConfigError(
                 f"thresholds need 0 < robust_accuracy <= clean_accuracy <= 1 and 1 to {MAX_SAMPLES} samples"
             )
+        if not (0 < self.agreement <= 1 and 0 <= self.accuracy_drop < 1):
+            raise ConfigError("thresholds need 0 < agreement <= 1 and 0 <= accuracy_drop < 1")
+
+
+@dataclass(frozen=True)
+class Privacy:
+    """Which columns of the training rows get noise, within which public bounds, and how much a row may spend.
+
+    Attributes:
+        columns: Column to its bounds, epsilon and grid.
+        budget: Most that the epsilons of one row may add up to.
+    """
+
+    columns: Mapping[str, NoisedColumn] = field(default_factory=dict)
+    budget: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.budget <= MAX_BUDGET:
+            raise ConfigError(f"privacy.budget must be a number from 0 to {MAX_BUDGET:g}")
+        asked = math.fsum(column.epsilon for column in self.columns.values())
+        if not asked <= self.budget:
+            raise ConfigError(f"privacy: the columns ask for an epsilon of {asked:g}, above the budget {self.budget:g}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, as the policy and the pipeline's arguments hold them."""
+        columns = {name: dataclasses.asdict(column) for name, column in self.columns.items()}
+        return {"columns": columns, "budget": self.budget}
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """Where an admitted model is deployed.
+
+    Attributes:
+        target: `local` or `kubernetes`.
+        cluster: For `kubernetes`, what `portcullis.deploy` needs to know of the cluster.
+        environment: What the policy is for; models admitted for `development` are never deployed to a cluster.
+    """
+
+    target: str = "local"
+    cluster: Mapping[str, Any] = field(default_factory=dict)
+    environment: str = DEVELOPMENT
+
+    def __post_init__(self) -> None:
+        if self.target not in ("local", "kubernetes"):
+            raise ConfigError("deployment.target must be local or kubernetes")
+        if (self.target == "local") != (not self.cluster):
+            raise ConfigError("deployment.cluster describes the cluster of target kubernetes; local has none")
+        try:
+            canonical_json(dict(self.cluster))
+        except DataError as error:
+            raise ConfigError(f"deployment.cluster: {error}") from error
+        if not _ENVIRONMENT.fullmatch(self.environment):
+            raise ConfigError("deployment.environment is 1 to 63 of a-z, 0-9 and '-', such as production")
+        if self.target == "kubernetes" and self.environment == DEVELOPMENT:
+            raise ConfigError("deployment.target kubernetes needs an environment other than development")
 
 
 @dataclass(frozen=True)
@@ -59,6 +135,9 @@ class ReferenceConfig:
         training: How the model is trained.
         robustness: How it is attacked.
         thresholds: What it must withstand.
+        privacy: Which columns get noise.
+        owner: Whose watermark the model carries; the data set's name when empty.
+        deployment: Where it is deployed.
         recipients: Key ids of those who can open the sealed model; filled in from the serving key.
     """
 
@@ -70,6 +149,9 @@ class ReferenceConfig:
     training: TrainingSettings = field(default_factory=TrainingSettings)
     robustness: RobustnessSettings = field(default_factory=RobustnessSettings)
     thresholds: Thresholds = field(default_factory=Thresholds)
+    privacy: Privacy = field(default_factory=Privacy)
+    owner: str = ""
+    deployment: Deployment = field(default_factory=Deployment)
     recipients: tuple[str, ...] = ()
 
     @classmethod
@@ -82,7 +164,7 @@ class ReferenceConfig:
         """
         if path is None:
             text = resources.files("portcullis.ingest").joinpath("cheque-digits.yaml").read_text("utf-8")
-            return cls(dataset=DatasetSpec.from_yaml(text))
+            return cls(dataset=DatasetSpec.from_yaml(text), privacy=_REFERENCE_PRIVACY)
         try:
             return cls.from_dict(load_yaml(read_bytes(path, limit=MAX_YAML_BYTES)))
         except (DataError, ConfigError) as error:
@@ -96,6 +178,7 @@ class ReferenceConfig:
             ConfigError: A key is unknown, a value is of the wrong type, or `dataset` is missing.
         """
         names = {"dataset", "masking", "split", "model", "training", "robustness", "thresholds"}
+        names |= {"privacy", "watermark", "deployment"}
         sections = _known(document, names, "the file")
         if "dataset" not in sections:
             raise ConfigError("the configuration has no section `dataset`")
@@ -111,10 +194,19 @@ class ReferenceConfig:
             training=_section(TrainingSettings, sections.get("training", {}), "training"),
             robustness=_section(RobustnessSettings, sections.get("robustness", {}), "robustness"),
             thresholds=_section(Thresholds, sections.get("thresholds", {}), "thresholds"),
+            privacy=_privacy(sections.get("privacy", {})),
+            owner=_owner(_known(sections.get("watermark", {}), {"owner"}, "watermark").get("owner", "")),
+            deployment=_deployment(sections.get("deployment", {})),
         )
 
-    def arguments(self, uri: str) -> dict[str, Any]:
-        """Return the arguments that the reference pipeline is called with."""
+    def arguments(self, uri: str, *, gpus: int = 0, gpu_resource: str = "nvidia.com/gpu") -> dict[str, Any]:
+        """Return the arguments that the reference pipeline is called with.
+
+        Args:
+            uri: The data.
+            gpus: How many GPUs training and the robustness gates ask for each, on Kubernetes.
+            gpu_resource: What Kubernetes calls them.
+        """
         return {
             "data_uri": uri,
             "dataset_spec": json.dumps(self.dataset.to_dict()),
@@ -124,7 +216,14 @@ class ReferenceConfig:
             "architecture_options": dict(self.options),
             **{f"train_{name}": value for name, value in dataclasses.asdict(self.training).items()},
             **{f"attack_{name}": value for name, value in dataclasses.asdict(self.robustness).items()},
+            "noise_columns": self.privacy.to_dict()["columns"],
+            "noise_budget": float(self.privacy.budget),
+            "watermark_owner": self.owner or self.dataset.name,
             "recipients": list(self.recipients),
+            "target": self.deployment.target,
+            "cluster": dict(self.deployment.cluster),
+            "gpus": str(gpus),
+            "gpu_resource": gpu_resource,
         }
 
 
@@ -145,6 +244,15 @@ def _shown(value: Any) -> str:
         return "a very large number"
     return text if len(text) <= 80 else f"{text[:80]}…"
 
+
+# The customers of the reference data are made up, so these bounds are public: an age in years, a balance in dollars.
+_REFERENCE_PRIVACY = Privacy(
+    columns={
+        "age": NoisedColumn(low=18, high=90, epsilon=3, steps=73),
+        "balance": NoisedColumn(low=-5000, high=45000, epsilon=3, steps=501),
+    },
+    budget=6,
+)
 
 # YAML 1.1 reads 1e-3 as text.
 _KINDS = {float: "a finite number (write 1e-3 as 0.001)", int: "a whole number", str: "text"}
@@ -186,6 +294,30 @@ def _options(value: Any) -> dict[str, float]:
     if not isinstance(value, dict) or not all(isinstance(name, str) and _is_number(it) for name, it in value.items()):
         raise ConfigError("model.options maps names to finite numbers of at most 2**53 in size")
     return dict(value)
+
+
+def _privacy(value: Any) -> Privacy:
+    known = _known(value, {"columns", "budget"}, "privacy")
+    columns = noised_columns(known.get("columns", {}))
+    budget = known.get("budget", 0)
+    if not _is_number(budget):
+        raise ConfigError(f"privacy.budget is {_shown(budget)}, not {_KINDS[float]}")
+    return Privacy(columns, float(budget))
+
+
+def _owner(value: Any) -> str:
+    if not isinstance(value, str) or not value.isprintable() or len(value) > 128:
+        raise ConfigError("watermark.owner is at most 128 printable characters")
+    return value
+
+
+def _deployment(value: Any) -> Deployment:
+    known = _known(value, {"target", "cluster", "environment"}, "deployment")
+    target, environment = known.get("target", "local"), known.get("environment", DEVELOPMENT)
+    cluster = known.get("cluster", {})
+    if not isinstance(target, str) or not isinstance(environment, str) or not isinstance(cluster, dict):
+        raise ConfigError("deployment.target and deployment.environment are text, deployment.cluster is a mapping")
+    return Deployment(target, cluster, environment)
 
 
 def _fraction(value: Any) -> float:

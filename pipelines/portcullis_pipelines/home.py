@@ -1,29 +1,34 @@
 """A user's own keys and trust stores, one folder per policy, never inside a run's output.
 
-    <home>/<policy name>/keys/    private keys, mode 0600: one per step, the owner's, masking, split, serving
+    <home>/<policy name>/keys/    private keys, mode 0600: one per step, the owner's, masking, split, watermark, serving
     <home>/<policy name>/trust/   the trust store that verifiers read
     <home>/<policy name>/state/   the versions that this machine has seen
 
-Home is PORTCULLIS_HOME, or `portcullis` below XDG_DATA_HOME (by default ~/.local/share). Keys made here are labelled
-`development`: on one machine every step runs as the same user, so the separation of keys is nominal.
+Home is PORTCULLIS_HOME, or `portcullis` below XDG_DATA_HOME (by default ~/.local/share). A policy is for the
+environment `development` unless its configuration says otherwise: on one machine every step runs as the same user, so
+the separation of keys is nominal. Another environment has a folder of its own, whose keys go to a cluster's Secrets
+(`portcullis bootstrap`); its policy says that they are kept apart, which is for its owner to see to.
 """
 
 import base64
 import fcntl
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from portcullis.encryption.recipients import SealingPrivateKey
 from portcullis.errors import TrustStoreError, UsageError
 from portcullis.evidence.admission import admission_identity
 from portcullis.evidence.dsse import MAX_ENVELOPE_BYTES
 from portcullis.evidence.policy import MAX_POLICY_BYTES, Policy, parse_policy, policy_body, sign_policy, verify_policy
+from portcullis.evidence.step import KEYS_ENV
 from portcullis.evidence.trust import (
     MAX_REVOCATIONS_BYTES,
+    STATE_ENV,
     TRUST_ENV,
     Revocations,
     TrustStore,
@@ -33,11 +38,10 @@ from portcullis.evidence.trust import (
 )
 from portcullis.files import read_bytes, write_bytes
 from portcullis.keys import PublicKey, Signer, resolve
-from portcullis_pipelines.config import ReferenceConfig
+from portcullis_pipelines.config import DEVELOPMENT, ReferenceConfig
 from portcullis_pipelines.steps import STEPS, policy_steps
 
 HOME_ENV = "PORTCULLIS_HOME"
-ENVIRONMENT = "development"
 DAY_MS = 24 * 3600 * 1000
 POLICY_LIFETIME_MS = 90 * DAY_MS
 RENEW_BEFORE_MS = 30 * DAY_MS
@@ -65,6 +69,11 @@ class Home:
     def state(self) -> Path:
         """Where the versions seen lie."""
         return self.root / "state"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a process of a step is told of this folder, by environment variables."""
+        return {KEYS_ENV: f"file:{self.keys}", TRUST_ENV: str(self.trust), STATE_ENV: str(self.state)}
 
     def signer(self, role: str) -> Signer:
         """Return one private key, `owner` or a step's name.
@@ -101,6 +110,12 @@ def home_root() -> Path:
     return Path(data).absolute() / "portcullis"
 
 
+def home_of(config: ReferenceConfig) -> Home:
+    """Return the folder of a configuration's policy; each environment has keys of its own."""
+    name, environment = config.dataset.name, config.deployment.environment
+    return Home(home_root() / (name if environment == DEVELOPMENT else f"{name}.{environment}"))
+
+
 def default_trust() -> Path:
     """Return the trust store to use when none is named: PORTCULLIS_TRUST, or the only one below home.
 
@@ -120,8 +135,15 @@ def _file(role: str) -> str:
     return f"{role.replace(':', '.')}.pem"
 
 
-def generate_keys(home: Home) -> list[Path]:
+STEP_NAMES = tuple(step.name for step in STEPS)
+
+
+def generate_keys(home: Home, steps: Sequence[str] = STEP_NAMES) -> list[Path]:
     """Create every key that is missing, mode 0600, and return the files made; existing keys are left alone.
+
+    Args:
+        home: The policy's folder.
+        steps: The names of the policy's steps; each gets a signing key of its own.
 
     Raises:
         UsageError: The folder cannot be written.
@@ -132,10 +154,10 @@ def generate_keys(home: Home) -> list[Path]:
         return base64.b64encode(secrets.token_bytes(32)) + b"\n"
 
     makers: dict[str, Callable[[], bytes]] = {
-        _file(role): lambda: Signer.generate().private_pem() for role in ("owner", *(step.name for step in STEPS))
+        _file(role): lambda: Signer.generate().private_pem() for role in ("owner", *steps)
     }
     makers |= {"serving.pem": lambda: SealingPrivateKey.generate().to_pem()}
-    makers |= dict.fromkeys(("masking.key", "split.key", "serving.token"), random_key)
+    makers |= dict.fromkeys(("masking.key", "split.key", "watermark.key", "serving.token"), random_key)
     # Last, because it is made from the private one.
     makers |= {"serving.pub.pem": lambda: sealing_key(home).public_key().to_pem()}
     made: list[Path] = []
@@ -179,7 +201,7 @@ def revoke(home: Home, *, step: str | None = None, admission: Path | None = None
         KeyMaterialError: The step's key, or the owner's, is not here.
         TrustStoreError: There is no trust store yet.
     """
-    known = [known.name for known in STEPS]
+    known = TrustStore.load(home.trust).policy.steps
     if step is not None and step not in known:
         raise UsageError(f"there is no step {step!r}; the steps are {', '.join(known)}")
     keys = {home.signer(step).public_key.keyid} if step else set()
@@ -219,22 +241,48 @@ def ensure_trust(home: Home, config: ReferenceConfig) -> tuple[TrustStore, Refer
 
 
 def _ensure_trust(home: Home, config: ReferenceConfig) -> tuple[TrustStore, ReferenceConfig]:
-    owner = home.signer("owner")
     config = replace(config, recipients=(sealing_key(home).public_key().key_id,))
     keys = {step.name: home.signer(step.name).public_key for step in STEPS}
+    steps = policy_steps(config, keys)
+    return _ensure_policy(home, config.dataset.name, config.deployment.environment, steps), config
+
+
+def ensure_policy(
+    home: Home, name: str, steps: Sequence[Mapping[str, Any]], *, environment: str = DEVELOPMENT
+) -> TrustStore:
+    """Return a trust store whose policy demands exactly `steps`: for a pipeline of one's own.
+
+    Args:
+        home: The policy's folder; its keys were made by `generate_keys`.
+        name: The policy's name.
+        steps: In order, as `parse_policy` reads them, but without `key`, which is filled in here.
+        environment: What the policy is for; anything but `development` says that its keys are kept apart.
+
+    Raises:
+        KeyMaterialError: A key is missing.
+        PolicyError: The steps make no sound policy, or what lies there was not signed by this home's owner.
+        UsageError: The folder cannot be written.
+    """
+    with home.alone():
+        keyed = [{**step, "key": home.signer(step["name"]).public_key.pem} for step in steps]
+        return _ensure_policy(home, name, environment, keyed)
+
+
+def _ensure_policy(home: Home, name: str, environment: str, steps: list[Mapping[str, Any]]) -> TrustStore:
+    owner = home.signer("owner")
     current = _current_policy(home, owner.public_key)
     version, expires = (current.version, current.expires) if current else (1, now_ms() + POLICY_LIFETIME_MS)
 
     def body() -> str:
         return policy_body(
-            name=config.dataset.name,
-            environment=ENVIRONMENT,
+            name=name,
+            environment=environment,
             version=version,
             expires=expires,
             max_age=MAX_AGE_SECONDS,
             admission_lifetime=ADMISSION_LIFETIME_SECONDS,
-            development=True,
-            steps=policy_steps(config, keys),
+            development=environment == DEVELOPMENT,
+            steps=steps,
         )
 
     text = body()
@@ -243,10 +291,11 @@ def _ensure_trust(home: Home, config: ReferenceConfig) -> tuple[TrustStore, Refe
         version, expires = version + 1, now_ms() + POLICY_LIFETIME_MS
         text, unchanged = body(), False
     if not unchanged:
-        _write(home, owner, config.dataset.name, sign_policy(text, owner), _current_revocations(home, owner.public_key))
+        revocations = _current_revocations(home, owner.public_key)
+        _write(home, owner, (name, environment), sign_policy(text, owner), revocations)
     store = TrustStore.load(home.trust)
     observe(store)
-    return store, config
+    return store
 
 
 def change_revocations(home: Home, change: Callable[[Revocations], Revocations]) -> TrustStore:
@@ -264,18 +313,19 @@ def change_revocations(home: Home, change: Callable[[Revocations], Revocations])
     with home.alone():
         store = TrustStore.load(home.trust)
         changed = replace(change(store.revocations), version=store.revocations.version + 1)
-        _write(home, owner, store.policy.name, store.policy_bytes, changed)
+        _write(home, owner, (store.policy.name, store.policy.environment), store.policy_bytes, changed)
         store = TrustStore.load(home.trust)
         observe(store)
     return store
 
 
-def _write(home: Home, owner: Signer, name: str, policy: bytes, revocations: Revocations) -> None:
+def _write(home: Home, owner: Signer, pinned: tuple[str, str], policy: bytes, revocations: Revocations) -> None:
+    name, environment = pinned
     write_trust_store(
         home.trust,
         owner=owner.public_key,
         name=name,
-        environment=ENVIRONMENT,
+        environment=environment,
         policy=policy,
         revocations=revocations.sign(owner),
     )

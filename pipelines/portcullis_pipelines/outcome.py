@@ -6,6 +6,7 @@
 | `evidence.intoto.jsonl` | the signed statements up to the sealed model |
 | `policy.yaml` | the signed policy, for reading; verifiers use their own |
 | `model/` | the sealed model |
+| `model.sig` | its OpenSSF model signature |
 | `admission.json` | the signed admission |
 | `deployment.json` | the signed statement of the deployment |
 | `run.json` | the same facts for a program |
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from portcullis.admission.stage import require_signature
 from portcullis.digest import sha256
 from portcullis.encryption.sealed import sealed_digest, sealed_recipients
 from portcullis.errors import EvidenceError, PolicyError, PortcullisError, SealError, UsageError
@@ -39,11 +41,12 @@ from portcullis_pipelines.picture import chain_picture
 EVIDENCE = "evidence.intoto.jsonl"
 POLICY = "policy.yaml"
 MODEL = "model"
+SIGNATURE = "model.sig"
 ADMISSION = "admission.json"
 DEPLOYMENT = "deployment.json"
 REPORT = "report.html"
 RUN = "run.json"
-PARTS = frozenset({EVIDENCE, POLICY, MODEL, ADMISSION, DEPLOYMENT, REPORT, RUN})
+PARTS = frozenset({EVIDENCE, POLICY, MODEL, SIGNATURE, ADMISSION, DEPLOYMENT, REPORT, RUN})
 MAX_RUN_BYTES = 16 << 20
 MAX_FIGURES = 12
 
@@ -99,6 +102,7 @@ def verify_directory(directory: Path, store: TrustStore, *, published: bool = Tr
         now=now,
     )
     verified = Verified(store.policy, chain, admission, sha256(data), deployment)
+    require_signature(directory / SIGNATURE, chain, store, sealed=directory / MODEL)
     _require_recipients(directory / MODEL, chain)
     if published:
         _require_told(directory / RUN, run_json(verified))

@@ -16,7 +16,7 @@ import docstring_parser
 from portcullis.errors import UsageError
 from portcullis.files import write_bytes
 from portcullis.strict_yaml import load_yaml
-from portcullis_pipelines.compile import GATES, ROOT, STAGES
+from portcullis_pipelines.compile import BESIDE, ROOT, STAGES
 from portcullis_pipelines.picture import mermaid
 from portcullis_pipelines.steps import STEPS
 
@@ -32,7 +32,7 @@ _TYPES = {
 
 def interface(compiled: bytes) -> str:
     """Return the inputs and the outputs of a compiled component or gate as two Markdown tables."""
-    spec = load_yaml(compiled)
+    spec = load_yaml(compiled.split(b"\n---\n")[0])
     words = _docstring(spec)
     return "\n\n".join(
         _table(
@@ -50,7 +50,7 @@ def interface(compiled: bytes) -> str:
 
 def steps() -> str:
     """Return the steps of the reference pipeline as a Markdown table, each linked to its stage's README."""
-    folders = {stage: folder for folder, stage in STAGES.items()} | {gate: folder for folder, gate in GATES.values()}
+    folders = {stage: folder for folder, stage in STAGES.items()} | {stage: folder for folder, stage in BESIDE.values()}
     return _table(
         ("Step", "Kind", "Refuses", "Stands against", "Does not defend against"),
         (
@@ -74,9 +74,10 @@ def outputs() -> Iterator[tuple[Path, str]]:
     """
     for folder in STAGES:
         here = ROOT / "components" / "portcullis" / folder
+        own = here / "component.yaml"
         files = [
-            here / "component.yaml",
-            *(here.parent / path for path, (owner, _) in GATES.items() if owner == folder),
+            own if own.exists() else here / "pipeline.yaml",
+            *(here.parent / path for path, (owner, _) in BESIDE.items() if owner == folder),
         ]
         yield (
             here / "README.md",

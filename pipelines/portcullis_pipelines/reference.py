@@ -1,24 +1,36 @@
-"""The reference pipeline: every step of `portcullis_pipelines.steps`, each fed by what the step before it made."""
+"""The reference pipeline: every step of `portcullis_pipelines.steps`, each fed by what the step before it made.
 
-from typing import Dict, List, NamedTuple
+It is two nested pipelines. `secure_training` makes a signed, sealed model and its evidence; `release` admits and
+deploys it. `reference_pipeline` runs one after the other, for one machine and for simple clusters. In production the
+two are submitted apart, `release_from_storage` in a namespace of its own, whose keys, trust store and policy whoever
+may submit to the training namespace cannot mount.
+"""
+
+import inspect
+import re
+from typing import Any, Dict, List, NamedTuple
 
 from kfp import dsl
-from kfp.dsl import Artifact, Model
+from kfp.dsl import Artifact, Input, Model
 
 from portcullis.admission.component import admit
-from portcullis.container import never_cache
 from portcullis.deploy.component import deploy
 from portcullis.encryption.component import encrypt
+from portcullis.equivalence.component import equivalence_gate
+from portcullis.harden import LARGE, SMALL, harden, secret_name, secure_pipeline
 from portcullis.ingest.component import ingest
 from portcullis.pii.component import mask_pii, residual_pii_gate
 from portcullis.preflight.component import preflight
+from portcullis.privacy.component import dp_noise
 from portcullis.robustness.component import robustness_gate
+from portcullis.signing.component import sign
 from portcullis.split.component import split
 from portcullis.training.component import train
+from portcullis.watermark.component import verify_watermark_gate, watermark
 
 
-@dsl.pipeline(name="portcullis-reference")
-def reference_pipeline(
+@secure_pipeline(name="portcullis-secure-training")
+def secure_training(
     data_uri: str,
     dataset_spec: str,
     pii_entities: List[str],
@@ -44,11 +56,14 @@ def reference_pipeline(
     attack_deepfool_overshoot: float,
     attack_n_min: int,
     attack_seed: int,
+    noise_columns: Dict[str, Dict[str, float]],
+    noise_budget: float,
+    watermark_owner: str,
     recipients: List[str],
-) -> NamedTuple(
-    "Outputs", [("sealed", Model), ("evidence", Artifact), ("admission", Artifact), ("deployment", Artifact)]
-):
-    """From raw data to a served model; refuses wherever a check does not hold.
+    gpus: str,
+    gpu_resource: str,
+) -> NamedTuple("Outputs", [("sealed", Model), ("signature", Artifact), ("evidence", Artifact)]):
+    """From raw data to a sealed, signed model; refuses wherever a check does not hold.
 
     Args:
         data_uri: The raw data.
@@ -76,14 +91,32 @@ def reference_pipeline(
         attack_deepfool_overshoot: DeepFool's overshoot.
         attack_n_min: Fewest samples that are judged.
         attack_seed: Seed of the attacks.
+        noise_columns: Columns of the training rows that get noise: low, high, epsilon and steps of each.
+        noise_budget: Most that the epsilons of one row may add up to.
+        watermark_owner: Whose watermark the model carries.
         recipients: Key ids of those who can open the sealed model.
+        gpus: How many GPUs training and the robustness gates ask for each, spelt as text; `0` for none.
+        gpu_resource: What Kubernetes calls them.
 
     Returns:
         sealed: The sealed model.
-        evidence: The evidence that it was admitted for.
-        admission: The signed admission.
-        deployment: The signed statement of its deployment.
+        signature: Its OpenSSF model signature.
+        evidence: All evidence of the run.
     """
+    gpu = {"gpus": gpus, "gpu_resource": gpu_resource}
+    attack = {
+        "epsilon": attack_epsilon,
+        "l2_budget": attack_l2_budget,
+        "pgd_steps": attack_pgd_steps,
+        "pgd_step_size": attack_pgd_step_size,
+        "cw_steps": attack_cw_steps,
+        "cw_c": attack_cw_c,
+        "cw_learning_rate": attack_cw_learning_rate,
+        "deepfool_steps": attack_deepfool_steps,
+        "deepfool_overshoot": attack_deepfool_overshoot,
+        "n_min": attack_n_min,
+        "seed": attack_seed,
+    }
     started = preflight()
     raw = ingest(nonce=started.outputs["nonce"], evidence=started.outputs["evidence"], uri=data_uri, spec=dataset_spec)
     masked = mask_pii(dataset=raw.outputs["dataset"], evidence=raw.outputs["dataset_evidence"], entities=pii_entities)
@@ -92,11 +125,18 @@ def reference_pipeline(
         evidence=masked.outputs["masked_evidence"],
         entities=pii_entities,
         step="residual_pii",
+        secret=secret_name("residual_pii"),
     )
     sides = split(dataset=masked.outputs["masked"], evidence=clean.outputs["evidence"], test_fraction=test_fraction)
-    trained = train(
+    noised = dp_noise(
         dataset=sides.outputs["train"],
         evidence=sides.outputs["split_evidence"],
+        columns=noise_columns,
+        budget=noise_budget,
+    )
+    trained = train(
+        dataset=noised.outputs["noised"],
+        evidence=noised.outputs["noised_evidence"],
         architecture=architecture,
         options=architecture_options,
         method=train_method,
@@ -108,38 +148,160 @@ def reference_pipeline(
         seed=train_seed,
         device=train_device,
     )
-    robust = robustness_gate(
+    judged = robustness_gate(
         model=trained.outputs["model"],
         test=sides.outputs["test"],
         evidence=trained.outputs["model_evidence"],
-        epsilon=attack_epsilon,
-        l2_budget=attack_l2_budget,
-        pgd_steps=attack_pgd_steps,
-        pgd_step_size=attack_pgd_step_size,
-        cw_steps=attack_cw_steps,
-        cw_c=attack_cw_c,
-        cw_learning_rate=attack_cw_learning_rate,
-        deepfool_steps=attack_deepfool_steps,
-        deepfool_overshoot=attack_deepfool_overshoot,
-        n_min=attack_n_min,
-        seed=attack_seed,
         step="robustness:trained",
+        secret=secret_name("robustness:trained"),
+        **attack,
+        **gpu,
     )
-    sealed = encrypt(model=trained.outputs["model"], evidence=robust.outputs["evidence"], recipients=recipients)
-    admitted = admit(sealed=sealed.outputs["sealed"], evidence=sealed.outputs["sealed_evidence"])
-    deployed = deploy(
-        sealed=sealed.outputs["sealed"],
-        admission=admitted.outputs["admission"],
-        evidence=sealed.outputs["sealed_evidence"],
-        target="local",
+    marked = watermark(model=trained.outputs["model"], evidence=judged.outputs["evidence"], owner=watermark_owner)
+    present = verify_watermark_gate(
+        model=marked.outputs["marked"],
+        unmarked=trained.outputs["model"],
+        evidence=marked.outputs["marked_evidence"],
+        owner=watermark_owner,
+        step="verify_watermark",
+        secret=secret_name("verify_watermark"),
     )
-    never_cache()
-    outputs = NamedTuple(
-        "Outputs", [("sealed", Model), ("evidence", Artifact), ("admission", Artifact), ("deployment", Artifact)]
+    robust = robustness_gate(
+        model=marked.outputs["marked"],
+        test=sides.outputs["test"],
+        evidence=present.outputs["evidence"],
+        step="robustness:watermarked",
+        secret=secret_name("robustness:watermarked"),
+        **attack,
+        **gpu,
     )
+    same = equivalence_gate(
+        model=marked.outputs["marked"],
+        judged=trained.outputs["model"],
+        test=sides.outputs["test"],
+        evidence=robust.outputs["evidence"],
+        step="equivalence",
+        secret=secret_name("equivalence"),
+    )
+    sealed = encrypt(model=marked.outputs["marked"], evidence=same.outputs["evidence"], recipients=recipients)
+    signed = sign(sealed=sealed.outputs["sealed"], evidence=sealed.outputs["sealed_evidence"])
+    small = {
+        "preflight": started,
+        "ingest": raw,
+        "mask_pii": masked,
+        "split": sides,
+        "dp_noise": noised,
+        "encrypt": sealed,
+        "sign": signed,
+    }
+    for step, task in small.items():
+        harden(task, secret=secret_name(step), resources=SMALL)
+    harden(trained, secret=secret_name("train"), resources=LARGE, **gpu)
+    harden(marked, secret=secret_name("watermark"), resources=LARGE)
+    outputs = NamedTuple("Outputs", [("sealed", Model), ("signature", Artifact), ("evidence", Artifact)])
     return outputs(
         sealed=sealed.outputs["sealed"],
-        evidence=sealed.outputs["sealed_evidence"],
-        admission=admitted.outputs["admission"],
-        deployment=deployed.outputs["deployment"],
+        signature=signed.outputs["signature"],
+        evidence=signed.outputs["signature_evidence"],
     )
+
+
+@secure_pipeline(name="portcullis-release")
+def release(
+    sealed: Input[Model],
+    signature: Input[Artifact],
+    evidence: Input[Artifact],
+    target: str,
+    cluster: Dict[str, Any],
+) -> NamedTuple("Outputs", [("admission", Artifact), ("deployment", Artifact)]):
+    """Judge the evidence of a sealed model by this namespace's own trust store, then deploy the model.
+
+    Args:
+        sealed: The sealed model.
+        signature: Its OpenSSF model signature.
+        evidence: All evidence of the run that made it.
+        target: `local` or `kubernetes`.
+        cluster: For `kubernetes`, what to know of the cluster.
+
+    Returns:
+        admission: The signed admission.
+        deployment: The signed statement of the deployment.
+    """
+    admitted = admit(sealed=sealed, signature=signature, evidence=evidence)
+    deployed = deploy(
+        sealed=sealed,
+        admission=admitted.outputs["admission"],
+        evidence=evidence,
+        target=target,
+        cluster=cluster,
+    )
+    harden(admitted, secret=secret_name("admit"), resources=SMALL)
+    harden(deployed, secret=secret_name("deploy"), resources=SMALL)
+    outputs = NamedTuple("Outputs", [("admission", Artifact), ("deployment", Artifact)])
+    return outputs(admission=admitted.outputs["admission"], deployment=deployed.outputs["deployment"])
+
+
+@secure_pipeline(name="portcullis-release")
+def release_from_storage(
+    sealed_uri: str, signature_uri: str, evidence_uri: str, target: str, cluster: Dict[str, Any]
+) -> NamedTuple("Outputs", [("admission", Artifact), ("deployment", Artifact)]):
+    """Release what a run of `portcullis-secure-training` left in an object store.
+
+    Args:
+        sealed_uri: Where the sealed model lies.
+        signature_uri: Where its OpenSSF model signature lies.
+        evidence_uri: Where the evidence of the run that made it lies.
+        target: `local` or `kubernetes`.
+        cluster: For `kubernetes`, what to know of the cluster.
+
+    Returns:
+        admission: The signed admission.
+        deployment: The signed statement of the deployment.
+    """
+    # Imported anew each time: what once lay at a URI says nothing of what lies there now.
+    released = release(
+        sealed=dsl.importer(artifact_uri=sealed_uri, artifact_class=Model, reimport=True).output,
+        signature=dsl.importer(artifact_uri=signature_uri, artifact_class=Artifact, reimport=True).output,
+        evidence=dsl.importer(artifact_uri=evidence_uri, artifact_class=Artifact, reimport=True).output,
+        target=target,
+        cluster=cluster,
+    )
+    outputs = NamedTuple("Outputs", [("admission", Artifact), ("deployment", Artifact)])
+    return outputs(admission=released.outputs["admission"], deployment=released.outputs["deployment"])
+
+
+# The whole is the sum of the two, and so are its parameters: KFP reads them off a signature and a docstring.
+_MEANING: Dict[str, str] = {
+    name: text
+    for part in (secure_training, release)
+    for name, text in re.findall(r"^    (\w+): (.*)$", inspect.getdoc(part.pipeline_func) or "", re.MULTILINE)
+}
+_RELEASE = ("target", "cluster")
+_PARAMETERS = [
+    *inspect.signature(secure_training.pipeline_func).parameters.values(),
+    *(inspect.signature(release.pipeline_func).parameters[name] for name in _RELEASE),
+]
+_NAMES = (*secure_training.component_spec.outputs, *release.component_spec.outputs)
+_OUTPUTS = [(name, Model if name == "sealed" else Artifact) for name in _NAMES]
+
+
+def _both(*values: Any) -> Any:
+    given = dict(zip((it.name for it in _PARAMETERS), values, strict=True))
+    deployment = {name: given.pop(name) for name in _RELEASE}
+    made = secure_training(**given).outputs
+    released = release(**made, **deployment).outputs
+    return NamedTuple("Outputs", _OUTPUTS)(**made, **released)
+
+
+_both.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+    _PARAMETERS, return_annotation=NamedTuple("Outputs", _OUTPUTS)
+)
+_both.__doc__ = "\n".join(
+    (
+        "From raw data to a served model; refuses wherever a check does not hold.",
+        "",
+        *("Args:", *(f"    {it.name}: {_MEANING[it.name]}" for it in _PARAMETERS), ""),
+        *("Returns:", *(f"    {name}: {_MEANING[name]}" for name, _ in _OUTPUTS)),
+    )
+)
+reference_pipeline = secure_pipeline(_both, name="portcullis-reference")

@@ -22,8 +22,8 @@ from typing import IO
 from portcullis import errors
 from portcullis.errors import EvidenceError, PipelineError, PortcullisError, UsageError
 from portcullis.evidence.policy import Policy
-from portcullis.evidence.step import KEYS_ENV, read_evidence
-from portcullis.evidence.trust import STATE_ENV, TRUST_ENV, TrustStore, now_ms, state_directory
+from portcullis.evidence.step import read_evidence
+from portcullis.evidence.trust import TrustStore, now_ms
 from portcullis.files import write_bytes
 from portcullis_pipelines import outcome
 from portcullis_pipelines.config import ReferenceConfig
@@ -59,10 +59,12 @@ def run_reference(
         What was verified.
 
     Raises:
-        UsageError: `output` exists and is not what an earlier run left.
+        UsageError: `output` exists and is not what an earlier run left, or the configuration deploys to a cluster.
         RefusedError: A step refused, or the audit of its result did.
         PipelineError: The pipeline did not run to its end and gave no reason.
     """
+    if config.deployment.target != "local":
+        raise UsageError(f"this configuration deploys to {config.deployment.target}; compile it and submit it instead")
     _require_replaceable(output)
     started = now_ms()
     with _scratch() as scratch:
@@ -99,7 +101,8 @@ def _require_replaceable(output: Path) -> None:
 def _publish(root: Path, store: TrustStore, output: Path, *, started: int) -> Verified:
     with outcome.written(output) as temporary:
         shutil.copytree(_only(root, "encrypt*/sealed"), temporary / outcome.MODEL)
-        shutil.copyfile(_only(root, "encrypt*/sealed_evidence"), temporary / outcome.EVIDENCE)
+        shutil.copyfile(_only(root, "sign*/signature"), temporary / outcome.SIGNATURE)
+        shutil.copyfile(_only(root, "sign*/signature_evidence"), temporary / outcome.EVIDENCE)
         shutil.copyfile(_only(root, "admit*/admission"), temporary / outcome.ADMISSION)
         shutil.copyfile(_only(root, "deploy*/deployment"), temporary / outcome.DEPLOYMENT)
         write_bytes(temporary / outcome.POLICY, store.policy_bytes)
@@ -163,9 +166,7 @@ def _run_child(arguments: dict[str, object], home: Home, root: Path, scratch: Pa
         **os.environ,
         "TMPDIR": str(scratch),
         "PYTHONUNBUFFERED": "1",
-        KEYS_ENV: f"file:{home.keys}",
-        TRUST_ENV: str(home.trust),
-        STATE_ENV: str(state_directory(home.trust)),
+        **home.environment,
     }
     log: list[str] = []
     with subprocess.Popen(

@@ -5,15 +5,17 @@ derived from one `ReferenceConfig`, which also fills the pipeline's arguments, s
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from portcullis.evidence.policy import StepKind
+from portcullis.evidence.policy import EXTERNAL, POLICY, StepKind
 from portcullis.keys import PublicKey
 from portcullis_pipelines.config import ReferenceConfig
 
 Bounds = Mapping[str, Mapping[Literal["min", "max"], float]]
+# The two nested pipelines. What runs in `release` has keys and a trust store that training cannot mount.
+Part = Literal["secure_training", "release"]
 
 
 def _none(_: ReferenceConfig) -> dict[str, Any]:
@@ -36,6 +38,8 @@ class ReferenceStep:
         requires: Gates that must have PASSED before.
         parameters: The parameters that the policy demands.
         checks: For a gate, the bounds on its figures.
+        keys: Further key files that it reads, beside its own signing key.
+        part: The nested pipeline that it belongs to.
     """
 
     name: str
@@ -49,6 +53,21 @@ class ReferenceStep:
     requires: tuple[str, ...] = ()
     parameters: Callable[[ReferenceConfig], Mapping[str, Any]] = field(default=_none)
     checks: Callable[[ReferenceConfig], Bounds] = field(default=_none)
+    keys: tuple[str, ...] = ()
+    part: Part = "secure_training"
+
+    @property
+    def key_file(self) -> str:
+        """The file of its signing key; a Kubernetes Secret allows no colon in a key's name."""
+        return f"{self.name.replace(':', '.')}.pem"
+
+
+def _robustness_checks(config: ReferenceConfig) -> Bounds:
+    return {
+        "robust_accuracy": {"min": config.thresholds.robust_accuracy, "max": 1},
+        "clean_accuracy": {"min": config.thresholds.clean_accuracy, "max": 1},
+        "samples": {"min": config.thresholds.samples},
+    }
 
 
 STEPS: tuple[ReferenceStep, ...] = (
@@ -82,6 +101,7 @@ STEPS: tuple[ReferenceStep, ...] = (
         refuses="columns of a type it cannot scan; an undeclared column of card numbers",
         threat="identifiers in training data, artifacts, logs and reports",
         limits="names and addresses in free text; numbers that are not declared",
+        keys=("masking.key",),
         parameters=lambda config: {"entities": list(config.entities)},
     ),
     ReferenceStep(
@@ -111,13 +131,25 @@ STEPS: tuple[ReferenceStep, ...] = (
         refuses="test rows that occur in training; a class missing on either side; too few test rows",
         threat="a test set chosen to flatter the model, or learned from",
         limits="near-duplicates that differ in one pixel",
+        keys=("split.key",),
         parameters=lambda config: {"test_fraction": config.test_fraction},
+    ),
+    ReferenceStep(
+        name="dp_noise",
+        stage="dp_noise",
+        kind="transform",
+        inputs={"dataset": "split.train"},
+        outputs=("dataset",),
+        refuses="an epsilon above the budget; bounds that are not declared; missing or non-numeric cells",
+        threat="reading a person's exact values of the noised columns out of what the training step is given",
+        limits="columns without noise, among them all features here; a model trained on them is not private",
+        parameters=lambda config: {"columns": config.privacy.to_dict()["columns"], "budget": config.privacy.budget},
     ),
     ReferenceStep(
         name="train",
         stage="train",
         kind="transform",
-        inputs={"dataset": "split.train"},
+        inputs={"dataset": "dp_noise.dataset"},
         outputs=("model",),
         refuses="non-finite weights or figures; features out of their declared range",
         threat="adversarial examples at inference time",
@@ -138,9 +170,60 @@ STEPS: tuple[ReferenceStep, ...] = (
         threat="shipping a model that small perturbations break",
         limits="PASSED is what these attacks found within these budgets, not a proof",
         parameters=lambda config: dataclasses.asdict(config.robustness),
+        checks=_robustness_checks,
+    ),
+    ReferenceStep(
+        name="watermark",
+        stage="watermark",
+        kind="transform",
+        inputs={"model": "train.model"},
+        outputs=("model",),
+        requires=("robustness:trained",),
+        refuses="a model too small to carry a mark; a mark that pruning, rounding or noise removes",
+        threat="a stolen model whose owner cannot show that it is theirs",
+        limits="distillation removes it; permuted neurons hide it from the blind test",
+        keys=("watermark.key",),
+        parameters=lambda config: {"owner": config.owner or config.dataset.name},
+    ),
+    ReferenceStep(
+        name="verify_watermark",
+        stage="verify_watermark_gate",
+        kind="gate",
+        inputs={"model": "watermark.model", "unmarked": "train.model"},
+        outputs=("model",),
+        refuses="a model without this owner's mark",
+        threat="shipping a model that is unmarked or carries another owner's mark",
+        limits="it shows the mark to whoever has the key, not to the public",
+        keys=("watermark.key",),
+        parameters=lambda config: {"owner": config.owner or config.dataset.name},
+        checks=lambda _: {"present": {"min": 1, "max": 1}, "log10_p_hoeffding": {"max": -9}},
+    ),
+    ReferenceStep(
+        name="robustness:watermarked",
+        stage="robustness_gate",
+        kind="gate",
+        inputs={"model": "watermark.model", "test": "split.test"},
+        outputs=("model",),
+        requires=("verify_watermark",),
+        refuses="a marked model that the same attacks break too often",
+        threat="a change after the judgement",
+        limits="as robustness:trained",
+        parameters=lambda config: dataclasses.asdict(config.robustness),
+        checks=_robustness_checks,
+    ),
+    ReferenceStep(
+        name="equivalence",
+        stage="equivalence_gate",
+        kind="gate",
+        inputs={"model": "watermark.model", "judged": "train.model", "test": "split.test"},
+        outputs=("model",),
+        requires=("robustness:watermarked",),
+        refuses="a shipped model that decides otherwise than the judged one, or worse",
+        threat="another model shipped than the one that was judged",
+        limits="inputs unlike the test rows",
         checks=lambda config: {
-            "robust_accuracy": {"min": config.thresholds.robust_accuracy, "max": 1},
-            "clean_accuracy": {"min": config.thresholds.clean_accuracy, "max": 1},
+            "agreement": {"min": config.thresholds.agreement, "max": 1},
+            "accuracy_drop": {"min": -1, "max": config.thresholds.accuracy_drop},
             "samples": {"min": config.thresholds.samples},
         },
     ),
@@ -148,23 +231,35 @@ STEPS: tuple[ReferenceStep, ...] = (
         name="encrypt",
         stage="encrypt",
         kind="transform",
-        inputs={"model": "train.model"},
+        inputs={"model": "watermark.model"},
         outputs=("sealed",),
-        requires=("robustness:trained",),
+        requires=("verify_watermark", "robustness:watermarked", "equivalence"),
         refuses="a model that no gate passed; a recipient that the policy does not name",
         threat="model theft from storage; a shipped model that was not judged",
         limits="whoever holds the serving key reads the model",
+        keys=("serving.pub.pem",),
         parameters=lambda config: {"recipients": list(config.recipients)},
+    ),
+    ReferenceStep(
+        name="sign",
+        stage="sign",
+        kind="transform",
+        inputs={"sealed": "encrypt.sealed"},
+        outputs=("signature",),
+        refuses="a sealed model that is not the one that the evidence is about",
+        threat="a sealed model altered in storage, for those who check OpenSSF model signatures only",
+        limits="a signature says who signed, not what was judged; that is the admission's",
     ),
     ReferenceStep(
         name="admit",
         stage="admit",
         kind="admission",
-        inputs={"sealed": "encrypt.sealed"},
+        inputs={"sealed": "encrypt.sealed", "signature": "sign.signature"},
         outputs=("admission",),
         refuses="evidence that does not form one unbroken chain to this sealed model",
         threat="a gate left out, skipped, cached, replayed or forged; anything swapped",
         limits="whoever holds a step's key can lie about that step",
+        part="release",
     ),
     ReferenceStep(
         name="deploy",
@@ -174,8 +269,10 @@ STEPS: tuple[ReferenceStep, ...] = (
         outputs=("sealed",),
         refuses="an admission that is forged, expired, revoked or rolled back; a server that answers wrongly",
         threat="serving an unjudged or outdated model, or to anyone",
-        limits="the local target shows one server's answers, on loopback",
-        parameters=lambda _: {"target": "local"},
+        limits="a cluster's administrators; on the local target, one server's answers on loopback are all that is seen",
+        keys=("serving.pem", "serving.token"),
+        part="release",
+        parameters=lambda config: {"target": config.deployment.target, "cluster": dict(config.deployment.cluster)},
         checks=lambda _: {
             "good": {"min": 200, "max": 200},
             "unauthenticated": {"min": 401, "max": 401},
@@ -189,17 +286,34 @@ STEPS: tuple[ReferenceStep, ...] = (
 
 def policy_steps(config: ReferenceConfig, keys: Mapping[str, PublicKey]) -> list[Mapping[str, Any]]:
     """Return the policy's `steps` for a configuration and one public key per step."""
+    return [{**_without_key(step, config), "key": keys[step.name].pem} for step in STEPS]
+
+
+def chosen_steps(config: ReferenceConfig, names: Collection[str]) -> list[Mapping[str, Any]]:
+    """Return some of the steps for a policy of one's own, without their keys: what none of them makes is external.
+
+    A required gate that is not among them is not required.
+    """
+    chosen = [step for step in STEPS if step.name in names]
+    made = {f"{step.name}.{output}" for step in chosen for output in step.outputs} | {POLICY}
     return [
         {
-            "name": step.name,
-            "stage": step.stage,
-            "kind": step.kind,
-            "key": keys[step.name].pem,
-            "inputs": dict(step.inputs),
-            "outputs": list(step.outputs),
-            "requires": list(step.requires),
-            "parameters": dict(step.parameters(config)),
-            "checks": {figure: dict(bounds) for figure, bounds in step.checks(config).items()},
+            **_without_key(step, config),
+            "inputs": {name: source if source in made else EXTERNAL for name, source in step.inputs.items()},
+            "requires": [gate for gate in step.requires if gate in names],
         }
-        for step in STEPS
+        for step in chosen
     ]
+
+
+def _without_key(step: ReferenceStep, config: ReferenceConfig) -> dict[str, Any]:
+    return {
+        "name": step.name,
+        "stage": step.stage,
+        "kind": step.kind,
+        "inputs": dict(step.inputs),
+        "outputs": list(step.outputs),
+        "requires": list(step.requires),
+        "parameters": dict(step.parameters(config)),
+        "checks": {figure: dict(bounds) for figure, bounds in step.checks(config).items()},
+    }

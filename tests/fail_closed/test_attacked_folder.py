@@ -11,21 +11,22 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from portcullis.digest import sha256
+from portcullis.digest import sha256, tree_files
 from portcullis.encryption.recipients import SealingPublicKey
-from portcullis.encryption.sealed import seal_directory, sealed_digest
+from portcullis.encryption.sealed import SIDECAR, seal_directory, sealed_digest
 from portcullis.encryption.stage import sealing_context
 from portcullis.errors import AdmissionError, PolicyError, RefusedError, SealError, TrustStoreError, UsageError
 from portcullis.evidence.admission import Admission
 from portcullis.evidence.dsse import Envelope, seal_payload
 from portcullis.evidence.trust import TrustStore, observe, write_trust_store
 from portcullis.keys import Signer
+from portcullis.signing.oms import sign_files
 from portcullis_pipelines import home as homes
-from portcullis_pipelines.outcome import ADMISSION, DEPLOYMENT, EVIDENCE, MODEL, POLICY, REPORT, RUN
+from portcullis_pipelines.outcome import ADMISSION, DEPLOYMENT, EVIDENCE, MODEL, POLICY, REPORT, RUN, SIGNATURE
 
 pytestmark = pytest.mark.slow
 
-PARTS = [ADMISSION, DEPLOYMENT, EVIDENCE, MODEL, POLICY, REPORT, RUN]
+PARTS = [ADMISSION, DEPLOYMENT, EVIDENCE, MODEL, POLICY, REPORT, RUN, SIGNATURE]
 
 
 def files(folder: Path) -> list[Path]:
@@ -65,7 +66,7 @@ def test_a_part_of_the_folder_is_missing(attacked, part):
         attacked.verify()
 
 
-@pytest.mark.parametrize("part", [ADMISSION, DEPLOYMENT, EVIDENCE, POLICY, RUN])
+@pytest.mark.parametrize("part", [ADMISSION, DEPLOYMENT, EVIDENCE, POLICY, RUN, SIGNATURE])
 @pytest.mark.parametrize("content", [b"", b"\n", b"{}", b"null", b"\xff" * 64], ids=["empty", "nl", "{}", "null", "ff"])
 def test_a_part_of_the_folder_is_nonsense(attacked, part, content):
     (attacked.output / part).write_bytes(content)
@@ -181,12 +182,49 @@ def test_the_model_is_swapped_for_another_one_sealed_for_the_same_recipient(atta
 
 
 def test_the_encrypt_step_sealed_another_model_than_it_states(attacked, tmp_path):
-    """With the encrypt and admit keys stolen the sealed digest can be made to fit; the plaintext's digest cannot."""
+    """With the keys of encrypt, sign and admit stolen the sealed digest fits; the plaintext's digest cannot."""
     digest = put_in_another_model(attacked, tmp_path)
     attacked.forge("encrypt", lambda it: it.replace(outputs={"sealed": digest}))
+    sign_again(attacked, attacked.home.signer("sign"))
     attacked.admit()
     with pytest.raises(SealError, match="not the content that the gates judged"):
         attacked.open()
+
+
+def sign_again(run, signer: Signer) -> None:
+    """Sign the sealed model that lies there, and state it by the signing step's own key."""
+    files = {entry.path: entry.sha256 for entry in tree_files(run.output / MODEL, exclude={SIDECAR})}
+    signature = sign_files(files, name="sealed", ignored={SIDECAR}, signer=signer)
+    (run.output / SIGNATURE).write_bytes(signature)
+    sealed = sealed_digest(run.output / MODEL)
+    run.forge("sign", lambda it: it.replace(inputs={"sealed": sealed}, outputs={"signature": sha256(signature)}))
+
+
+def test_the_sealed_model_is_signed_by_another_key(attacked):
+    sign_again(attacked, Signer.generate())
+    with pytest.raises(AdmissionError, match="not signed"):
+        attacked.admit()
+
+
+def test_the_signature_is_another_models(attacked, tmp_path):
+    """It was made by the right key and holds, for other bytes."""
+    honest = (attacked.output / MODEL).rename(tmp_path / "honest")
+    shutil.copytree(honest, attacked.output / MODEL)
+    put_in_another_model(attacked, tmp_path)
+    sign_again(attacked, attacked.home.signer("sign"))
+    shutil.rmtree(attacked.output / MODEL)
+    shutil.copytree(honest, attacked.output / MODEL)
+    attacked.forge("sign", lambda it: it.replace(inputs={"sealed": sealed_digest(honest)}))
+    with pytest.raises(AdmissionError, match="not signed"):
+        attacked.admit()
+
+
+def test_the_deployment_is_of_an_unsigned_model(attacked):
+    (attacked.output / SIGNATURE).unlink()
+    with pytest.raises(AdmissionError, match="not signed"):
+        attacked.admit()
+    with pytest.raises(RefusedError):
+        attacked.verify()
 
 
 def test_the_folder_is_rebuilt_and_signed_with_the_attackers_own_keys_and_policy(attacked, tmp_path):
@@ -334,7 +372,7 @@ def test_a_policy_names_no_gate(attacked):
     from portcullis_pipelines.steps import STEPS, policy_steps
 
     keys = {step.name: attacked.home.signer(step.name).public_key for step in STEPS}
-    steps = [{**step, "requires": []} for step in policy_steps(attacked.config, keys) if "gate" not in step["stage"]]
+    steps = [{**step, "requires": []} for step in policy_steps(attacked.config, keys) if step["kind"] != "gate"]
     body = policy_body(
         name="cheque-digits",
         environment="development",
@@ -369,7 +407,7 @@ def test_no_private_key_lies_in_the_folder(real_run):
     for path in files(real_run.output):
         data = path.read_bytes()
         assert b"PRIVATE KEY" not in data
-        for secret in ("masking.key", "split.key", "serving.token"):
+        for secret in ("masking.key", "split.key", "watermark.key", "serving.token"):
             assert (real_run.home.keys / secret).read_bytes().strip() not in data
 
 

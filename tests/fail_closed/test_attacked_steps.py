@@ -15,8 +15,10 @@ from portcullis.dataset import read_dataset, write_dataset
 from portcullis.deploy.stage import deploy
 from portcullis.digest import tree_digest
 from portcullis.encryption.stage import encrypt
+from portcullis.equivalence.stage import evaluate_equivalence
 from portcullis.errors import (
     AdmissionError,
+    ConfigError,
     DataError,
     EvidenceError,
     GateFailedError,
@@ -29,11 +31,17 @@ from portcullis.evidence.chain import join_bundle, split_bundle
 from portcullis.evidence.dsse import Envelope
 from portcullis.evidence.statement import Statement
 from portcullis.evidence.step import enforce
-from portcullis.keys import role_uri
+from portcullis.keys import role_uri, symmetric_key
 from portcullis.pii.stage import mask_pii, residual_pii
+from portcullis.privacy.noise import noise_dataset
+from portcullis.privacy.stage import dp_noise
 from portcullis.robustness.stage import evaluate_robustness
+from portcullis.signing.stage import sign
 from portcullis.split.stage import split_dataset
 from portcullis.training.stage import train_model
+from portcullis.watermark.mark import Claim, embed
+from portcullis.watermark.stage import verify_watermark, watermark_model
+from portcullis.watermark.weights import decode_weights, replace_weights
 from portcullis_pipelines import run as running
 
 pytestmark = pytest.mark.slow
@@ -49,13 +57,32 @@ class Steps:
             "mask_pii": {"dataset": task("ingest/dataset"), "evidence": task("ingest/dataset_evidence")},
             "residual_pii": {"dataset": task("mask-pii/masked"), "evidence": task("mask-pii/masked_evidence")},
             "split": {"dataset": task("mask-pii/masked"), "evidence": task("enforce/passed")},
-            "train": {"dataset": task("split/train"), "evidence": task("split/split_evidence")},
+            "dp_noise": {"dataset": task("split/train"), "evidence": task("split/split_evidence")},
+            "train": {"dataset": task("dp-noise/noised"), "evidence": task("dp-noise/noised_evidence")},
             "robustness:trained": {
                 "model": task("train/model"),
                 "test": task("split/test"),
                 "evidence": task("train/model_evidence"),
             },
-            "encrypt": {"model": task("train/model"), "evidence": task("enforce-2/passed")},
+            "watermark": {"model": task("train/model"), "evidence": task("enforce-2/passed")},
+            "verify_watermark": {
+                "model": task("watermark/marked"),
+                "unmarked": task("train/model"),
+                "evidence": task("watermark/marked_evidence"),
+            },
+            "robustness:watermarked": {
+                "model": task("watermark/marked"),
+                "test": task("split/test"),
+                "evidence": task("enforce-3/passed"),
+            },
+            "equivalence": {
+                "model": task("watermark/marked"),
+                "judged": task("train/model"),
+                "test": task("split/test"),
+                "evidence": task("enforce-4/passed"),
+            },
+            "encrypt": {"model": task("watermark/marked"), "evidence": task("enforce-5/passed")},
+            "sign": {"sealed": task("encrypt/sealed"), "evidence": task("encrypt/sealed_evidence")},
         }
 
     def call(self, step: str, **replaced: Path):
@@ -71,6 +98,11 @@ class Steps:
                     return split_dataset(
                         test_fraction=config.test_fraction, train=out / "train", test=out / "test", **given
                     )
+                case "dp_noise":
+                    privacy = config.privacy.to_dict()
+                    return dp_noise(
+                        columns=privacy["columns"], budget=privacy["budget"], noised=out / "noised", **given
+                    )
                 case "train":
                     return train_model(
                         architecture=config.architecture,
@@ -79,10 +111,18 @@ class Steps:
                         model=out / "model",
                         **given,
                     )
-                case "robustness:trained":
+                case "robustness:trained" | "robustness:watermarked":
                     return evaluate_robustness(settings=config.robustness, report=out / "report", **given)
+                case "watermark":
+                    return watermark_model(owner=config.dataset.name, marked=out / "marked", **given)
+                case "verify_watermark":
+                    return verify_watermark(owner=config.dataset.name, report=out / "report", **given)
+                case "equivalence":
+                    return evaluate_equivalence(report=out / "report", **given)
                 case "encrypt":
                     return encrypt(recipients=config.recipients, sealed=out / "sealed", **given)
+                case "sign":
+                    return sign(signature=out / "signature", **given)
         raise AssertionError(step)
 
     def written(self) -> list[str]:
@@ -99,11 +139,34 @@ ARTIFACTS = [
     ("mask_pii", "dataset"),
     ("residual_pii", "dataset"),
     ("split", "dataset"),
+    ("dp_noise", "dataset"),
     ("train", "dataset"),
     ("robustness:trained", "model"),
     ("robustness:trained", "test"),
+    ("watermark", "model"),
+    ("verify_watermark", "model"),
+    ("verify_watermark", "unmarked"),
+    ("equivalence", "model"),
+    ("equivalence", "judged"),
+    ("equivalence", "test"),
     ("encrypt", "model"),
+    ("sign", "sealed"),
 ]
+MODULES = {
+    "mask_pii": "portcullis.pii.stage",
+    "residual_pii": "portcullis.pii.stage",
+    "split": "portcullis.split.stage",
+    "dp_noise": "portcullis.privacy.stage",
+    "train": "portcullis.training.stage",
+    "robustness:trained": "portcullis.robustness.stage",
+    "watermark": "portcullis.watermark.stage",
+    "verify_watermark": "portcullis.watermark.stage",
+    "equivalence": "portcullis.equivalence.stage",
+    "encrypt": "portcullis.encryption.stage",
+    "sign": "portcullis.signing.stage",
+}
+# They work on what lies there, and look at it again afterwards.
+LOOKS_AGAIN = {"encrypt": DataError, "sign": RefusedError}
 
 
 def altered(artifact: Path, target: Path) -> Path:
@@ -131,7 +194,7 @@ def test_an_artifact_is_missing(steps, tmp_path, step, name):
     assert steps.written() == []
 
 
-@pytest.mark.parametrize("step", ["mask_pii", "residual_pii", "split", "train", "robustness:trained", "encrypt"])
+@pytest.mark.parametrize("step", MODULES)
 @pytest.mark.parametrize("content", [b"", b"{}\n", b"\xff\n"], ids=["empty", "nonsense", "binary"])
 def test_the_evidence_does_not_come_with_it(steps, tmp_path, step, content):
     bundle = tmp_path / "none"
@@ -143,17 +206,8 @@ def test_the_evidence_does_not_come_with_it(steps, tmp_path, step, content):
 
 @pytest.mark.parametrize(("step", "name"), ARTIFACTS)
 def test_an_artifact_is_exchanged_right_after_it_was_checked(steps, tmp_path, monkeypatch, step, name):
-    """What is worked on is what was digested, whatever lies there by then. `encrypt` notices; the others read once."""
-    module = sys.modules[
-        {
-            "mask_pii": "portcullis.pii.stage",
-            "residual_pii": "portcullis.pii.stage",
-            "split": "portcullis.split.stage",
-            "train": "portcullis.training.stage",
-            "robustness:trained": "portcullis.robustness.stage",
-            "encrypt": "portcullis.encryption.stage",
-        }[step]
-    ]
+    """What is worked on is what was digested, whatever lies there by then: it is read once, or looked at again."""
+    module = sys.modules[MODULES[step]]
     if step == "train":
         # An untrained network will do; forty epochs show nothing more here.
         monkeypatch.setattr("portcullis.training.adversarial._fit", lambda *_: 0.5)
@@ -168,9 +222,10 @@ def test_an_artifact_is_exchanged_right_after_it_was_checked(steps, tmp_path, mo
         return begun
 
     monkeypatch.setattr(module, "begin", begin_and_exchange)
-    if step == "encrypt":
-        with pytest.raises(DataError, match="changed while it was sealed"):
+    if step in LOOKS_AGAIN:
+        with pytest.raises(LOOKS_AGAIN[step]):
             steps.call(step, **{name: mine})
+        assert "bundle" not in steps.written()
         return
     statement = steps.call(step, **{name: mine})
     original = {**steps.given[step]}[name]
@@ -184,6 +239,7 @@ def test_an_artifact_is_exchanged_right_after_it_was_checked(steps, tmp_path, mo
     [
         ("mask_pii", "portcullis.pii.stage.write_dataset", "masked", "dataset"),
         ("split", "portcullis.split.stage.write_dataset", "train", "train"),
+        ("dp_noise", "portcullis.privacy.stage.write_dataset", "noised", "dataset"),
         ("train", "portcullis.training.stage.save_model", "model", "model"),
     ],
 )
@@ -244,9 +300,57 @@ def test_the_residual_gate_is_left_out(steps):
         steps.call("split", evidence=steps.given["residual_pii"]["evidence"])
 
 
-def test_the_robustness_gate_is_left_out(steps):
-    with pytest.raises(EvidenceError, match="no evidence of step 'robustness:trained'"):
-        steps.call("encrypt", evidence=steps.given["robustness:trained"]["evidence"])
+@pytest.mark.parametrize(
+    ("step", "gate", "before"),
+    [
+        ("watermark", "robustness:trained", "robustness:trained"),
+        ("robustness:watermarked", "verify_watermark", "verify_watermark"),
+        ("equivalence", "robustness:watermarked", "robustness:watermarked"),
+        ("encrypt", "equivalence", "equivalence"),
+    ],
+)
+def test_a_gate_on_the_model_is_left_out(steps, step, gate, before):
+    with pytest.raises(EvidenceError, match=f"no evidence of step '{gate}'"):
+        steps.call(step, evidence=steps.given[before]["evidence"])
+
+
+def test_the_model_is_not_marked_at_all(steps):
+    with pytest.raises(EvidenceError, match=r"'model' is not watermark\.model"):
+        steps.call("encrypt", model=steps.given["watermark"]["model"])
+
+
+def test_the_data_get_no_noise_at_all(steps):
+    with pytest.raises(EvidenceError, match=r"'dataset' is not dp_noise\.dataset"):
+        steps.call("train", dataset=steps.given["dp_noise"]["dataset"])
+
+
+def noisy(config, **changes):
+    columns = {name: dataclasses.replace(column, **changes) for name, column in config.privacy.columns.items()}
+    return dataclasses.replace(config, privacy=dataclasses.replace(config.privacy, columns=columns, budget=60))
+
+
+def test_the_pipeline_asks_for_a_larger_epsilon_than_the_policy_allows(steps):
+    steps.run = dataclasses.replace(steps.run, config=noisy(steps.run.config, epsilon=30))
+    with pytest.raises(PolicyError, match="columns is"):
+        steps.call("dp_noise")
+    assert steps.written() == []
+
+
+def test_an_epsilon_above_the_budget(steps):
+    """The policy's owner let it through, say; the step certifies its own table and refuses before it writes."""
+    rows = read_dataset(steps.given["dp_noise"]["dataset"])
+    with pytest.raises(DataError, match="above the budget"):
+        noise_dataset(rows, steps.run.config.privacy.columns, budget=5.9)
+    with pytest.raises(ConfigError, match="above the budget"):
+        dataclasses.replace(steps.run.config.privacy, budget=5.9)
+
+
+def test_the_bounds_of_the_noise_are_read_off_the_data(steps):
+    rows = read_dataset(steps.given["dp_noise"]["dataset"])
+    ages = rows.table.column("age").to_pylist()
+    steps.run = dataclasses.replace(steps.run, config=noisy(steps.run.config, low=min(ages) + 1, high=max(ages) - 1))
+    with pytest.raises(PolicyError, match="columns is"):
+        steps.call("dp_noise")
 
 
 def test_the_data_are_not_masked_at_all(steps):
@@ -261,6 +365,8 @@ def test_the_model_is_judged_on_the_rows_it_learned_from(steps):
 
 def test_the_model_learns_from_the_rows_that_judge_it(steps):
     with pytest.raises(EvidenceError, match=r"'dataset' is not split.train"):
+        steps.call("dp_noise", dataset=steps.given["robustness:trained"]["test"])
+    with pytest.raises(EvidenceError, match=r"'dataset' is not dp_noise.dataset"):
         steps.call("train", dataset=steps.given["robustness:trained"]["test"])
 
 
@@ -312,6 +418,63 @@ def test_an_identifier_is_left_behind_and_the_gate_finds_it(steps, attacked, tmp
     assert not (tmp_path / "passed").exists()
     with pytest.raises(GateFailedError):
         steps.call("split", dataset=left, evidence=steps.folder / "bundle")
+
+
+def judged(steps, run, tmp_path, gate, model):
+    """Let a gate judge a model that the marking step claims to have made, see it refused, and return its verdict."""
+    evidence = tmp_path / f"{gate}.evidence"
+    source = steps.given[gate]["evidence"]
+    lines = []
+    for line in split_bundle(source.read_bytes()):
+        statement = Statement.parse(Envelope.parse(line).payload)
+        if statement.step == "watermark":
+            line = run.sign(statement.replace(outputs={"model": tree_digest(model)}))
+        elif statement.kind == "gate" and "watermark" in str(statement.step):
+            swapped = {**statement.inputs, "model": tree_digest(model)}
+            line = run.sign(statement.replace(inputs=swapped, outputs={"model": tree_digest(model)}))
+        lines.append(line)
+    evidence.write_bytes(join_bundle(lines))
+    statement = steps.call(gate, model=model, evidence=evidence)
+    with run.environment(), pytest.raises(GateFailedError):
+        enforce(gate, subject=tree_digest(model), evidence=steps.folder / "bundle", passed=tmp_path / "passed")
+    assert not (tmp_path / "passed").exists()
+    return statement
+
+
+def test_the_watermark_is_absent(steps, attacked, tmp_path):
+    """The marking step hands the model on as it was."""
+    statement = judged(steps, attacked, tmp_path, "verify_watermark", steps.given["watermark"]["model"])
+    assert (statement.verdict, statement.figures["present"], statement.figures["verdict"]) == ("FAILED", 0, "ABSENT")
+
+
+@pytest.mark.parametrize("other", ["key", "owner"])
+def test_the_watermark_is_another_owners(steps, attacked, tmp_path, other):
+    """The model is marked, and well, but not for the owner that the policy names, or with another key."""
+    unmarked = steps.given["watermark"]["model"]
+    digest = tree_digest(unmarked)
+    key = symmetric_key(f"file:{attacked.home.keys / 'watermark.key'}")
+    claim = Claim(attacked.config.dataset.name if other == "key" else "somebody else", digest)
+    theirs = tmp_path / "theirs"
+    shutil.copytree(unmarked, theirs)
+    path = theirs / "weights.safetensors"
+    marked = embed(decode_weights(path.read_bytes()), bytes(32) if other == "key" else key, claim)
+    path.write_bytes(replace_weights(path.read_bytes(), marked.tensors))
+    statement = judged(steps, attacked, tmp_path, "verify_watermark", theirs)
+    assert (statement.verdict, statement.figures["present"]) == ("FAILED", 0)
+
+
+def test_what_ships_is_not_what_was_judged(steps, attacked, tmp_path):
+    """With the keys of the marking step and of two gates stolen, what ships still has to answer as what was judged."""
+    theirs = tmp_path / "theirs"
+    shutil.copytree(steps.given["equivalence"]["model"], theirs)
+    path = theirs / "weights.safetensors"
+    tensors = dict(decode_weights(path.read_bytes()))
+    last = "classifier.2.weight"
+    tensors[last] = tensors[last][::-1].copy()  # a backdoor could not be plainer: the labels in reverse
+    path.write_bytes(replace_weights(path.read_bytes(), tensors))
+    statement = judged(steps, attacked, tmp_path, "equivalence", theirs)
+    assert statement.verdict == "FAILED"
+    assert statement.figures["agreement"] < 0.5
 
 
 def test_enforce_is_shown_another_subject_than_the_gate_judged(attacked, tmp_path):
@@ -397,7 +560,12 @@ def test_admit_is_given_evidence_of_a_step_twice_under_one_name(attacked, tmp_pa
         )
     )
     with attacked.environment(), pytest.raises(EvidenceError, match="two different"):
-        admit(sealed=attacked.output / "model", evidence=evidence, admission=tmp_path / "admission")
+        admit(
+            sealed=attacked.output / "model",
+            signature=attacked.output / "model.sig",
+            evidence=evidence,
+            admission=tmp_path / "admission",
+        )
     assert not (tmp_path / "admission").exists()
 
 
@@ -408,7 +576,7 @@ def test_caching_is_switched_on_and_a_whole_older_run_is_replayed(real_run, tmp_
 
 
 @pytest.mark.parametrize(
-    "missing", ["encrypt/sealed", "admit/admission", "deploy/deployment", "encrypt/sealed_evidence"]
+    "missing", ["encrypt/sealed", "admit/admission", "deploy/deployment", "sign/signature", "sign/signature_evidence"]
 )
 def test_a_step_left_no_output_though_the_runner_says_success(real_run, tmp_path, missing):
     root = tmp_path / "root"
@@ -440,7 +608,11 @@ def pipeline():
     begun = preflight()
     trained = train(evidence=begun.outputs["evidence"])
     sealed = encrypt(model=trained.outputs["model"], evidence=trained.outputs["model_evidence"], recipients=["x"])
-    admit(sealed=sealed.outputs["sealed"], evidence=sealed.outputs["sealed_evidence"])
+    admit(
+        sealed=sealed.outputs["sealed"],
+        signature=sealed.outputs["sealed_evidence"],
+        evidence=sealed.outputs["sealed_evidence"],
+    )
 
 local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=sys.argv[1])
 pipeline()

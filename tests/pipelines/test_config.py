@@ -74,10 +74,27 @@ def test_what_the_pipeline_is_called_with_is_plain_json(load):
     assert parse_json(arguments["dataset_spec"].encode())["name"] == "squares"
 
 
+AGE = "{low: 18, high: 90, epsilon: 2, steps: 73}"
+
+
+def test_the_sections_of_the_later_stages(load):
+    config = load(f"privacy: {{columns: {{age: {AGE}}}, budget: 2}}\nwatermark: {{owner: us}}")
+    arguments = config.arguments("x", gpus=2, gpu_resource="nvidia.com/mig-1g.10gb")
+    assert arguments["noise_columns"] == {"age": {"low": 18, "high": 90, "epsilon": 2, "steps": 73}}
+    assert (arguments["noise_budget"], arguments["watermark_owner"]) == (2.0, "us")
+    assert (arguments["gpus"], arguments["gpu_resource"]) == ("2", "nvidia.com/mig-1g.10gb")
+    plain = load("")
+    assert (plain.privacy.columns, plain.arguments("x")["watermark_owner"]) == ({}, "squares")
+    assert (plain.deployment.target, plain.deployment.environment) == ("local", "development")
+
+
 REFUSED = {
-    "unknown section": ("bogus: 1", "knows no 'bogus'; it knows dataset, masking"),
+    "unknown section": ("bogus: 1", "knows no 'bogus'; it knows dataset, deployment, masking"),
     "recipients are not the user's to choose": ("recipients: [x]", "knows no 'recipients'"),
-    "unknown key": ("thresholds: {bogus: 1}", "thresholds knows no 'bogus'; it knows clean_accuracy"),
+    "unknown key": (
+        "thresholds: {bogus: 1}",
+        "thresholds knows no 'bogus'; it knows accuracy_drop, agreement, clean_accuracy",
+    ),
     "key with a terminal escape": (r'"\e[31m": 1', r"knows no '\\x1b\[31m'"),
     "key that is a date": ("training: {2001-01-01: 2}", "training knows no datetime"),
     "key that is not text": ("1: 2", "text keys"),
@@ -128,6 +145,34 @@ REFUSED = {
     "option true": ("model: {options: {width: true}}", "model.options"),
     "option as text": ("model: {options: {width: '8'}}", "model.options"),
     "option without a name": ("model: {options: {1: 2}}", "model.options"),
+    "columns that ask for more than the budget": (
+        f"privacy: {{columns: {{age: {AGE}}}, budget: 1.9}}",
+        "above the budget",
+    ),
+    "columns without a budget": (f"privacy: {{columns: {{age: {AGE}}}}}", "above the budget 0"),
+    "budget NaN": ("privacy: {budget: .nan}", "privacy.budget is nan"),
+    "budget negative": ("privacy: {budget: -1}", "privacy.budget must be"),
+    "column without bounds": ("privacy: {columns: {age: {epsilon: 1, steps: 9}}, budget: 1}", "exactly low, high"),
+    "column with bounds reversed": (
+        "privacy: {columns: {age: {low: 9, high: 1, epsilon: 1, steps: 9}}, budget: 1}",
+        "low must be less than high",
+    ),
+    "owner as a number": ("watermark: {owner: 5}", "watermark.owner"),
+    "owner with a line break": (r'watermark: {owner: "a\nb"}', "watermark.owner"),
+    "agreement above one": ("thresholds: {agreement: 1.01}", "thresholds need 0 < agreement"),
+    "accuracy drop negative": ("thresholds: {accuracy_drop: -0.1}", "thresholds need 0 < agreement"),
+    "unknown target": ("deployment: {target: laptop}", "must be local or kubernetes"),
+    "a cluster of the local target": ("deployment: {cluster: {namespace: a}}", "local has none"),
+    "a target without its cluster": ("deployment: {target: kubernetes, environment: production}", "local has none"),
+    "a cluster with development keys": (
+        "deployment: {target: kubernetes, cluster: {namespace: a}}",
+        "an environment other than development",
+    ),
+    "an environment with a slash": ("deployment: {environment: a/b}", "deployment.environment is"),
+    "a cluster that is no JSON": (
+        "deployment: {target: kubernetes, environment: production, cluster: {replicas: .nan}}",
+        "deployment.cluster",
+    ),
     "a Python object": ("training: !!python/object:os.system {}", "tags are not allowed"),
     "an alias": ("training: &a {epochs: *a}", "aliases are not allowed"),
     "a second document": ("---\na: 1", "not valid YAML"),
@@ -184,9 +229,17 @@ def test_a_file_that_cannot_be_read(tmp_path, what):
         ReferenceConfig.load(path)
 
 
+NAMES = [
+    *("epsilon", "epochs", "method", "entities", "test_fraction", "options", "samples", "columns", "budget", "owner"),
+    *("target", "cluster", "environment", "other"),
+]
+
+
 @given(
     st.dictionaries(
-        st.sampled_from(["masking", "split", "model", "training", "robustness", "thresholds", "other"]),
+        st.sampled_from(
+            ["masking", "split", "model", "training", "robustness", "thresholds", "privacy", "watermark", "deployment"]
+        ),
         st.recursive(
             st.none()
             | st.booleans()
@@ -198,7 +251,7 @@ def test_a_file_that_cannot_be_read(tmp_path, what):
                 st.lists(inner, max_size=3)
                 | st.dictionaries(
                     st.sampled_from(
-                        ["epsilon", "epochs", "method", "entities", "test_fraction", "options", "samples", ""]
+                        NAMES
                     )
                     | st.integers(),
                     inner,

@@ -43,7 +43,7 @@ def contents(folder):
 
 def test_keys_are_private(home):
     files = list(home.keys.iterdir())
-    assert len(files) == len(STEPS) + 6  # the owner's, masking, split, token, serving and its public half
+    assert len(files) == len(STEPS) + 7  # the owner's, masking, split, watermark, token, serving and its public half
     for path in files:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
     for folder in (home.root, home.keys):
@@ -53,8 +53,10 @@ def test_keys_are_private(home):
 def test_every_key_is_another(home):
     keyids = [row["keyid"] for row in homes.list_keys(home)]
     assert len(set(keyids)) == len(keyids) == len(STEPS) + 1
-    secrets = {(home.keys / name).read_bytes() for name in ("masking.key", "split.key", "serving.token")}
-    assert len(secrets) == 3
+    secrets = {
+        (home.keys / name).read_bytes() for name in ("masking.key", "split.key", "watermark.key", "serving.token")
+    }
+    assert len(secrets) == 4
 
 
 def test_existing_keys_are_left_alone(home):
@@ -121,7 +123,7 @@ def test_two_runs_make_one_set_of_keys_and_one_policy(tmp_path):
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(begin, range(4)))
     made = [path for paths, _ in results for path in paths]
-    assert len(made) == len(set(made)) == len(STEPS) + 6
+    assert len(made) == len(set(made)) == len(STEPS) + 7
     assert len({policy for _, policy in results}) == 1
 
 
@@ -180,7 +182,7 @@ def sign_expiring(home, *, days):
     keys = {step.name: home.signer(step.name).public_key for step in STEPS}
     text = policy_body(
         name=config.dataset.name,
-        environment=homes.ENVIRONMENT,
+        environment="development",
         version=store.policy.version,
         expires=now_ms() + days * DAY_MS,
         max_age=homes.MAX_AGE_SECONDS,

@@ -248,7 +248,7 @@ def test_a_wrong_column_name_is_named_beside_the_nearest(user):
     ("uri", "code", "message"),
     [
         ("no python3.csv", 1, "DataError: step 'ingest': cannot read no python3.csv: No such file or directory"),
-        ("s3://bucket/rows.csv", 2, "UsageError: step 'ingest': 's3://bucket/rows.csv': only local paths, file:"),
+        ("https://host/rows.csv", 2, "UsageError: step 'ingest': 'https://host/rows.csv': only paths, file:, s3://"),
     ],
     ids=["not there", "not local"],
 )

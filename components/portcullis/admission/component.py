@@ -8,15 +8,17 @@ from portcullis.container import component
 
 
 @component
-def admit(sealed: Input[Model], evidence: Input[Artifact], admission: Output[Artifact]) -> NamedTuple(
-    "Outputs", [("digest", str)]
-):
+def admit(
+    sealed: Input[Model], signature: Input[Artifact], evidence: Input[Artifact], admission: Output[Artifact]
+) -> NamedTuple("Outputs", [("digest", str)]):
     """Verify the whole chain with this namespace's own trust store and sign the admission (SLSA VSA v1).
 
-    Refuses evidence that does not form one unbroken chain from the raw data to this sealed model.
+    Refuses evidence that does not form one unbroken chain from the raw data to this sealed model, and a signature that
+    is not the one in it.
 
     Args:
         sealed: The sealed model.
+        signature: Its OpenSSF model signature.
         evidence: All evidence of the run.
         admission: The signed admission.
 
@@ -27,6 +29,11 @@ def admit(sealed: Input[Model], evidence: Input[Artifact], admission: Output[Art
 
     from portcullis.admission.stage import admit as run
 
-    digest = run(sealed=Path(sealed.path), evidence=Path(evidence.path), admission=Path(admission.path))
+    digest = run(
+        sealed=Path(sealed.path),
+        signature=Path(signature.path),
+        evidence=Path(evidence.path),
+        admission=Path(admission.path),
+    )
     outputs = NamedTuple("Outputs", [("digest", str)])
     return outputs(digest=digest)

@@ -51,7 +51,7 @@ def cli() -> None:
 
 
 @cli.command()
-@click.option("--data", "uri", default=_REFERENCE, show_default=True, help="CSV or Parquet, a file or a folder.")
+@click.option("--data", "uri", default=_REFERENCE, show_default=True, help="CSV or Parquet, a file or a folder: a path, or an s3://, gs:// or minio:// URI.")
 @_config
 @click.option(
     "--output",
@@ -73,7 +73,7 @@ def run(uri: str, config: Path | None, output: Path, as_json: bool) -> None:  # 
     if uri != _REFERENCE and config is None:
         raise ConfigError("--data needs --config: a YAML file that describes label, features and sensitive columns")
     chosen = ReferenceConfig.load(config)
-    home = homes.Home(homes.home_root() / chosen.dataset.name)
+    home = homes.home_of(chosen)
     made = homes.generate_keys(home)
     store, chosen = homes.ensure_trust(home, chosen)
     if made and not as_json:
@@ -130,6 +130,7 @@ def admit(directory: Path, trust: Path | None) -> None:
     store = _use(trust)
     content = run_admit(
         sealed=directory / "model",
+        signature=directory / "model.sig",
         evidence=directory / "evidence.intoto.jsonl",
         admission=directory / "admission.json",
         trust=store,
@@ -265,7 +266,7 @@ def _own_name() -> str:
 
 
 def _home(config: Path | None) -> homes.Home:
-    return homes.Home(homes.home_root() / ReferenceConfig.load(config).dataset.name)
+    return homes.home_of(ReferenceConfig.load(config))
 
 
 def _use(trust: Path | None) -> Path:

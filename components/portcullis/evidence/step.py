@@ -170,7 +170,7 @@ def begin(
 def _rule(store: TrustStore, step: str, stage: str, parameters: Mapping[str, Any]) -> StepRule:
     rule = store.policy.step(step)
     if rule.stage != stage:
-        raise PolicyError(f"the policy says that step {step!r} is a {rule.stage}, not a {stage}")
+        raise PolicyError(f"the policy says that step {step!r} is of stage {rule.stage}, not {stage}")
     if canonical_json(dict(parameters)) != canonical_json(dict(rule.parameters)):
         raise PolicyError(f"step {step!r}: {parameter_difference(parameters, rule.parameters)}")
     return rule

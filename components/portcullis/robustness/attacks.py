@@ -101,7 +101,7 @@ def _cw_objective(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 def _draw_back(module: torch.nn.Module, clean: torch.Tensor, found: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Bisect the line from each clean input to what was found, for the misclassified point nearest to the clean one."""
-    share = torch.ones(len(clean), *[1] * (clean.dim() - 1))
+    share = torch.ones(len(clean), *[1] * (clean.dim() - 1), device=clean.device)
     safe = torch.zeros_like(share)
     for _ in range(BISECTIONS):
         middle = (safe + share) / 2

@@ -8,6 +8,7 @@ Measuring robustness wrongly is easy and flatters the model (Carlini et al. 2019
 arXiv:1802.00420). So conditions under which the attacks prove little make the measurement inconclusive.
 """
 
+import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from portcullis.errors import DataError, InconclusiveError
-from portcullis.models.pytorch import FOREIGN_ERRORS, reproducible, torch
+from portcullis.models.pytorch import FOREIGN_ERRORS, choose_device, reproducible, torch
 from portcullis.models.store import LoadedModel
 from portcullis.robustness.attacks import Attack, planned_attacks, unbounded_attack
 from portcullis.robustness.settings import RobustnessSettings
@@ -42,10 +43,10 @@ class RobustnessReport:
             classified correctly and withstand that one); `unbounded_success` (share of samples that an unbounded attack
             breaks, at least 0.99); `smallest_gradient` (least L2 norm of the margin's input
             gradient, above 0); `batch_difference` (largest change of a logit when its sample is alone, in
-            median margins, at most 0.001). Accuracies and shares are in 0..1.
+            median margins, at most 0.001); `device`, `cpu` or `cuda`. Accuracies and shares are in 0..1.
     """
 
-    figures: Mapping[str, int | float]
+    figures: Mapping[str, int | float | str]
 
 
 def evaluate(
@@ -68,9 +69,13 @@ def evaluate(
             samples of a batch, or whose gradients vanish or mislead; an attack that fails or loses its way.
     """
     inputs, targets = _tensors(model, features, labels, settings)
-    with reproducible(settings.seed, torch.device("cpu")), untouched(model.module):
+    device = choose_device()
+    with reproducible(settings.seed, device), untouched(model.module):
         try:
-            return RobustnessReport(_measure(model.module, inputs, targets, len(model.spec.labels), settings))
+            module = model.module if device.type == "cpu" else copy.deepcopy(model.module).to(device)
+            inputs, targets = inputs.to(device), targets.to(device)
+            figures = _measure(module, inputs, targets, len(model.spec.labels), settings)
+            return RobustnessReport({**figures, "device": device.type})
         except FOREIGN_ERRORS as error:
             raise InconclusiveError(f"the model could not be attacked: {type(error).__name__}: {error}") from error
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from portcullis.errors import DataError, ModelError, UsageError
-from portcullis.models.pytorch import FOREIGN_ERRORS, reproducible, torch
+from portcullis.errors import DataError, ModelError
+from portcullis.models.pytorch import FOREIGN_ERRORS, choose_device, reproducible, torch
 from portcullis.models.store import ModelSpec, build_module
 from portcullis.training.settings import TrainingSettings
 
@@ -63,18 +63,6 @@ def train(
         "train_accuracy": accuracy,
         "device": device.type,
     }
-
-
-def choose_device(choice: str) -> torch.device:
-    """Return the device that "auto", "cpu" or "cuda" stands for.
-
-    Raises:
-        UsageError: "cuda" where PyTorch finds no CUDA device.
-    """
-    available = torch.cuda.is_available()
-    if choice == "cuda" and not available:
-        raise UsageError("training on CUDA was asked for, but PyTorch finds no CUDA device; use device=auto or cpu")
-    return torch.device("cuda", 0) if available and choice != "cpu" else torch.device("cpu")
 
 
 def _fit(module: torch.nn.Module, inputs: torch.Tensor, targets: torch.Tensor, settings: TrainingSettings) -> float:

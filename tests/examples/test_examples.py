@@ -1,0 +1,88 @@
+"""The examples do what they say, each as a user would call it, with the local runner."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from portcullis.dataset import read_dataset
+from portcullis.digest import tree_digest
+from portcullis.encryption.sealed import sealed_digest
+from portcullis.evidence.admission import verify_admission
+from portcullis.evidence.step import read_evidence
+from portcullis.evidence.trust import Seen, TrustStore, now_ms
+from portcullis_pipelines.compile import ROOT, compiled
+
+pytestmark = pytest.mark.slow
+
+EXAMPLES = ROOT / "examples"
+
+
+def call(name: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(EXAMPLES / name), "--output", str(folder / "out"), *arguments],
+        env={**os.environ, "PORTCULLIS_HOME": str(folder / "home"), "TMPDIR": str(folder)},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def only(folder: Path, pattern: str) -> Path:
+    (found,) = (folder / "out").glob(f"**/{pattern}")
+    return found
+
+
+def test_mask_and_hash(tmp_path):
+    done = call("mask_and_hash.py", tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    masked = read_dataset(only(tmp_path, "mask-pii/masked"))
+    assert masked.table.num_rows == 1797
+    assert not any("@example." in note for note in masked.table.column("note").to_pylist())
+    store = TrustStore.load(tmp_path / "home" / "mask-and-hash" / "trust")
+    assert [*store.policy.steps] == ["preflight", "ingest", "mask_pii", "residual_pii"]
+    assert len(read_evidence([only(tmp_path, "enforce/passed")])) == 4
+
+
+def test_judge_my_model(tmp_path, real_run):
+    model, test = real_run.task("train/model"), real_run.task("split/test")
+    done = call("judge_my_model.py", tmp_path, "--model", str(model), "--test", str(test))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(read_evidence([only(tmp_path, "enforce/passed")])) == 2
+    assert "PASSED" in only(tmp_path, "evaluate-robustness/report").read_text()
+
+
+def test_a_model_of_ones_own_that_is_not_robust_enough_is_refused(tmp_path, real_run):
+    model, test = real_run.task("train/model"), real_run.task("split/test")
+    done = call("judge_my_model.py", tmp_path, "--model", str(model), "--test", str(test), "--least", "0.999")
+    assert done.returncode != 0
+    assert "GateFailedError" in done.stdout + done.stderr
+    assert not list((tmp_path / "out").glob("**/enforce/passed"))
+    assert only(tmp_path, "evaluate-robustness/report").exists()  # why it was refused stays to be read
+
+
+def test_admit_elsewhere(tmp_path, real_run):
+    model, test = real_run.task("train/model"), real_run.task("split/test")
+    data = real_run.task("dp-noise/noised")
+    done = call("admit_elsewhere.py", tmp_path, "--model", str(model), "--data", str(data), "--test", str(test))
+    assert done.returncode == 0, done.stdout + done.stderr
+    store = TrustStore.load(tmp_path / "home" / "admit-elsewhere" / "trust")
+    admitted, chain = verify_admission(
+        only(tmp_path, "admit/admission").read_bytes(),
+        read_evidence([only(tmp_path, "sign/signature_evidence")]),
+        store,
+        sealed=sealed_digest(only(tmp_path, "encrypt/sealed")),
+        seen=Seen(),
+        now=now_ms(),
+    )
+    assert admitted.content == tree_digest(model) == chain.output("training.product")
+
+
+@pytest.mark.parametrize("name", ["mask_and_hash", "judge_my_model", "admit_elsewhere"])
+def test_it_compiles_for_a_cluster(name, monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    pipeline = getattr(__import__(name), name)
+    assert compiled(pipeline) == compiled(pipeline)
