@@ -233,6 +233,7 @@ def test_the_folder_is_rebuilt_and_signed_with_the_attackers_own_keys_and_policy
     shutil.copyfile(attacked.home.keys / "serving.pem", theirs.keys / "serving.pem")
     store, _ = homes.ensure_trust(theirs, attacked.config)
     (attacked.output / POLICY).write_bytes(store.policy_bytes)
+    sign_again(attacked, theirs.signer("sign"))
     lines = [
         seal_payload(
             attacked.statement(step)
