@@ -127,13 +127,15 @@ def one_task_pipeline(component: Any, resources: Resources = SMALL) -> Any:
         for name in component.component_spec.outputs
     ]
 
+    outputs: Any = NamedTuple("Outputs", put_out)  # type: ignore[misc]
+
     def body(*values: Any) -> Any:
         arguments = dict(zip((it.name for it in parameters), values, strict=True))
         chosen = {name: arguments.pop(name) for name in _SETTINGS}
         task = harden(component(**arguments), resources=resources, **chosen)
-        return NamedTuple("Outputs", put_out)(**task.outputs)  # type: ignore[misc]
+        return outputs(**task.outputs)
 
-    body.__signature__ = inspect.Signature(parameters, return_annotation=NamedTuple("Outputs", put_out))  # type: ignore[attr-defined, misc]
+    body.__signature__ = inspect.Signature(parameters, return_annotation=outputs)  # type: ignore[attr-defined]
     described = {name: spec.description for name, spec in component.component_spec.inputs.items()} | _SETTINGS
     arguments = "".join(f"    {it.name}: {described[it.name]}\n" for it in parameters)
     body.__doc__ = f"{component.description}\n\nArgs:\n{arguments}"

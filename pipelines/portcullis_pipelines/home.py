@@ -268,7 +268,7 @@ def ensure_policy(
         return _ensure_policy(home, name, environment, keyed)
 
 
-def _ensure_policy(home: Home, name: str, environment: str, steps: list[Mapping[str, Any]]) -> TrustStore:
+def _ensure_policy(home: Home, name: str, environment: str, steps: Sequence[Mapping[str, Any]]) -> TrustStore:
     owner = home.signer("owner")
     current = _current_policy(home, owner.public_key)
     version, expires = (current.version, current.expires) if current else (1, now_ms() + POLICY_LIFETIME_MS)
@@ -282,7 +282,7 @@ def _ensure_policy(home: Home, name: str, environment: str, steps: list[Mapping[
             max_age=MAX_AGE_SECONDS,
             admission_lifetime=ADMISSION_LIFETIME_SECONDS,
             development=environment == DEVELOPMENT,
-            steps=steps,
+            steps=list(steps),
         )
 
     text = body()

@@ -245,6 +245,7 @@ def run_page(
             ),
             section("Verdicts"),
             *(part for gate in gates for part in gate_section(gate, policy.step(gate.step).checks)),
+            *_privacy_section(statements),
             section("Digests"),
             table(("step", "direction", "name", "SHA-256"), _digest_rows(statements)),
         ],
@@ -265,6 +266,14 @@ def _admission_section(admission: Admission) -> list[str]:
             ],
         ),
     ]
+
+
+def _privacy_section(statements: Sequence[Statement]) -> list[str]:
+    """Say in words what noise was claimed to protect, and what it did not touch."""
+    names = ("claim", "epsilon_record", "unnoised", "drowned")
+    rows = [(it.step, *(it.figures.get(name) for name in names)) for it in statements if it.stage == "dp_noise"]
+    head = ("step", "claim", "epsilon of a row", "columns without noise", "columns where noise drowns the value")
+    return [section("Differential privacy"), table(head, rows)] if rows else []
 
 
 def _digest_rows(statements: Sequence[Statement]) -> Iterator[tuple[str, str, str, str]]:

@@ -196,7 +196,7 @@ def secure_training(
     }
     for step, task in small.items():
         harden(task, secret=secret_name(step), resources=SMALL)
-    harden(trained, secret=secret_name("train"), resources=LARGE, **gpu)
+    harden(trained, secret=secret_name("train"), resources=LARGE, gpus=gpus, gpu_resource=gpu_resource)
     harden(marked, secret=secret_name("watermark"), resources=LARGE)
     outputs = NamedTuple("Outputs", [("sealed", Model), ("signature", Artifact), ("evidence", Artifact)])
     return outputs(
@@ -283,6 +283,7 @@ _PARAMETERS = [
 ]
 _NAMES = (*secure_training.component_spec.outputs, *release.component_spec.outputs)
 _OUTPUTS = [(name, Model if name == "sealed" else Artifact) for name in _NAMES]
+_Outputs: Any = NamedTuple("Outputs", _OUTPUTS)
 
 
 def _both(*values: Any) -> Any:
@@ -290,12 +291,10 @@ def _both(*values: Any) -> Any:
     deployment = {name: given.pop(name) for name in _RELEASE}
     made = secure_training(**given).outputs
     released = release(**made, **deployment).outputs
-    return NamedTuple("Outputs", _OUTPUTS)(**made, **released)
+    return _Outputs(**made, **released)
 
 
-_both.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-    _PARAMETERS, return_annotation=NamedTuple("Outputs", _OUTPUTS)
-)
+_both.__signature__ = inspect.Signature(_PARAMETERS, return_annotation=_Outputs)  # type: ignore[attr-defined]
 _both.__doc__ = "\n".join(
     (
         "From raw data to a served model; refuses wherever a check does not hold.",

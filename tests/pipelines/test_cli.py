@@ -142,7 +142,7 @@ USAGE = {
     "no such port": (["serve", "foreign", "--port", "65536"], "65536"),
     "nothing to revoke": (["keys", "revoke"], "either --step or --admission"),
     "two things to revoke": (["keys", "revoke", "--step", "train", "--admission", "."], "either --step or --admission"),
-    "no such step": (["keys", "revoke", "--step", "owner"], "there is no step 'owner'"),
+    "no policy to revoke in": (["keys", "revoke", "--step", "train"], "is no trust store"),
     "no keys": (["keys", "list"], "portcullis keys generate"),
     "no keys to sign with": (["keys", "trust"], "portcullis keys generate"),
     "verify without a trust store": (["verify", "foreign"], "TrustStoreError: no trust store: pass --trust"),
@@ -184,7 +184,7 @@ def test_of_two_trust_stores_the_command_chooses_none(portcullis, tmp_path):
 def test_every_command_and_option_says_what_it_does(portcullis):
     found = dict(commands())
     assert {" ".join(path) for path in found} == {
-        *("run", "verify", "admit", "deploy", "serve"),
+        *("run", "verify", "admit", "deploy", "serve", "init", "compile", "bootstrap", "doctor", "submit"),
         *("keys", "keys generate", "keys list", "keys trust", "keys revoke", "keys rollback"),
     }
     for path, command in found.items():
@@ -216,10 +216,12 @@ def test_version(portcullis):
 def test_keys_from_nothing_to_a_rollback(portcullis, tmp_path):
     home = tmp_path / "home" / "cheque-digits"
     code, out, _ = portcullis("keys", "generate")
-    assert code == 0 and f"{len(STEPS) + 6} keys made in {home / 'keys'}" in out
+    assert code == 0 and f"{len(STEPS) + 7} keys made in {home / 'keys'}" in out
     assert "\n0 keys made" in "\n" + portcullis("keys", "generate")[1]
     code, out, _ = portcullis("keys", "trust")
     assert (code, out) == (0, f"policy cheque-digits version 1 (development) in {home / 'trust'}\n")
+    code, _, err = portcullis("keys", "revoke", "--step", "owner")
+    assert code == 2 and "there is no step 'owner'" in err
     code, out, _ = portcullis("keys", "revoke", "--step", "train")
     assert code == 0 and out.startswith(f"revocation list version 2 in {home / 'trust'}\n")
     (tmp_path / "admission.json").write_bytes((home / "trust" / "revocations.json").read_bytes())

@@ -70,7 +70,7 @@ dataset:
   name: own
   label: {column: kind, classes: [a, b]}
   features: {columns: ["v*"], shape: [1, 2, 2], low: 0, high: 1}
-model: {options: {width: 8, hidden: 16}}
+model: {options: {width: 32, hidden: 16}}
 split: {test_fraction: 0.4}
 training: {method: plain, epochs: 20}
 robustness: {epsilon: 0.01, l2_budget: 0.01, cw_steps: 1, deepfool_steps: 1}

@@ -241,7 +241,8 @@ def test_the_readmes_picture_has_every_step_and_edge():
     for step in STEPS:
         assert f"    {step.name.replace(':', '_')}" in text
     assert "    split -- test --> robustness_trained\n" in text
-    assert "    robustness_trained -. PASSED .-> encrypt\n" in text
+    assert "    robustness_trained -. PASSED .-> watermark\n" in text
+    assert "    equivalence -. PASSED .-> encrypt\n" in text
 
 
 # Of a run that passed.
@@ -255,10 +256,15 @@ def test_a_run_tells_programs_what_its_evidence_says(real_run):
     assert [it["step"] for it in facts["steps"]] == [step.name for step in STEPS if step.kind != "admission"]
     assert {it["status"] for it in facts["steps"]} == {"DONE", "PASSED"}
     by_step = {it["step"]: it for it in facts["steps"]}
-    assert facts["model"]["sha256"] == by_step["train"]["outputs"]["model"] == verified.admission.content
+    assert facts["model"]["sha256"] == by_step["watermark"]["outputs"]["model"] == verified.admission.content
     assert facts["model"]["sealed_sha256"] == by_step["encrypt"]["outputs"]["sealed"]
     assert facts["nonce"] == verified.chain.nonce
-    assert by_step["robustness:trained"]["figures"]["robust_accuracy"] >= 0.75
+    for gate in ("robustness:trained", "robustness:watermarked"):
+        assert by_step[gate]["figures"]["robust_accuracy"] >= 0.75
+    assert by_step["verify_watermark"]["figures"]["bits_read"] == by_step["verify_watermark"]["figures"]["bits"] == 64
+    noise = by_step["dp_noise"]["figures"]
+    assert (noise["columns_noised"], noise["delta"], noise["drowned"]) == (2, 0, "") and 5 < noise["epsilon_record"] <= 6
+    assert "pixel_00" in noise["unnoised"] and "are not private" in noise["claim"]
 
 
 @pytest.mark.slow
@@ -270,4 +276,5 @@ def test_a_run_tells_people_what_its_evidence_says(real_run):
         r"<style>.*?</style>", "", text, flags=re.S
     )
     assert admission.content in text and admission.sealed in text and "development" in text
+    assert "Differential privacy" in text and "any model trained on them, are not private" in text
     assert set(colours(re.search(r"<svg.*?</svg>", text)[0]).values()) == {"var(--ok)"}

@@ -28,6 +28,7 @@ PASSED = {
     "evidence.intoto.jsonl",
     "policy.yaml",
     "model",
+    "model.sig",
     "admission.json",
     "deployment.json",
 }
@@ -40,7 +41,7 @@ dataset:
   label: {column: python3 kind, classes: [a, b, c]}
   features: {columns: ["v*"], shape: [1, 4, 4], low: 0, high: 1}
   sensitive: {mail: token, who: drop, note: scan}
-model: {options: {width: 8, hidden: 32}}
+model: {options: {width: 24, hidden: 48}}
 training: {epochs: 4}
 robustness: {n_min: 50, cw_steps: 30}
 thresholds: {robust_accuracy: 0.5, clean_accuracy: 0.8, samples: 50}

@@ -289,11 +289,11 @@ INCONCLUSIVE = {
     "other labels": ({"spec": OTHER_LABELS}, "differ in more than weights"),
     "rows with other bounds": (
         {"rows": DatasetSpec("digits", ROWS.label, Features(COLUMNS, (1, 8, 8), -1, 16))},
-        "do not take these rows",
+        "does not take these rows",
     ),
     "rows with other classes": (
         {"rows": DatasetSpec("digits", Label("label", ("0", "1", "2", "3")), ROWS.features)},
-        "do not take these rows",
+        "does not take these rows",
     ),
     "pixel out of bounds": ({"table": lambda: attested_rows(p00=[17] * 150)}, "not in"),
     "pixel empty": ({"table": lambda: attested_rows(p00=[None] * 150)}, "p00"),

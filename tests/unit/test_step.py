@@ -621,7 +621,7 @@ def test_enforce_refuses_a_verdict_under_another_policy(finished):
 
 def test_a_deployment_needs_what_the_policy_says_of_it(deployable):
     workshop, admission = deployable
-    with pytest.raises(PolicyError, match="not a serve"):
+    with pytest.raises(PolicyError, match="not serve"):
         workshop.deploy(admission, stage="serve")
     with pytest.raises(PolicyError, match="parameters differ"):
         workshop.deploy(admission, parameters={"target": "elsewhere"})

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import click
 
 from portcullis import __version__
+from portcullis.cli import cluster
 from portcullis.cli.show import Steps, chain_table, complain, key_table, say
 from portcullis.errors import ConfigError, MissingDependencyError, PortcullisError, UsageError
 
@@ -45,13 +46,21 @@ def cli() -> None:
     Then look at: portcullis-run/report.html
     Check it:     portcullis verify portcullis-run
     Serve it:     portcullis serve portcullis-run
+    Your data:    portcullis init --data rows.csv
+    A cluster:    portcullis compile, bootstrap, doctor, submit
 
     Exit codes: 0 passed, 1 refused, 2 usage, 3 inconclusive, 4 internal error.
     """  # noqa: D301 - \b is click's mark for text that is not to be wrapped
 
 
 @cli.command()
-@click.option("--data", "uri", default=_REFERENCE, show_default=True, help="CSV or Parquet, a file or a folder: a path, or an s3://, gs:// or minio:// URI.")
+@click.option(
+    "--data",
+    "uri",
+    default=_REFERENCE,
+    show_default=True,
+    help="CSV or Parquet, a file or a folder: a path, or an s3://, gs:// or minio:// URI.",
+)
 @_config
 @click.option(
     "--output",
@@ -257,6 +266,10 @@ def rollback(directory: Path, config: Path | None) -> None:
     home = _home(config)
     store = homes.allow_rollback(home, directory)
     say(f"rollback allowed by revocation list version {store.revocations.version} in {home.trust}")
+
+
+for command in (cluster.init, cluster.compile_package, cluster.bootstrap, cluster.doctor, cluster.submit):
+    cli.add_command(command)
 
 
 def _own_name() -> str:

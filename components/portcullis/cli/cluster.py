@@ -1,0 +1,375 @@
+"""The verbs for Kubeflow Pipelines on a cluster: init, compile, bootstrap, doctor, submit."""
+
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from portcullis.cli.show import complain, say
+from portcullis.digest import sha256
+from portcullis.errors import ConfigError, InconclusiveError, MissingDependencyError, PipelineError, UsageError
+from portcullis.files import read_bytes, write_bytes
+from portcullis.strict_yaml import MAX_YAML_BYTES
+
+try:
+    from portcullis_pipelines import home as homes
+    from portcullis_pipelines.config import DEVELOPMENT, ReferenceConfig
+except ImportError as error:  # pragma: no cover - the wheel always carries both packages
+    raise MissingDependencyError("the package portcullis_pipelines is missing; reinstall kfp-portcullis") from error
+
+if TYPE_CHECKING:
+    from portcullis.evidence.trust import TrustStore
+    from portcullis_pipelines.bootstrap import Part
+    from portcullis_pipelines.doctor import Check
+    from portcullis_pipelines.submission import Run
+
+_REFERENCE = "builtin:cheque-digits"
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_PARTS = click.Choice(["secure_training", "release", "all"])
+_DAY = 24 * 3600
+
+_config = click.option("--config", type=_FILE, help="Your configuration, YAML (default: the reference data's).")
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for a program to read.")
+_host = click.option(
+    "--host",
+    required=True,
+    envvar="KF_PIPELINES_ENDPOINT",
+    help="URL of Kubeflow Pipelines, such as http://localhost:8080 behind a port-forward.",
+)
+_token_file = click.option(
+    "--token-file", type=_FILE, help="File with a bearer token, of mode 0600 (default: KF_PIPELINES_TOKEN's)."
+)
+
+
+@click.command()
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("portcullis.yaml"),
+    show_default=True,
+    help="File to write; one that exists is never overwritten.",
+)
+@click.option("--data", type=_FILE, help="A CSV or Parquet file to suggest label, features and sensitive columns from.")
+def init(output: Path, data: Path | None) -> None:
+    """Write a commented configuration for your own data.
+
+    Every section is there with its defaults and what they mean. With --data, columns are suggested by their names and
+    types, as comments: what is sensitive in your data, and within which bounds it lies, is for you to say.
+
+    \b
+    Example:  portcullis init --data rows.csv
+    Then:     edit portcullis.yaml, and: portcullis run --data rows.csv --config portcullis.yaml
+    """  # noqa: D301 - \b is click's mark for text that is not to be wrapped
+    from portcullis_pipelines.init import configuration, suggest, write_new
+
+    write_new(output, configuration(suggest(data) if data else ()))
+    say(f"wrote {output}; describe your data in its section `dataset`")
+
+
+@click.command("compile")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    help="File to write (default: reference.yaml), or with --split a folder (default: portcullis-package).",
+)
+@_config
+@click.option(
+    "--data",
+    "uri",
+    default=_REFERENCE,
+    show_default=True,
+    help="The data as the pods see them: s3://…, gs://…, minio://…, or a path below /data with --data-claim.",
+)
+@click.option("--data-claim", default="", help="PersistentVolumeClaim to mount at /data where the data are read.")
+@click.option("--data-secret", default="", help="Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for s3://.")
+@click.option("--data-endpoint", default="", help="Server of s3:// and minio://, such as http://minio:9000.")
+@click.option("--image", help="Image of every task, REFERENCE@sha256:… (default: the release's tag).")
+@click.option(
+    "--gpu",
+    type=click.IntRange(0, 999),
+    default=0,
+    show_default=True,
+    help="GPUs that training and the gates on the model ask for each.",
+)
+@click.option(
+    "--gpu-resource", default="nvidia.com/gpu", show_default=True, help="What Kubernetes calls them, or a MIG slice."
+)
+@click.option("--split", is_flag=True, help="Compile secure_training.yaml and release.yaml, for two namespaces.")
+def compile_package(
+    output: Path | None,
+    config: Path | None,
+    uri: str,
+    data_claim: str,
+    data_secret: str,
+    data_endpoint: str,
+    image: str | None,
+    gpu: int,
+    gpu_resource: str,
+    split: bool,  # noqa: FBT001
+) -> None:
+    """Compile the reference pipeline for a cluster, your configuration's values as its arguments.
+
+    Creates missing keys and the policy below PORTCULLIS_HOME as `run` does, since the package names who can open the
+    model. The same input gives the same bytes.
+
+    \b
+    Example:  portcullis compile --image registry.example/portcullis@sha256:… --data s3://bucket/rows.csv \\
+                --config portcullis.yaml
+    Then:     portcullis bootstrap, portcullis doctor, portcullis submit reference.yaml
+    """  # noqa: D301 - as above
+    from portcullis_pipelines.compile import DataAccess, package
+    from portcullis_pipelines.inspection import inspect
+
+    if uri != _REFERENCE and config is None:
+        raise ConfigError("--data needs --config: a YAML file that describes label, features and sensitive columns")
+    output = output or Path("portcullis-package" if split else "reference.yaml")
+    if output.exists() and output.is_dir() != split:
+        raise UsageError(f"{output} is {'no' if split else 'a'} folder; name another --output")
+    _, _, chosen = _prepared(config)
+    access = DataAccess(claim=data_claim, secret=data_secret, endpoint=data_endpoint)
+    files = package(chosen, uri, image=image, gpus=gpu, gpu_resource=gpu_resource, split=split, data=access)
+    for name, data in files.items():
+        path = output / name if split else output
+        write_bytes(path, data)
+        say(f"{path}  sha256:{sha256(data)}")
+        say(f"  {inspect(data).gpu_line()}")
+    if image is None:
+        complain("note: the image is named by a tag, which can be moved, so submit will refuse this; pass --image")
+
+
+@click.command()
+@click.option("--namespace", required=True, help="Where the steps run; it exists already.")
+@click.option("--part", type=_PARTS, default="all", show_default=True, help="Which steps run there.")
+@_config
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File to write, of mode 0600 (default: standard output).",
+)
+@click.option("--service-account", help="What the runs' pods run as (default: made for the part).")
+@click.option("--deploy-namespace", help="Where the server runs (default: the configuration's, else --namespace).")
+@click.option("--public", is_flag=True, help="Leave the Secrets out.")
+def bootstrap(
+    namespace: str,
+    part: "Part",
+    config: Path | None,
+    output: Path | None,
+    service_account: str | None,
+    deploy_namespace: str | None,
+    public: bool,  # noqa: FBT001
+) -> None:
+    """Write what a namespace needs before the pipeline runs in it, for kubectl to apply.
+
+    One Secret per step with that step's keys alone, the trust store as a ConfigMap, the service account, and for the
+    release the deployer's role. With --part secure_training no key of the release is among them; the owner's never is.
+    Secrets are immutable: to change a key, delete its Secret first. Kubeflow Pipelines needs rights of its own in a
+    run's service account, which your installation defines: bind its role too, or name its own by --service-account.
+
+    \b
+    Example:  portcullis bootstrap --namespace portcullis-training --part secure_training \\
+                | kubectl apply --server-side -f -
+    """  # noqa: D301 - as above
+    from portcullis.deploy.manifests import to_yaml
+    from portcullis_pipelines.bootstrap import objects, without_secrets
+
+    if output is None and not public and sys.stdout.isatty():
+        raise UsageError("private keys are not shown on a terminal; pipe this to kubectl, name --output, or --public")
+    home, store, chosen = _prepared(config)
+    rendered = objects(
+        chosen,
+        home,
+        part=part,
+        namespace=namespace,
+        service_account=service_account,
+        deploy_namespace=deploy_namespace,
+    )
+    rendered = without_secrets(rendered) if public else rendered
+    if store.policy.development:
+        complain(f"note: these keys are labelled {DEVELOPMENT}; deployment.environment says what else a policy is for")
+    # By a client-side apply, kubectl would copy every key into an annotation.
+    text = to_yaml(rendered)
+    if output is None:
+        click.echo(text, nl=False)
+        return
+    write_bytes(output, text.encode(), mode=0o600)
+    say(f"wrote {len(rendered)} objects to {output}; next: kubectl apply --server-side -f {output}")
+    if not public:
+        complain(f"note: {output} holds private keys; delete it when it is applied")
+
+
+@click.command()
+@_host
+@click.option("--namespace", default="kubeflow", show_default=True, help="Where the run's pods will be.")
+@click.option("--part", type=_PARTS, default="all", show_default=True, help="Which steps run there.")
+@click.option("--package", type=_FILE, help="The compiled pipeline: its image, GPUs, Secrets and ConfigMap count.")
+@_config
+@click.option("--service-account", help="Look for this service account too.")
+@click.option("--kubeconfig", type=_FILE, help="How to reach the cluster (default: KUBECONFIG, ~/.kube/config).")
+@_token_file
+@_json
+def doctor(
+    host: str,
+    namespace: str,
+    part: "Part",
+    package: Path | None,
+    config: Path | None,
+    service_account: str | None,
+    kubeconfig: Path | None,
+    token_file: Path | None,
+    as_json: bool,  # noqa: FBT001
+) -> None:
+    """Look whether a cluster has what a run needs, before it is submitted; change nothing.
+
+    Exit code 0 only if every check passed; 1 if one failed; 3 if one could not be made, for want of permission, say.
+
+    \b
+    Example:  portcullis doctor --host http://localhost:8080 --namespace portcullis-training \\
+                --part secure_training --package reference.yaml
+    """  # noqa: D301 - as above
+    from portcullis_pipelines.doctor import Cluster, Wanted, examine
+    from portcullis_pipelines.inspection import inspect
+    from portcullis_pipelines.submission import Credentials, Server
+
+    server = Server(host, Credentials.find(os.environ, token_file), os.environ)
+    checks = examine(
+        server,
+        Cluster(kubeconfig),
+        Wanted(
+            namespace=namespace,
+            part=part,
+            package=inspect(read_bytes(package, limit=MAX_YAML_BYTES)) if package else None,
+            service_account=service_account,
+            trust=homes.home_of(ReferenceConfig.load(config)).trust,
+        ),
+    )
+    if as_json:
+        say(json.dumps([asdict(it) for it in checks], indent=2))
+    else:
+        _check_table(checks)
+    failed = [it.name for it in checks if it.passed is False]
+    unseen = [it.name for it in checks if it.passed is None]
+    if failed:
+        raise PipelineError(f"not ready: {', '.join(failed)}")
+    if unseen:
+        raise InconclusiveError(f"could not look at {', '.join(unseen)}")
+
+
+@click.command()
+@click.argument("package", type=_FILE)
+@_host
+@click.option("--namespace", default="", help="Your namespace, on a server that keeps its users apart.")
+@click.option("--experiment", default="portcullis", show_default=True, help="Experiment; created when missing.")
+@click.option("--run-name", help="Name of the run (default: the pipeline's, and the package's digest).")
+@click.option("--service-account", help="What the run's pods run as (default: the server's choice).")
+@click.option("--argument", "given", multiple=True, metavar="KEY=VALUE", help="Argument of the pipeline; repeatable.")
+@click.option(
+    "--timeout", type=click.IntRange(1), default=_DAY, show_default=True, help="Seconds to wait for the run's end."
+)
+@click.option("--no-wait", is_flag=True, help="Do not wait; exit code 0 then means submitted.")
+@_token_file
+@_json
+def submit(
+    package: Path,
+    host: str,
+    namespace: str,
+    experiment: str,
+    run_name: str | None,
+    service_account: str | None,
+    given: tuple[str, ...],
+    timeout: int,
+    no_wait: bool,  # noqa: FBT001
+    token_file: Path | None,
+    as_json: bool,  # noqa: FBT001
+) -> None:
+    """Upload a compiled pipeline to Kubeflow Pipelines, run it, and wait for its end.
+
+    Refuses, before anything is sent, a PACKAGE that could run past a gate, holds what KFP does not know, names an image
+    without its digest, or has a container without its Kubernetes settings. A token comes from KF_PIPELINES_TOKEN or
+    --token-file, cookies from KF_PIPELINES_COOKIES, the certificates to believe from SSL_CERT_FILE. Nothing is read
+    from or written to ~/.config/kfp.
+
+    The run's state is not the verdict: the signed admission is, and whoever serves the model verifies that again.
+
+    \b
+    Exit codes: 0 succeeded, 1 failed or canceled, 2 usage, 3 not known (no answer, or --timeout).
+    Example:    kubectl -n kubeflow port-forward svc/ml-pipeline-ui 8080:80 &
+                portcullis submit reference.yaml --host http://localhost:8080
+    """  # noqa: D301 - as above
+    from portcullis_pipelines.inspection import arguments, inspect
+    from portcullis_pipelines.submission import Credentials, Server, require_succeeded
+
+    checked = inspect(read_bytes(package, limit=MAX_YAML_BYTES))
+    checked.require_pinned()
+    server = Server(host, Credentials.find(os.environ, token_file), os.environ)
+    submission = server.submit(
+        checked,
+        arguments=arguments(checked, given),
+        namespace=namespace,
+        experiment=experiment,
+        run_name=run_name or f"{checked.name} {checked.digest[:12]}",
+        service_account=service_account,
+    )
+    if not as_json:
+        say(f"run {submission.run} of {checked.name}, package sha256:{submission.sha256}")
+        say(submission.url)
+    if no_wait:
+        if as_json:
+            say(json.dumps(asdict(submission), indent=2))
+        return
+    with _Following(quiet=as_json) as following:
+        run = server.wait(submission, timeout=timeout, progress=following.update)
+    if as_json:
+        say(json.dumps(asdict(submission) | {"state": run.state, "failed": run.failed}, indent=2))
+    require_succeeded(run, submission.url)
+    if not as_json:
+        say("SUCCEEDED; the run's state is not the verdict: admission is, verify it with your own trust store")
+
+
+def _prepared(config: Path | None) -> "tuple[homes.Home, TrustStore, ReferenceConfig]":
+    """Return the configuration's folder, with what is missing in it made, its trust store, and the configuration."""
+    chosen = ReferenceConfig.load(config)
+    home = homes.home_of(chosen)
+    if made := homes.generate_keys(home):
+        complain(f"made {len(made)} keys in {home.keys}")
+    return home, *homes.ensure_trust(home, chosen)
+
+
+def _check_table(checks: "list[Check]") -> None:
+    table = Table()
+    for name in ("check", "result", "found", "what to do"):
+        table.add_column(name, overflow="fold")
+    words = {True: "passed", False: "FAILED", None: "not seen"}
+    for it in checks:
+        # What a server said is shown without what could move or colour a terminal.
+        cells = (it.name, words[it.passed], it.found, it.remedy)
+        table.add_row(*("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text) for text in cells))
+    Console(markup=False).print(table)
+
+
+class _Following:
+    """How a run goes on: one line that changes on a terminal, a line per change elsewhere, nothing when quiet."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet = quiet
+        self._live = sys.stderr.isatty()
+        self._last = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live and self._last:
+            click.echo(err=True)
+
+    def update(self, run: "Run") -> None:
+        """Show how the run stands."""
+        line = f"{run.state.lower()}, {run.ended} tasks ended"
+        if not self._quiet and line != self._last:
+            click.echo(f"\r\x1b[K{line}" if self._live else line, nl=not self._live, err=True)
+            self._last = line

@@ -1,0 +1,254 @@
+"""A first configuration for data of one's own: every section with its defaults and what they mean.
+
+The defaults and meanings are read off the dataclasses that read the file again, so they cannot drift apart.
+"""
+
+import dataclasses
+import inspect
+import json
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import yaml
+
+from portcullis.dataset import read_regular_file
+from portcullis.errors import DataError, UsageError
+from portcullis.ingest.csv_table import parse_csv
+from portcullis.pii.entities import Entity
+from portcullis.privacy.settings import NoisedColumn
+from portcullis.robustness.settings import RobustnessSettings
+from portcullis.table import MAX_BYTES, parse_parquet
+from portcullis.training.settings import TrainingSettings
+from portcullis_pipelines.config import Deployment, ReferenceConfig, Thresholds
+
+MAX_SHOWN_CLASSES = 50
+MAX_SHOWN_COLUMNS = 200
+WIDTH = 118
+
+_HEAD = """\
+# What the pipeline is told of your data, and what it demands. Only `dataset` is required; everything below it shows the
+# defaults, and a key that is unknown is refused. Numbers are written 0.001, not 1e-3.
+#
+#   portcullis run --data FILE --config THIS_FILE"""
+
+_DATASET = """\
+dataset:
+  # 1 to 63 of a-z, 0-9 and hyphen; the policy and your keys are named after it.
+  name: my-data
+  label:
+    # The column to predict, and its values in the order of the model's outputs.
+    column: label
+    classes: ["no", "yes"]
+  features:
+    # The numeric columns that the model sees: a list, or one pattern with a '*'.
+    columns: ["feature_*"]
+    # What the model takes them for: [channels, height, width], or any shape with as many values as columns.
+    shape: [2]
+    # Every value lies in [low, high]: bounds that you know without looking at the data.
+    low: 0
+    high: 1
+  # Columns with identifiers: token (replace each value), drop (remove the column) or scan (search free text).
+  sensitive: {}
+  #   email: token
+  #   note: scan
+  # Columns that are known to be made up.
+  synthetic: []
+  description: \"\""""
+
+# Words of a column's name, and what is suggested for it.
+_WORDS: Mapping[str, frozenset[str]] = {
+    "token": frozenset(
+        {
+            *("email", "mail", "phone", "tel", "mobile", "fax", "ip", "name", "surname", "firstname", "lastname"),
+            *("user", "username", "customer", "patient", "person", "ssn", "iban", "card", "pan", "account"),
+            *("passport", "license", "licence", "zip", "postcode", "postal"),
+        }
+    ),
+    "drop": frozenset({"address", "street", "city", "birth", "birthday", "birthdate", "dob", "latitude", "longitude"}),
+    "scan": frozenset({"note", "notes", "comment", "comments", "text", "remark", "remarks", "message", "description"}),
+}
+_LABELS = ("label", "target", "class", "y", "outcome", "digit", "category")
+_NUMBER = r"^-?\d+(\.\d+)?([eE][+-]?\d+)?$"
+
+
+def configuration(suggestions: Sequence[str] = ()) -> str:
+    """Return a configuration file that loads, with comments.
+
+    Args:
+        suggestions: Lines to put, as comments, above the description of the data.
+    """
+    defaults = ReferenceConfig.from_dict({"dataset": yaml.safe_load(_DATASET)["dataset"]})
+    column = NoisedColumn(low=18, high=90, epsilon=1, steps=73)
+    parts = [
+        _HEAD,
+        "\n".join(f"# {line}".rstrip() for line in suggestions),
+        _DATASET,
+        _section(
+            "masking",
+            "Identifiers that are masked in sensitive columns, and that may be left nowhere.",
+            {"entities": [entity.value for entity in Entity]},
+        ),
+        _section(
+            "split", "Which rows the model is tested with.", {"test_fraction": defaults.test_fraction}, ReferenceConfig
+        ),
+        _section(
+            "model",
+            "The model: an installed architecture, and its options, name to number.",
+            {"architecture": defaults.architecture, "options": dict(defaults.options)},
+        ),
+        _of("training", "How the model is trained.", defaults.training, TrainingSettings),
+        _of("robustness", "How the gates attack the model.", defaults.robustness, RobustnessSettings),
+        _of("thresholds", "What it must withstand.", defaults.thresholds, Thresholds),
+        _section(
+            "privacy",
+            "Columns of the training rows that get noise, and the most that their epsilons may add up to for one row.",
+            defaults.privacy.to_dict(),
+        )
+        + "\n  # columns:"
+        + f"\n  #   age: {_flow(dataclasses.asdict(column))}"
+        + "".join(f"\n{line}" for line in _meaning(NoisedColumn, indent="  #     ")),
+        _section(
+            "watermark", "Whose mark the model carries; the data set's name when empty.", {"owner": defaults.owner}
+        ),
+        _of("deployment", "Where an admitted model is deployed.", defaults.deployment, Deployment),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def suggest(path: Path) -> list[str]:
+    """Look at a table and suggest how to describe it, by the names and types of its columns.
+
+    Args:
+        path: A CSV or Parquet file.
+
+    Returns:
+        Lines of text. They hold names of columns and, of a column that looks like the label, its values; no other
+        value, and no bounds: those that are read off the data would tell of it.
+
+    Raises:
+        UsageError: Another kind of file.
+        DataError: It cannot be read, as `ingest` would say.
+    """
+    table = _table(path)
+    names = table.column_names
+    sensitive = {name: treatment for name in names if (treatment := _treatment(name, table[name]))}
+    label = _label(table, [name for name in names if name not in sensitive])
+    features = [name for name in names if name not in sensitive and name != label and _is_number(table[name])]
+    other = [name for name in names if name not in sensitive and name not in features and name != label]
+    lines = [
+        f"Suggested by the names and types of the columns of {_flow(path.name)}. Check each, then move it below:",
+        "",
+    ]
+    if label:
+        found = pc.unique(table[label].cast(pa.string())).to_pylist()
+        whole = all(re.fullmatch("[0-9]+", it) for it in found)
+        classes = sorted(found, key=(lambda it: (len(it), it)) if whole else None)
+        lines += ["  label:", f"    column: {_flow(label)}", f"    classes: {_flow(classes)}"]
+    else:
+        lines.append("  label: no column has few values and a name that says so")
+    if features:
+        lines += ["  features:", f"    columns: {_flow(features[:MAX_SHOWN_COLUMNS])}", f"    shape: [{len(features)}]"]
+    if len(features) > MAX_SHOWN_COLUMNS:
+        lines.append(f"    and {len(features) - MAX_SHOWN_COLUMNS} more; a pattern with '*' is shorter")
+    if sensitive:
+        lines += ["  sensitive:", *(f"    {_flow(name)}: {treatment}" for name, treatment in sensitive.items())]
+    if other:
+        lines += ["", f"Not used by the model, and kept as they are: {_flow(other[:MAX_SHOWN_COLUMNS])}"]
+    return lines
+
+
+def _table(path: Path) -> pa.Table:
+    suffix = path.suffix.lower()
+    if suffix not in (".csv", ".parquet"):
+        raise UsageError(f"{path} is neither a .csv nor a .parquet file")
+    data = read_regular_file(path, limit=MAX_BYTES)
+    try:
+        return parse_csv(data).table if suffix == ".csv" else parse_parquet(data, path.name)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+def _treatment(name: str, column: pa.ChunkedArray) -> str:
+    words = set(re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()))
+    found = [treatment for treatment, hints in _WORDS.items() if words & hints]
+    # Free text is scanned; a number that is called a note is none.
+    return next((it for it in found if it != "scan" or not _is_number(column)), "")
+
+
+def _label(table: pa.Table, names: Sequence[str]) -> str:
+    for wanted in _LABELS:
+        for name in names:
+            column = table[name]
+            fits = name.lower() == wanted and (pa.types.is_string(column.type) or pa.types.is_integer(column.type))
+            if fits and not column.null_count and 2 <= len(pc.unique(column)) <= MAX_SHOWN_CLASSES:
+                return name
+    return ""
+
+
+def _is_number(column: pa.ChunkedArray) -> bool:
+    if column.null_count:
+        return False
+    if pa.types.is_string(column.type):
+        return bool(pc.all(pc.match_substring_regex(column, _NUMBER)).as_py())
+    return bool(pa.types.is_integer(column.type) or pa.types.is_floating(column.type))
+
+
+def _of(name: str, title: str, value: Any, kind: type) -> str:
+    return _section(name, title, dataclasses.asdict(value), kind)
+
+
+def _section(name: str, title: str, values: Mapping[str, Any], kind: type | None = None) -> str:
+    lines = [f"# {title}", f"{name}:"]
+    meanings = _attributes(kind) if kind else {}
+    for key, value in values.items():
+        lines += _comment(meanings[key], "  # ") if key in meanings else []
+        lines.append(f"  {key}: {_flow(value)}")
+    return "\n".join(lines)
+
+
+def _meaning(kind: type, *, indent: str) -> Iterator[str]:
+    for key, text in _attributes(kind).items():
+        yield from _comment(f"{key}: {text}", indent)
+
+
+def _attributes(kind: type) -> dict[str, str]:
+    """Return what a dataclass's docstring says of each of its fields."""
+    section = re.search(r"^Attributes:\n((?:    .*\n?)+)", inspect.getdoc(kind) or "", re.MULTILINE)
+    entries = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", section[1] if section else "", re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in entries}
+
+
+def _comment(text: str, indent: str) -> list[str]:
+    lines, line = [], ""
+    for word in text.split():
+        if line and len(indent) + len(line) + 1 + len(word) > WIDTH:
+            lines.append(indent + line)
+            line = ""
+        line = f"{line} {word}".lstrip()
+    return [*lines, indent + line]
+
+
+def _flow(value: Any) -> str:
+    # JSON is YAML on one line; whatever a column or a class is called, it can neither end the line nor colour it.
+    text = json.dumps(value, ensure_ascii=False)
+    return text if text.isprintable() else json.dumps(value)
+
+
+def write_new(path: Path, text: str) -> None:
+    """Write a file that is not there yet, whole or not at all.
+
+    Raises:
+        UsageError: Something is there already.
+    """
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        whole = Path(folder) / path.name
+        whole.write_text(text, encoding="utf-8")
+        try:
+            path.hardlink_to(whole)  # unlike a rename, this replaces nothing
+        except FileExistsError as error:
+            raise UsageError(f"{path} exists; name another --output, or move it away") from error

@@ -1,0 +1,245 @@
+"""What is applied to a namespace: each step's keys and no others, and nothing of the release for training."""
+
+import base64
+import shutil
+import stat
+import sys
+import warnings
+from functools import partial
+
+import pytest
+import yaml
+
+from portcullis.cli.cluster import bootstrap
+from portcullis.cli.main import _guarded
+from portcullis.deploy.manifests import to_yaml
+from portcullis.errors import KeyMaterialError, UsageError
+from portcullis.evidence.trust import TrustStore
+from portcullis.harden import secret_name
+from portcullis_pipelines import home as homes
+from portcullis_pipelines.bootstrap import TRUST_FILES, objects, secrets_of, without_secrets
+from portcullis_pipelines.config import ReferenceConfig
+from portcullis_pipelines.steps import STEPS
+
+PRODUCTION = """\
+dataset: {name: fraud, label: {column: y, classes: [a, b]}, features: {columns: ["v*"], shape: [2], low: 0, high: 1}}
+deployment: {environment: production}
+"""
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    config = ReferenceConfig.load(None)
+    home = homes.Home(tmp_path_factory.mktemp("home") / "cheque-digits")
+    homes.generate_keys(home)
+    _, config = homes.ensure_trust(home, config)
+    return config, home
+
+
+@pytest.fixture
+def call(capfd, tmp_path, monkeypatch):
+    monkeypatch.setenv("PORTCULLIS_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+
+    def run(*options):
+        capfd.readouterr()
+        code = _guarded(partial(bootstrap, [*map(str, options)], prog_name="portcullis bootstrap"))
+        return code, *capfd.readouterr()
+
+    return run
+
+
+def rendered(prepared, part="all", namespace="ns", **settings):
+    return objects(*prepared, part=part, namespace=namespace, **settings)
+
+
+def of_kind(stream, kind):
+    return {it["metadata"]["name"]: it for it in stream if it["kind"] == kind}
+
+
+def decoded(secret):
+    return {name: base64.b64decode(value) for name, value in secret["data"].items()}
+
+
+def test_every_step_has_a_secret_of_its_own_with_its_keys_alone(prepared):
+    secrets = of_kind(rendered(prepared), "Secret")
+    assert set(secrets) == {secret_name(step.name) for step in STEPS} | {"portcullis-serving"}
+    for step in STEPS:
+        keys = decoded(secrets[secret_name(step.name)])
+        assert set(keys) == {f"{step.name.replace(':', '.')}.pem", *step.keys}
+        assert all(value == (prepared[1].keys / name).read_bytes() for name, value in keys.items())
+    assert set(decoded(secrets["portcullis-serving"])) == {"serving.pem", "serving.token"}
+    assert all(it["immutable"] is True and it["type"] == "Opaque" for it in secrets.values())
+
+
+def test_two_steps_share_a_signing_key_nowhere(prepared):
+    signing = [decoded(it)[name] for it in of_kind(rendered(prepared), "Secret").values() for name in it["data"]]
+    pems = [value for value in signing if value.startswith(b"-----BEGIN PRIVATE KEY-----")]
+    assert len(set(pems)) == len(STEPS) + 1  # and the serving key, which deploy and the server have
+
+
+@pytest.mark.parametrize("part", ["secure_training", "release", "all"])
+def test_nothing_ever_holds_the_owners_key(prepared, part):
+    assert occurrences(prepared, part, "owner.pem") == 0
+
+
+@pytest.mark.parametrize("key", ["admit.pem", "deploy.pem", "serving.pem", "serving.token"])
+def test_the_training_part_holds_no_key_of_the_release(prepared, key):
+    assert occurrences(prepared, "secure_training", key) == 0
+    assert occurrences(prepared, "release", key) > 0
+
+
+@pytest.mark.parametrize("key", ["train.pem", "masking.key", "split.key", "watermark.key", "sign.pem"])
+def test_the_release_part_holds_no_key_of_training(prepared, key):
+    assert occurrences(prepared, "release", key) == 0
+    assert occurrences(prepared, "secure_training", key) > 0
+
+
+def occurrences(prepared, part, key):
+    """Count a private key's bytes in what is applied: as they are, their lines, and base64-encoded, also twice."""
+    stream = to_yaml(rendered(prepared, part)).encode()
+    whole = (prepared[1].keys / key).read_bytes()
+    assert whole
+    lines = [line for line in whole.splitlines() if line and not line.startswith(b"-----")]
+    once = base64.b64encode(whole)
+    inside = [base64.b64decode(line) for line in lines if len(line) % 4 == 0]
+    return sum(stream.count(it) for it in (whole, *lines, *inside, once, base64.b64encode(once)))
+
+
+def test_the_parts_are_the_whole(prepared):
+    both = {*secrets_of("secure_training"), *secrets_of("release")}
+    assert both == set(secrets_of("all")) and not set(secrets_of("secure_training")) & set(secrets_of("release"))
+
+
+@pytest.mark.parametrize("part", ["secure_training", "release", "all"])
+def test_the_config_map_is_the_trust_store(prepared, tmp_path, part):
+    config_map = of_kind(rendered(prepared, part), "ConfigMap")["portcullis-trust"]
+    assert set(config_map["data"]) == set(TRUST_FILES) and "immutable" not in config_map
+    for name, text in config_map["data"].items():
+        (tmp_path / name).write_text(text)
+    assert TrustStore.load(tmp_path).policy_bytes == TrustStore.load(prepared[1].trust).policy_bytes
+
+
+@pytest.mark.parametrize("part", ["secure_training", "release", "all"])
+def test_what_is_written_is_what_kubernetes_takes(prepared, part):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the package's own imports
+        kubernetes_validate = pytest.importorskip("kubernetes_validate")
+    for it in yaml.safe_load_all(to_yaml(rendered(prepared, part, deploy_namespace="serving"))):
+        kubernetes_validate.validate(it, "1.31", strict=True)
+        assert it["metadata"]["labels"]["app.kubernetes.io/part-of"] == "portcullis"
+
+
+def test_the_stream_reads_back_as_it_was_and_comes_out_the_same(prepared):
+    made = rendered(prepared)
+    assert list(yaml.safe_load_all(to_yaml(made))) == made
+    assert to_yaml(rendered(prepared)) == to_yaml(made)
+    assert "*id" not in to_yaml(made)
+
+
+def test_training_gets_an_account_without_any_right(prepared):
+    made = rendered(prepared, "secure_training")
+    assert set(of_kind(made, "ServiceAccount")) == {"portcullis-training"}
+    assert not of_kind(made, "Role") and not of_kind(made, "RoleBinding")
+    assert set(of_kind(rendered(prepared, "secure_training", service_account="mine"), "ServiceAccount")) == {"mine"}
+
+
+def test_the_deployers_role_is_where_the_server_runs_and_its_account_where_the_run_does(prepared):
+    made = rendered(prepared, "release", namespace="portcullis-release", deploy_namespace="portcullis-serving")
+    (account,) = of_kind(made, "ServiceAccount").values()
+    (role,) = of_kind(made, "Role").values()
+    (binding,) = of_kind(made, "RoleBinding").values()
+    assert account["metadata"]["namespace"] == "portcullis-release"
+    assert role["metadata"]["namespace"] == binding["metadata"]["namespace"] == "portcullis-serving"
+    subject = {"kind": "ServiceAccount", "name": account["metadata"]["name"], "namespace": "portcullis-release"}
+    assert binding["subjects"] == [subject] and binding["roleRef"]["name"] == role["metadata"]["name"]
+    assert not [rule for rule in role["rules"] if "secrets" in rule["resources"] or "*" in rule["verbs"]]
+    places = {(it["metadata"]["namespace"]) for it in made if it["kind"] == "ConfigMap"}
+    assert places == {"portcullis-release", "portcullis-serving"}
+    serving = of_kind(made, "Secret")["portcullis-serving"]
+    assert serving["metadata"]["namespace"] == "portcullis-serving"
+
+
+def test_no_namespace_is_made(prepared):
+    assert not of_kind(rendered(prepared), "Namespace")
+    assert {it["metadata"]["namespace"] for it in rendered(prepared)} == {"ns"}
+
+
+NAMES = ["", "Ns", "ns\nkind: Secret", "-ns", "n" * 64, "a/b", "kube_system"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_that_kubernetes_does_not_allow_are_refused(prepared, name):
+    with pytest.raises(UsageError):
+        rendered(prepared, namespace=name)
+    if name:
+        with pytest.raises(UsageError):
+            rendered(prepared, "release", deploy_namespace=name)
+    if name != "n" * 64:
+        with pytest.raises(UsageError):
+            rendered(prepared, service_account=name)
+
+
+@pytest.mark.parametrize("fault", ["missing", "empty", "open to others"])
+def test_a_key_that_is_not_sound_is_refused(prepared, tmp_path, fault):
+    home = homes.Home(tmp_path / "copy")
+    shutil.copytree(prepared[1].root, home.root)
+    key = home.keys / "train.pem"
+    if fault == "open to others":
+        key.chmod(0o644)
+    else:
+        key.unlink()
+        if fault == "empty":
+            key.touch(0o600)
+    with pytest.raises(KeyMaterialError, match=r"train\.pem"):
+        rendered((prepared[0], home))
+
+
+def test_public_is_without_secrets(prepared):
+    made = rendered(prepared)
+    assert [it for it in made if it["kind"] != "Secret"] == without_secrets(made) != made
+
+
+# The command.
+
+
+def test_the_stream_goes_to_standard_output_and_the_rest_to_standard_error(call):
+    code, out, err = call("--namespace", "ns", "--part", "secure_training")
+    assert code == 0 and of_kind(yaml.safe_load_all(out), "Secret")
+    assert "labelled development" in err and "made " in err
+
+
+def test_another_environment_is_not_called_development(call, tmp_path):
+    (tmp_path / "mine.yaml").write_text(PRODUCTION)
+    code, out, err = call("--namespace", "ns", "--config", "mine.yaml")
+    assert code == 0 and "development" not in err
+    assert (
+        'environment: "production"'
+        in of_kind(yaml.safe_load_all(out), "ConfigMap")["portcullis-trust"]["data"]["trust.yaml"]
+    )
+
+
+def test_a_file_is_for_its_owner_alone(call, tmp_path):
+    code, out, err = call("--namespace", "ns", "--output", "keys.yaml")
+    assert code == 0 and "kubectl apply --server-side -f keys.yaml" in out and "delete it" in err
+    assert stat.S_IMODE((tmp_path / "keys.yaml").stat().st_mode) == 0o600
+    assert "PRIVATE" not in out and not [it for it in out.split() if len(it) > 60]
+
+
+def test_secrets_are_not_shown_on_a_terminal(call, monkeypatch, tmp_path):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    code, out, err = call("--namespace", "ns")
+    assert code == 2 and err.startswith("UsageError: private keys are not shown") and out == ""
+    assert not (tmp_path / "home").exists()
+    code, out, _ = call("--namespace", "ns", "--public")
+    assert (
+        code == 0 and not of_kind(yaml.safe_load_all(out), "Secret") and of_kind(yaml.safe_load_all(out), "ConfigMap")
+    )
+
+
+def test_usage(call):
+    assert call("--namespace", "a b")[0] == 2
+    assert call()[0] == 2
+    assert call("--namespace", "ns", "--part", "training")[0] == 2
+    code, out, _ = call("--help")
+    assert code == 0 and "portcullis bootstrap --namespace portcullis-training" in out
