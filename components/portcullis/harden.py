@@ -18,15 +18,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from portcullis.errors import MissingDependencyError, UsageError
+from portcullis.evidence.step import KEYS_MOUNT
+from portcullis.evidence.trust import TRUST_MOUNT
 
 try:
     from kfp import dsl, kubernetes
 except ImportError as error:
     raise MissingDependencyError("pipelines need KFP; run: pip install 'kfp-portcullis[kfp]'") from error
 
-# Where the image expects what is mounted; images/Containerfile sets the environment variables that name them.
-KEYS_MOUNT = "/var/run/portcullis/keys"
-TRUST_MOUNT = "/var/run/portcullis/trust"
+# The image expects keys and trust store where they are mounted (images/Containerfile).
 SCRATCH_MOUNT = "/tmp"  # noqa: S108 - a volume of the pod's own, in memory
 
 TRUST_CONFIG_MAP = "portcullis-trust"

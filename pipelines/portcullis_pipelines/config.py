@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from portcullis.dataset import DatasetSpec
+from portcullis.deploy.settings import ServingSettings, require_server_name
 from portcullis.digest import canonical_json
 from portcullis.errors import ConfigError, DataError
 from portcullis.files import read_bytes
@@ -120,6 +121,8 @@ class Deployment:
             raise ConfigError("deployment.environment is 1 to 63 of a-z, 0-9 and '-', such as production")
         if self.target == "kubernetes" and self.environment == DEVELOPMENT:
             raise ConfigError("deployment.target kubernetes needs an environment other than development")
+        if self.target == "kubernetes":
+            ServingSettings.parse(self.cluster)
 
 
 @dataclass(frozen=True)
@@ -153,6 +156,10 @@ class ReferenceConfig:
     owner: str = ""
     deployment: Deployment = field(default_factory=Deployment)
     recipients: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.deployment.target == "kubernetes":
+            require_server_name(self.dataset.name)
 
     @classmethod
     def load(cls, path: Path | None) -> "ReferenceConfig":

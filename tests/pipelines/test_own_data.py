@@ -175,7 +175,7 @@ def test_a_run_on_own_data_passes(passed):
     figures = facts["ingest"]["figures"]
     assert (figures["rows"], figures["columns"], figures["files"], figures["reader"]) == (ROWS, 20, 2, "csv")
     assert facts["robustness:trained"]["figures"]["robust_accuracy"] >= 0.5
-    assert facts["train"]["figures"]["parameters"] < 10_000
+    assert facts["train"]["figures"]["parameters"] < 25_000
     assert "PASSED: model " in done.stdout
     assert [line.split(":")[1] for line in done.stderr.splitlines()] == [" success"] * 12
 

@@ -300,7 +300,7 @@ def _require_order(rules: list[StepRule]) -> None:
     if len(admissions) > 1:
         raise PolicyError("a policy has at most one admission step")
     for rule in rules:
-        # A step's evidence counts as soon as it is signed, so each must be bound to this policy, not the admitted alone.
+        # A step's evidence counts as soon as it is signed, so each must be bound to this policy, not only the admitted.
         needed = {rule.name} | _ancestors(earlier, rule)
         if not any(POLICY in earlier[name].inputs.values() for name in needed):
             raise PolicyError(

@@ -39,6 +39,7 @@ from portcullis.files import read_bytes, write_bytes
 from portcullis.keys import Signer, role_uri
 
 KEYS_ENV = "PORTCULLIS_KEYS"
+KEYS_MOUNT = "/var/run/portcullis/keys"  # where a cluster mounts a step's Secret
 IMAGE_ENV = "PORTCULLIS_IMAGE"
 
 

@@ -38,6 +38,7 @@ from portcullis.keys import PublicKey, Signer
 from portcullis.strict_yaml import load_yaml
 
 TRUST_ENV = "PORTCULLIS_TRUST"
+TRUST_MOUNT = "/var/run/portcullis/trust"  # where a cluster mounts the ConfigMap
 STATE_ENV = "PORTCULLIS_STATE"
 TRUST_FORMAT = "portcullis-trust/v1"
 REVOCATIONS_TYPE = "application/vnd.portcullis.revocations+json"
