@@ -250,10 +250,7 @@ NAMES = [
             lambda inner: (
                 st.lists(inner, max_size=3)
                 | st.dictionaries(
-                    st.sampled_from(
-                        NAMES
-                    )
-                    | st.integers(),
+                    st.sampled_from(NAMES) | st.integers(),
                     inner,
                     max_size=4,
                 )

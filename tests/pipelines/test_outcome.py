@@ -263,7 +263,9 @@ def test_a_run_tells_programs_what_its_evidence_says(real_run):
         assert by_step[gate]["figures"]["robust_accuracy"] >= 0.75
     assert by_step["verify_watermark"]["figures"]["bits_read"] == by_step["verify_watermark"]["figures"]["bits"] == 64
     noise = by_step["dp_noise"]["figures"]
-    assert (noise["columns_noised"], noise["delta"], noise["drowned"]) == (2, 0, "") and 5 < noise["epsilon_record"] <= 6
+    assert (noise["columns_noised"], noise["delta"], noise["drowned"]) == (2, 0, "") and 5 < noise[
+        "epsilon_record"
+    ] <= 6
     assert "pixel_00" in noise["unnoised"] and "are not private" in noise["claim"]
 
 
