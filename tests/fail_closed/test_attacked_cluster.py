@@ -1,6 +1,6 @@
 """Attacks on a deployment to a cluster: manifests altered on the way or in place are refused, never overwritten.
 
-The cluster is a simulator, whose answers are compared with those of a real API server (tests/unit/test_deploy_simulator.py).
+The cluster is a simulator; tests/unit/test_deploy_simulator.py compares its answers with those of a real API server.
 """
 
 import pytest

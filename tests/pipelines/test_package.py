@@ -1,4 +1,4 @@
-"""The reference pipeline as it goes to a cluster: one image by digest, its configuration's values, hardened throughout."""
+"""The reference pipeline as it goes to a cluster: one image by digest, its configuration's values, all hardened."""
 
 import subprocess
 import sys
