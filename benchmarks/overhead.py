@@ -19,23 +19,31 @@ from unittest import mock
 from benchmarks import Record, command
 from portcullis.admission.stage import admit
 from portcullis.dataset import features_and_labels, read_dataset, write_dataset
-from portcullis.digest import tree_digest
+from portcullis.digest import content_digest, tree_digest
 from portcullis.encryption.stage import encrypt
-from portcullis.evidence.step import KEYS_ENV, enforce
-from portcullis.evidence.trust import STATE_ENV, TRUST_ENV
+from portcullis.equivalence.compare import compare as compare_answers
+from portcullis.equivalence.stage import evaluate_equivalence
+from portcullis.evidence.step import enforce
 from portcullis.ingest.readers import read_source
 from portcullis.ingest.stage import ingest
 from portcullis.keys import symmetric_key
-from portcullis.models.store import ModelSpec, load_model, save_model
+from portcullis.models.store import WEIGHTS_FILE, ModelSpec, load_model, read_model_files, save_model
 from portcullis.pii.mask import mask_table
 from portcullis.pii.residual import residual_figures
 from portcullis.pii.stage import mask_pii, masking_plan, residual_pii
 from portcullis.preflight.stage import preflight
+from portcullis.privacy.noise import noise_dataset
+from portcullis.privacy.stage import dp_noise
 from portcullis.robustness.stage import evaluate_robustness
 from portcullis.serving.admitted import open_admitted
+from portcullis.signing.stage import sign
 from portcullis.split.split import split
 from portcullis.split.stage import split_dataset
 from portcullis.training.stage import train_model
+from portcullis.watermark.battery import BATTERY, attack
+from portcullis.watermark.mark import Claim, decoy_null, embed, read
+from portcullis.watermark.stage import verify_watermark, watermark_model
+from portcullis.watermark.weights import decode_weights, replace_weights
 from portcullis_pipelines.config import ReferenceConfig
 from portcullis_pipelines.home import Home, ensure_trust, generate_keys
 
@@ -66,42 +74,85 @@ def signed(config: ReferenceConfig, home: Home, out: Path) -> None:
         test=out / "test",
         bundle=out / "e5",
     )
-    train_model(
-        step="train",
+    privacy = config.privacy.to_dict()
+    dp_noise(
+        step="dp_noise",
         dataset=out / "train",
         evidence=out / "e5",
+        columns=privacy["columns"],
+        budget=privacy["budget"],
+        noised=out / "noised",
+        bundle=out / "e6",
+    )
+    train_model(
+        step="train",
+        dataset=out / "noised",
+        evidence=out / "e6",
         architecture=config.architecture,
         options=config.options,
         settings=config.training,
         model=out / "model",
-        bundle=out / "e6",
-    )
-    evaluate_robustness(
-        step="robustness:trained",
-        model=out / "model",
-        test=out / "test",
-        evidence=out / "e6",
-        settings=config.robustness,
-        report=out / "r2",
         bundle=out / "e7",
     )
-    enforce("robustness:trained", subject=tree_digest(out / "model"), evidence=out / "e7", passed=out / "e8")
+    judge(config, "robustness:trained", out / "model", out, evidence=out / "e7", passed=out / "e9")
+    owner = config.dataset.name
+    marked, original = out / "marked", out / "model"
+    watermark_model(
+        step="watermark", model=original, evidence=out / "e9", owner=owner, marked=marked, bundle=out / "e10"
+    )
+    verify_watermark(
+        step="verify_watermark",
+        model=marked,
+        unmarked=original,
+        evidence=out / "e10",
+        owner=owner,
+        report=out / "r3",
+        bundle=out / "e11",
+    )
+    enforce("verify_watermark", subject=tree_digest(marked), evidence=out / "e11", passed=out / "e12")
+    judge(config, "robustness:watermarked", marked, out, evidence=out / "e12", passed=out / "e14")
+    evaluate_equivalence(
+        step="equivalence",
+        model=marked,
+        judged=original,
+        test=out / "test",
+        evidence=out / "e14",
+        report=out / "r5",
+        bundle=out / "e15",
+    )
+    enforce("equivalence", subject=tree_digest(marked), evidence=out / "e15", passed=out / "e16")
     encrypt(
         step="encrypt",
-        model=out / "model",
-        evidence=out / "e8",
+        model=marked,
+        evidence=out / "e16",
         recipients=config.recipients,
         sealed=out / "sealed",
-        bundle=out / "e9",
+        bundle=out / "e17",
     )
-    admit(sealed=out / "sealed", evidence=out / "e9", admission=out / "admission")
+    sign(step="sign", sealed=out / "sealed", evidence=out / "e17", signature=out / "sig", bundle=out / "e18")
+    admit(sealed=out / "sealed", signature=out / "sig", evidence=out / "e18", admission=out / "admission")
     open_admitted(
         sealed=out / "sealed",
         admission=out / "admission",
-        evidence=out / "e9",
+        evidence=out / "e18",
         trust=None,
         private_key=(home.keys / "serving.pem").read_bytes(),
     )
+
+
+def judge(config: ReferenceConfig, gate: str, model: Path, out: Path, *, evidence: Path, passed: Path) -> None:
+    """Let a robustness gate judge a model."""
+    verdict = passed.with_name(f"{passed.name}-verdict")
+    evaluate_robustness(
+        step=gate,
+        model=model,
+        test=out / "test",
+        evidence=evidence,
+        settings=config.robustness,
+        report=out / "report",
+        bundle=verdict,
+    )
+    enforce(gate, subject=tree_digest(model), evidence=verdict, passed=passed)
 
 
 def bare(config: ReferenceConfig, home: Home, out: Path) -> None:
@@ -120,15 +171,37 @@ def bare(config: ReferenceConfig, home: Home, out: Path) -> None:
     sides = split(masked, key=symmetric_key(f"file:{home.keys / 'split.key'}"), test_fraction=config.test_fraction)
     write_dataset(out / "train", sides.train, masked.spec)
     write_dataset(out / "test", sides.test, masked.spec)
-    rows = read_dataset(out / "train")
+    trained_on = read_dataset(out / "train")
+    noised = noise_dataset(trained_on, config.privacy.columns, budget=config.privacy.budget)
+    write_dataset(out / "noised", noised.table, trained_on.spec)
+    rows = read_dataset(out / "noised")
     described = rows.spec.features
     spec = ModelSpec(
         config.architecture, config.options, described.shape, described.low, described.high, rows.spec.label.classes
     )
     module, _ = train(*features_and_labels(rows), spec, config.training)
     save_model(out / "model", module, spec)
-    evaluate(load_model(out / "model"), *features_and_labels(read_dataset(out / "test")), config.robustness)
-    load_model(out / "model")
+    features, labels = features_and_labels(read_dataset(out / "test"))
+    evaluate(load_model(out / "model"), features, labels, config.robustness)
+    mark(out / "model", out / "marked", symmetric_key(f"file:{home.keys / 'watermark.key'}"), config.dataset.name)
+    evaluate(load_model(out / "marked"), features, labels, config.robustness)
+    before, after = (load_model(out / name).predict_logits(features) for name in ("model", "marked"))
+    compare_answers(before, after, labels)
+    load_model(out / "marked")
+
+
+def mark(model: Path, marked: Path, key: bytes, owner: str) -> None:
+    """Mark a model, try what the mark survives, and read it again, as the two steps do."""
+    files = read_model_files(model)
+    claim = Claim(owner, content_digest(files))
+    tensors = embed(decode_weights(files[WEIGHTS_FILE]), key, claim).tensors
+    marked.mkdir(exist_ok=True)
+    for name, data in {**files, WEIGHTS_FILE: replace_weights(files[WEIGHTS_FILE], tensors)}.items():
+        (marked / name).write_bytes(data)
+    for change in BATTERY.values():
+        read(attack(tensors, change), key, claim)
+    read(tensors, key, claim)
+    decoy_null(tensors, key)
 
 
 def measure(quick: bool) -> Sequence[Record]:  # noqa: FBT001
@@ -178,8 +251,7 @@ def _home(folder: Path) -> Iterator[tuple[ReferenceConfig, Home]]:
     home = Home(folder / "home")
     generate_keys(home)
     _, config = ensure_trust(home, ReferenceConfig.load(None))
-    names = {KEYS_ENV: f"file:{home.keys}", TRUST_ENV: str(home.trust), STATE_ENV: str(home.state)}
-    with mock.patch.dict(os.environ, names):
+    with mock.patch.dict(os.environ, home.environment):
         yield config, home
 
 
