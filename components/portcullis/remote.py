@@ -5,7 +5,8 @@ no escapes and no query, so a URI can choose neither a server nor credentials; t
 
 - `AWS_ENDPOINT_URL_S3`, else `AWS_ENDPOINT_URL`: the server of `s3://` and `minio://`, such as
   `http://minio-service.kubeflow:9000`, https without a scheme. By default AWS; `minio://` needs it.
-- `AWS_REGION`, else `AWS_DEFAULT_REGION`: by default the bucket's own, or `us-east-1` on a server of one's own.
+- `AWS_REGION`, else `AWS_DEFAULT_REGION`: by default the bucket's own, or `us-east-1` on a server of one's own. Under
+  another region than that, a server of one's own may send this process on to another address.
 - `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY` and where else the AWS SDK looks for credentials.
 - `GOOGLE_APPLICATION_CREDENTIALS` and where else Google's SDK looks, for `gs://`.
 
@@ -46,6 +47,10 @@ class _Object:
     name: str
     location: str
     size: int
+
+    def __post_init__(self) -> None:
+        if type(self.size) is not int or self.size < 0:
+            raise DataError(f"the store names no size of {self.name[:80]!a}")
 
 
 @dataclass(frozen=True)
@@ -195,9 +200,10 @@ def _s3(bucket: str, *, own_server: bool) -> fs.FileSystem:
     match = _ENDPOINT.fullmatch(os.environ[named])
     if match is None:
         raise UsageError(f"{named} is not a server's address; write https://host:port")
-    return fs.S3FileSystem(
-        endpoint_override=match[2], scheme=match[1] or "https", region=region or "us-east-1", **_PATIENCE
-    )
+    # The AWS SDK follows no redirect in this region only, which it signs for as us-east-1. A redirect would have this
+    # process read whatever the store's operator names, with its session token.
+    region = "aws-global" if region in (None, "us-east-1") else region
+    return fs.S3FileSystem(endpoint_override=match[2], scheme=match[1] or "https", region=region, **_PATIENCE)
 
 
 def _google() -> fs.FileSystem:

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -202,14 +203,17 @@ def parse_parquet(data: bytes, what: str, *, limit: int = MAX_BYTES) -> pa.Table
 
 
 def _read_parquet(data: bytes, limit: int) -> pa.Table:
-    file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+    source = pa.BufferReader(data)
+    # Text stays a dictionary until its size is known: one large value may be named by a million cells.
+    texts = [it.name for it in pq.ParquetFile(source).schema_arrow if pa.types.is_string(it.type)]
+    file = pq.ParquetFile(source, read_dictionary=texts, page_checksum_verification=True)
     if file.metadata.num_columns > MAX_COLUMNS or file.metadata.num_rows > MAX_ROWS:
         raise DataError(f"more than {MAX_COLUMNS} columns or {MAX_ROWS} rows")
     batches: list[pa.RecordBatch] = []
     size = 0
     # In batches, so that a small file that unfolds without end is refused while it is still small.
     for batch in file.iter_batches():
-        size += batch.nbytes
+        size += sum(_unfolded(column) for column in batch.columns)
         if size > limit:
             raise DataError(f"more than the {limit} bytes allowed here")
         batches.append(batch)
@@ -217,6 +221,14 @@ def _read_parquet(data: bytes, limit: int) -> pa.Table:
     if table.num_rows != file.metadata.num_rows:
         raise DataError(f"it promises {file.metadata.num_rows} rows and holds {table.num_rows}")
     return table
+
+
+def _unfolded(column: pa.Array) -> int:
+    """Return how many bytes a column takes once its dictionary is decoded."""
+    if not pa.types.is_dictionary(column.type):
+        return int(column.nbytes)
+    lengths = pc.binary_length(column.dictionary).cast(pa.int64()).take(column.indices)
+    return int(pc.sum(lengths).as_py() or 0) + 4 * len(column)
 
 
 def check_size(table: pa.Table, *, limit: int = MAX_BYTES) -> None:

@@ -65,7 +65,7 @@ def objects(
         First what is public, then the Secrets.
 
     Raises:
-        UsageError: A name is none that Kubernetes allows, or an object would be too large.
+        UsageError: A name is none that Kubernetes allows, or two objects would share one, or one would be too large.
         KeyMaterialError: A key is missing, empty, or open to other users.
     """
     cluster = config.deployment.cluster
@@ -86,7 +86,12 @@ def objects(
             public.append(_object("v1", "ConfigMap", *at_server, data=trust))
         public += _deployer(config.dataset.name, service_account, namespace, server)
         hidden.append(_secret(str(cluster.get("secret", SERVING_SECRET)), server, home, SERVING_KEYS))
-    return [*public, *hidden]
+    rendered = [*public, *hidden]
+    names = [(it["kind"], it["metadata"]["namespace"], it["metadata"]["name"]) for it in rendered]
+    for kind, place, name in names:
+        if names.count((kind, place, name)) > 1:
+            raise UsageError(f"two objects would be the {kind} {place}/{name}; name it otherwise in deployment.cluster")
+    return rendered
 
 
 def without_secrets(rendered: Iterable[Object]) -> list[Object]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import yaml
 
@@ -26,7 +27,7 @@ from portcullis.files import write_bytes
 from portcullis.harden import TRUST_CONFIG_MAP
 from portcullis_pipelines.bootstrap import TRUST_FILES, Part, secrets_of
 from portcullis_pipelines.inspection import Package
-from portcullis_pipelines.submission import Server
+from portcullis_pipelines.submission import Server, is_loopback
 
 OLDEST = (2, 16)  # the first back end that knows a task's security context
 SECONDS = (10, 30)  # to connect, to answer
@@ -101,7 +102,7 @@ class Cluster:
         try:
             if self._api is None:
                 path = str(self._kubeconfig) if self._kubeconfig else None
-                self._api = client.CoreV1Api(config.new_client_from_config(config_file=path))
+                self._api = client.CoreV1Api(_identified(config.new_client_from_config(config_file=path)))
             answer = getattr(self._api, method)(*arguments, _request_timeout=SECONDS)
             # The client makes an empty object of whatever it is answered.
             sound = answer.kind == kind and (not name or answer.metadata.name == name)
@@ -152,6 +153,19 @@ class Cluster:
             return [(it.status.allocatable or {}).get(resource, "0") for it in nodes.items if not it.spec.unschedulable]
 
         return self._ask("NodeList", "", take, "list_node")
+
+
+def _identified(api: Any) -> Any:
+    """Refuse to send a token to a server whose identity is not checked, unless it is on this machine.
+
+    Raises:
+        InconclusiveError: It would go there.
+    """
+    url = urlsplit(api.configuration.host)
+    near = url.scheme == "http" and is_loopback(url.hostname or "")
+    if not near and not (url.scheme == "https" and api.configuration.verify_ssl):
+        raise InconclusiveError(f"the identity of {url.hostname} would not be checked; use https with its certificate")
+    return api
 
 
 def examine(server: Server, cluster: Cluster, wanted: Wanted) -> list[Check]:

@@ -27,7 +27,10 @@ MAX_TASKS = 10_000
 
 _DIGEST = re.compile(r"[^\s@]+@sha256:[0-9a-f]{64}")
 _PLACEHOLDER = re.compile(r"\{\{\$\.inputs\.parameters\['([^']+)'\]\}\}")
-_ALTERED = (DataError, KeyError, TypeError, ValueError, AttributeError, RecursionError, json_format.ParseError)
+_ALTERED = (
+    *(DataError, KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError),
+    json_format.Error,
+)
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,9 @@ def inspect(data: bytes) -> Package:
         defaults = {name: declared.get("defaultValue") for name, declared in inputs.items()}
         tasks = tuple(sorted(_tasks(spec, settings, defaults), key=lambda task: task.path))
         name = spec["pipelineInfo"]["name"]
+        for shown in (name, *inputs, *(task.path for task in tasks)):
+            if not isinstance(shown, str) or not shown.isprintable():
+                raise PipelineError(f"not a compiled pipeline: it holds the name {shown!a:.80}")
         parameters = {
             key: Parameter(it["parameterType"], "defaultValue" not in it and not it.get("isOptional", False))
             for key, it in inputs.items()

@@ -26,7 +26,7 @@ from portcullis.evidence.step import read_evidence
 from portcullis.evidence.trust import TrustStore, now_ms
 from portcullis.files import write_bytes
 from portcullis_pipelines import outcome
-from portcullis_pipelines.config import ReferenceConfig
+from portcullis_pipelines.config import DEVELOPMENT, ReferenceConfig
 from portcullis_pipelines.home import Home
 from portcullis_pipelines.outcome import Verified, publish_refusal, verify_directory
 
@@ -65,6 +65,11 @@ def run_reference(
     """
     if config.deployment.target != "local":
         raise UsageError(f"this configuration deploys to {config.deployment.target}; compile it and submit it instead")
+    if config.deployment.environment != DEVELOPMENT:
+        raise UsageError(
+            f"a run on one machine, where all steps share their keys, is for {DEVELOPMENT}, not for "
+            f"{config.deployment.environment}; leave deployment.environment out, or compile and submit"
+        )
     _require_replaceable(output)
     started = now_ms()
     with _scratch() as scratch:

@@ -390,7 +390,9 @@ class Server:
     def _shown(self, text: str | None) -> str:
         """Return what the server said, of bounded length, and without the credentials, should it have echoed them."""
         text = text or ""
-        for secret in (self._credentials.token, self._credentials.cookies):
+        cookies = [pair.partition("=")[2].strip() for pair in self._credentials.cookies.split(";")]
+        # A value of a few characters is no secret, and would take letters out of every word.
+        for secret in (self._credentials.token, self._credentials.cookies, *(it for it in cookies if len(it) >= 8)):
             text = text.replace(secret, "…") if secret else text
         return text[:300]
 
@@ -420,7 +422,7 @@ def _checked_host(host: str, credentials: Credentials) -> str:
         )
     if url.query or url.fragment:
         raise UsageError("--host is the server's address alone, without '?…' or '#…'")
-    if url.scheme == "http" and (credentials.token or credentials.cookies) and not _is_loopback(name):
+    if url.scheme == "http" and (credentials.token or credentials.cookies) and not is_loopback(name):
         raise UsageError(
             f"http://{name} would carry your token in the clear, for anyone on the way to take; use https://, "
             "or kubectl port-forward and http://localhost"
@@ -428,7 +430,8 @@ def _checked_host(host: str, credentials: Credentials) -> str:
     return host.rstrip("/")
 
 
-def _is_loopback(name: str) -> bool:
+def is_loopback(name: str) -> bool:
+    """Tell whether a host's name is this machine."""
     try:
         return ipaddress.ip_address(name).is_loopback
     except ValueError:

@@ -1,11 +1,15 @@
 """What is applied to a namespace: each step's keys and no others, and nothing of the release for training."""
 
 import base64
+import dataclasses
+import os
 import shutil
 import stat
+import subprocess
 import sys
 import warnings
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -104,6 +108,14 @@ def occurrences(prepared, part, key):
     once = base64.b64encode(whole)
     inside = [base64.b64decode(line) for line in lines if len(line) % 4 == 0]
     return sum(stream.count(it) for it in (whole, *lines, *inside, once, base64.b64encode(once)))
+
+
+def test_two_objects_of_one_name_are_refused(prepared):
+    config, home = prepared
+    cluster = {"secret": "portcullis-admit"}
+    twice = dataclasses.replace(config, deployment=SimpleNamespace(target="kubernetes", cluster=cluster))
+    with pytest.raises(UsageError, match="two objects would be the Secret ns/portcullis-admit"):
+        objects(twice, home, part="release", namespace="ns")
 
 
 def test_the_parts_are_the_whole(prepared):
@@ -235,6 +247,19 @@ def test_secrets_are_not_shown_on_a_terminal(call, monkeypatch, tmp_path):
     assert (
         code == 0 and not of_kind(yaml.safe_load_all(out), "Secret") and of_kind(yaml.safe_load_all(out), "ConfigMap")
     )
+
+
+def test_secrets_do_not_go_to_a_file_that_others_may_read(tmp_path):
+    command = [sys.executable, "-m", "portcullis.cli", "bootstrap", "--namespace", "ns"]
+    environment = {**os.environ, "PORTCULLIS_HOME": str(tmp_path / "home")}
+    with (tmp_path / "open.yaml").open("wb") as file:
+        done = subprocess.run(command, stdout=file, stderr=subprocess.PIPE, env=environment, timeout=60)
+    assert done.returncode == 2 and b"other users may read the file" in done.stderr
+    assert (tmp_path / "open.yaml").read_bytes() == b""
+    (tmp_path / "own.yaml").touch(0o600)
+    with (tmp_path / "own.yaml").open("wb") as file:
+        assert subprocess.run(command, stdout=file, stderr=subprocess.PIPE, env=environment, timeout=60).returncode == 0
+    assert of_kind(yaml.safe_load_all((tmp_path / "own.yaml").read_text()), "Secret")
 
 
 def test_usage(call):

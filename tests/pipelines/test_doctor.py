@@ -378,6 +378,20 @@ def test_without_a_way_to_the_cluster_nothing_of_it_could_be_seen(checks, tmp_pa
         assert set(wrong(found).values()) == {None}
 
 
+@pytest.mark.parametrize(
+    "server",
+    [{"server": "http://10.0.0.1:8080"}, {"server": "https://10.0.0.1", "insecure-skip-tls-verify": True}],
+    ids=["in the clear", "unverified"],
+)
+def test_no_token_goes_to_a_cluster_whose_identity_is_not_checked(checks, cluster, tmp_path, server):
+    config = yaml.safe_load(cluster.kubeconfig(tmp_path / "unchecked").read_text())
+    config["clusters"][0]["cluster"] = server
+    (tmp_path / "unchecked").write_text(yaml.safe_dump(config))
+    found = checks("--part", "release", "--kubeconfig", tmp_path / "unchecked")
+    assert set(wrong(found).values()) == {None}
+    assert "would not be checked" in json.dumps(found)
+
+
 def test_a_cluster_that_is_not_there_could_not_be_seen(checks, cluster, tmp_path):
     url, cluster.url = cluster.url, "http://127.0.0.1:9"
     assert set(wrong(checks("--part", "release")).values()) == {None}

@@ -1,5 +1,7 @@
 """Around a local run: what its log says of a refusal, and what may be replaced by it."""
 
+import dataclasses
+
 import pytest
 from chains import World
 
@@ -12,8 +14,9 @@ from portcullis.errors import (
     UsageError,
 )
 from portcullis.evidence.chain import join_bundle
+from portcullis_pipelines.config import Deployment, ReferenceConfig
 from portcullis_pipelines.outcome import PARTS, RUN
-from portcullis_pipelines.run import _all_evidence, _reason, _require_replaceable
+from portcullis_pipelines.run import _all_evidence, _reason, _require_replaceable, run_reference
 
 WORLD = World()
 POLICY = WORLD.policy()
@@ -148,3 +151,12 @@ def test_anything_else_may_not(tmp_path, names):
     with pytest.raises(UsageError, match="not an earlier run; name another --output"):
         _require_replaceable(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == dict.fromkeys(names, b"mine")
+
+
+def test_keys_that_one_machine_made_for_itself_serve_development_only(tmp_path):
+    """Else one line of a configuration would lift what holds development models back from other machines."""
+    config = ReferenceConfig.load(None)
+    production = dataclasses.replace(config, deployment=Deployment(environment="production"))
+    with pytest.raises(UsageError, match="is for development, not for production"):
+        run_reference(production, "builtin:cheque-digits", None, None, tmp_path / "out", lambda *_: None)
+    assert not (tmp_path / "out").exists()

@@ -216,6 +216,13 @@ def test_a_server_that_echoes_the_token_does_not_get_it_shown(call, server, pack
     assert code == 1 and one_line(err, "PipelineError") and "bad Bearer …" in err and "\x1b" not in err
 
 
+def test_a_server_that_echoes_a_single_cookie_does_not_get_it_shown(call, server, package, monkeypatch):
+    monkeypatch.setenv(COOKIES_ENV, "oauth2_proxy=SECRETCOOKIE; other=b")
+    server.disturb = lambda request: (400, {"message": "bad cookie SECRETCOOKIE"})
+    code, _, err = call(package, "--argument", "rows=7")
+    assert code == 1 and "bad cookie …" in err and "SECRETCOOKIE" not in err
+
+
 def test_a_redirect_is_not_followed(call, server, package):
     with serving(KfpServer()) as other:
         server.disturb = lambda request: (302, b"", ("Location", f"{other.url}{request.path}"))
@@ -473,6 +480,11 @@ def written(**parts) -> bytes:
     return yaml.safe_dump({**whole, "deploymentSpec": {"executors": {}}, **parts}).encode()
 
 
+def with_default(value: str) -> bytes:
+    """Give a parameter of the pipeline a default that YAML can spell and JSON cannot."""
+    return changed(b"        defaultValue: 0.5\n", f"        defaultValue: {value}\n".encode())
+
+
 def without_second_document() -> bytes:
     return small_package().partition(b"\n---\n")[0]
 
@@ -548,6 +560,20 @@ ALTERED = {
         written(deploymentSpec={"executors": {"exec-a": {"customJob": {}}}}),
         "PipelineError",
         "executor 'exec-a' is neither a container nor an importer",
+    ),
+    "a default that is no number": (with_default(".nan"), "PipelineError", "not a compiled pipeline"),
+    "an infinite default": (with_default(".inf"), "PipelineError", "not a compiled pipeline"),
+    "a number beyond a double": (with_default("1" + "0" * 400), "PipelineError", "not a compiled pipeline"),
+    "a user beyond all bounds": (changed(b"'10001'", b"1" + b"0" * 400), "PipelineError", "not a compiled pipeline"),
+    "a name that a terminal obeys": (
+        changed(
+            b"\n  name: small\n",
+            rb"""
+  name: "small\e]0;x\a\nSUCCEEDED"
+""",
+        ),
+        "PipelineError",
+        "it holds the name",
     ),
     "no tasks": (b"pipelineInfo: {name: x}\nroot: {dag: {tasks: {}}}\n", "PipelineError", "no task"),
     "no pipeline": (b"hello: world\n", "PipelineError", "not a compiled pipeline"),

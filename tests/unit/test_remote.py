@@ -178,6 +178,51 @@ def test_what_is_missing_is_a_usage_error(store, tmp_path, uri):
     refused(UsageError, uri, tmp_path, match="no such object or folder")
 
 
+@pytest.mark.parametrize("region", ["", "us-east-1"])
+def test_a_store_that_sends_elsewhere_is_not_followed(store, monkeypatch, region):
+    """Else a store could have this process read what only its own network reaches, and hand over its session token."""
+    asked = []
+
+    class Elsewhere(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append((self.path, self.headers.get("x-amz-security-token")))
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    target = f"http://127.0.0.1:{server.server_port}/latest/meta-data"
+    answer = object_store._Handler._answer
+
+    def redirecting(self):
+        if self.command != "GET" or "list-type" in self.path:
+            return answer(self)
+        self.send_response(307)
+        self.send_header("Location", target)
+        self.send_header("Content-Length", "0")
+        return self.end_headers()
+
+    monkeypatch.setattr(object_store._Handler, "_answer", redirecting)
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "SESSION")
+    monkeypatch.setenv("AWS_REGION", region)
+    store.buckets["bucket"] = {"elsewhere": b"a"}
+    with pytest.raises(UsageError, match="307"):
+        remote_files("s3://bucket/elsewhere", limit=100)
+    server.shutdown()
+    server.server_close()
+    assert asked == []
+
+
+@pytest.mark.parametrize("size", [-1, None, 1.5, True])
+def test_a_size_that_is_none_is_refused(size):
+    with pytest.raises(DataError, match="names no size"):
+        remote._Object("a", "bucket/a", size)
+
+
 def test_another_access_key_is_refused(store, tmp_path, monkeypatch):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAOTHER")
     refused(UsageError, "s3://data/rows", tmp_path, match="ACCESS_DENIED.*check its name, the endpoint")
@@ -265,10 +310,10 @@ def test_a_server_of_ones_own_must_be_named(store, monkeypatch):
 
 
 SERVERS = {
-    "http://minio-service.kubeflow:9000": ("http", "minio-service.kubeflow:9000", "us-east-1"),
-    "https://s3.example.com/": ("https", "s3.example.com", "us-east-1"),
-    "minio:9000": ("https", "minio:9000", "us-east-1"),
-    "http://[::1]:9000": ("http", "[::1]:9000", "us-east-1"),
+    "http://minio-service.kubeflow:9000": ("http", "minio-service.kubeflow:9000", "aws-global"),
+    "https://s3.example.com/": ("https", "s3.example.com", "aws-global"),
+    "minio:9000": ("https", "minio:9000", "aws-global"),
+    "http://[::1]:9000": ("http", "[::1]:9000", "aws-global"),
 }
 
 

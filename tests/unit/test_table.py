@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from portcullis import table as tables
 from portcullis.digest import canonical_json
 from portcullis.errors import DataError
 from portcullis.table import canonical_table, logical_root, parse_parquet, table_schema
@@ -178,3 +179,24 @@ def test_bad_parquet_is_refused(name: str) -> None:
     data, message = BAD_PARQUET[name]
     with pytest.raises(DataError, match=rf"^x\.parquet.*{message}"):
         parse_parquet(data, "x.parquet", limit=1_000_000)
+
+
+def test_a_large_value_that_many_cells_name_is_refused_before_it_unfolds(monkeypatch):
+    """Some hundred bytes of Parquet, a gigabyte in memory."""
+    table = pa.table({"a": pa.array(["x" * (1 << 20)]).dictionary_encode().take(pa.array([0] * 1000))})
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    assert len(sink.getvalue()) < 10_000
+    decoded = []
+    canonical = tables.canonical_table
+    monkeypatch.setattr(tables, "canonical_table", lambda table: decoded.append(table) or canonical(table))
+    with pytest.raises(DataError, match="more than the 100000000 bytes"):
+        parse_parquet(sink.getvalue(), "rows", limit=10**8)
+    assert decoded == []
+
+
+def test_text_in_a_dictionary_is_read_as_it_is():
+    values = ["a", None, "", "é", "a"] * 7
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"t": values}), sink, row_group_size=10)
+    assert parse_parquet(sink.getvalue(), "rows").column("t").to_pylist() == values

@@ -527,6 +527,14 @@ def bfloat16_file(values):
     return struct.pack("<Q", len(text)) + text + raw
 
 
+@pytest.mark.parametrize("shape", [[2**62, 0], [2**64 - 1, 0], [1] * 70], ids=["2**62", "2**64 - 1", "70 axes"])
+def test_a_shape_that_no_array_has_is_a_model_error(shape):
+    header = {"w": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0 if 0 in shape else 4]}}
+    text = json.dumps(header).encode()
+    with pytest.raises(ModelError):
+        decode_weights(len(text).to_bytes(8, "little") + text + (b"" if 0 in shape else bytes(4)))
+
+
 def test_weights_are_read_and_replaced():
     tensors = {
         **model(),

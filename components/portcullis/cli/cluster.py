@@ -1,11 +1,13 @@
 """The verbs for Kubeflow Pipelines on a cluster: init, compile, bootstrap, doctor, submit."""
 
+import io
 import json
 import os
+import stat
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TextIO
 
 import click
 from rich.console import Console
@@ -178,8 +180,8 @@ def bootstrap(
     from portcullis.deploy.manifests import to_yaml
     from portcullis_pipelines.bootstrap import objects, without_secrets
 
-    if output is None and not public and sys.stdout.isatty():
-        raise UsageError("private keys are not shown on a terminal; pipe this to kubectl, name --output, or --public")
+    if output is None and not public:
+        _require_private(sys.stdout)
     home, store, chosen = _prepared(config)
     rendered = objects(
         chosen,
@@ -338,6 +340,18 @@ def _prepared(config: Path | None) -> "tuple[homes.Home, TrustStore, ReferenceCo
     if made := homes.generate_keys(home):
         complain(f"made {len(made)} keys in {home.keys}")
     return home, *homes.ensure_trust(home, chosen)
+
+
+def _require_private(stream: TextIO) -> None:
+    """Refuse to write private keys where others would read them: on a terminal, or in a file that they may open."""
+    if stream.isatty():
+        raise UsageError("private keys are not shown on a terminal; pipe this to kubectl, name --output, or --public")
+    try:
+        mode = os.fstat(stream.fileno()).st_mode
+    except io.UnsupportedOperation:  # a stream within this process
+        return
+    if stat.S_ISREG(mode) and mode & 0o077:
+        raise UsageError("other users may read the file that this would go to; name it by --output, or pipe to kubectl")
 
 
 def _check_table(checks: "list[Check]") -> None:

@@ -45,7 +45,7 @@ def noise_dataset(
 ) -> Noised:
     """Add noise to the declared columns of a data set, each value on its own.
 
-    An int64 column stays one when all its grid points are whole (`NoisedColumn.whole`); else it becomes float64.
+    A noised column is int64 when all its grid points are whole (`NoisedColumn.whole`), else float64, whatever it was.
 
     Args:
         dataset: The data set.
@@ -104,9 +104,10 @@ def _noisy(
     scaled = (np.clip(values, column.low, column.high) - column.low) / (column.high - column.low)
     points = np.rint(scaled * (column.steps - 1)).astype(np.int64)
     grid = np.linspace(column.low, column.high, column.steps)
-    whole = table.schema.field(name).type == pa.int64() and column.whole
-    # A table of the grid, so that as many different values come out as there are grid points, whatever went in.
-    return pa.array((grid.astype(np.int64) if whole else grid)[noise.add_noise(points, unsafe_seed=unsafe_seed)])
+    # A table of the grid, so that as many different values come out as there are grid points, whatever went in. Its
+    # type follows from the declaration alone: the column's own would tell whether all its values were whole.
+    values_out = grid.astype(np.int64) if column.whole else grid
+    return pa.array(values_out[noise.add_noise(points, unsafe_seed=unsafe_seed)])
 
 
 def _figures(

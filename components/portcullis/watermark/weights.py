@@ -51,12 +51,16 @@ def decode_weights(data: bytes) -> dict[str, NDArray[Any]]:
     for name, stored in found:
         if stored["dtype"] not in _DTYPES:
             raise ModelError(f"tensor {name!r} is of type {stored['dtype']}, which no model has")
-        flat = np.frombuffer(stored["data"], _DTYPES[stored["dtype"]])
+        try:
+            flat = np.frombuffer(stored["data"], _DTYPES[stored["dtype"]])
+            shaped = flat.reshape(stored["shape"])
+        except (ValueError, OverflowError) as error:  # of sizes that no array can have
+            raise ModelError(f"tensor {name!r} has a shape that no model has: {error}") from error
         if stored["dtype"] == _BFLOAT16:
-            flat = (flat.astype(np.uint32) << 16).view(np.float32)
-        if not np.isfinite(flat).all():
+            shaped = (shaped.astype(np.uint32) << 16).view(np.float32)
+        if not np.isfinite(shaped).all():
             raise ModelError(f"tensor {name!r} holds NaN or an infinity")
-        tensors[name] = flat.reshape(stored["shape"])
+        tensors[name] = shaped
     return tensors
 
 
