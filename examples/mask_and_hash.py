@@ -1,13 +1,16 @@
-"""Mask and hash only: raw data in, masked data and signed digests out, nothing that leaves an identifier behind.
+"""Mask and hash only: raw data in, masked data and signed digests out.
 
     python examples/mask_and_hash.py [--data FILE --config FILE --output DIR]
 
-Without arguments it takes the reference data. The pipeline is made of stages loaded from their compiled YAML.
+Without arguments it takes the reference data. The pipeline is made of stages loaded from their compiled YAML. What its
+tasks pass on in plain text lies in a temporary directory, which is deleted; on a cluster it lies in KFP's object store.
 """
 
 import argparse
 import json
 import os
+import shutil
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -76,7 +79,7 @@ def mask_and_hash(data_uri: str, description: str, entities: list[str]) -> Named
 
 
 def run(config: ReferenceConfig, uri: str, output: Path) -> homes.Home:
-    """Make keys and a policy of these four steps, and run the pipeline below `output`."""
+    """Make keys and a policy of these four steps, run the pipeline, and write masked data and evidence to `output`."""
     home = homes.Home(homes.home_root() / NAME)
     homes.generate_keys(home, STEPS)
     homes.ensure_policy(home, NAME, chosen_steps(config, STEPS))
@@ -86,7 +89,14 @@ def run(config: ReferenceConfig, uri: str, output: Path) -> homes.Home:
         "description": json.dumps(config.dataset.to_dict()),
         "entities": list(config.entities),
     }
-    run_pipeline(mask_and_hash, arguments, output)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        run_pipeline(mask_and_hash, arguments, root)
+        (masked,) = root.glob("*/mask-pii/masked")
+        (evidence,) = root.glob("*/enforce/passed")
+        output.mkdir()
+        shutil.copytree(masked, output / "masked")
+        shutil.copyfile(evidence, output / "evidence.intoto.jsonl")
     return home
 
 
@@ -95,10 +105,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="builtin:cheque-digits", help="CSV or Parquet, a file or a folder")
     parser.add_argument("--config", type=Path, help="what the data mean; see the README")
-    parser.add_argument("--output", type=Path, default=Path("mask-and-hash-run"), help="where the artifacts go")
+    parser.add_argument("--output", type=Path, default=Path("mask-and-hash-run"), help="directory to make")
     chosen = parser.parse_args()
     home = run(ReferenceConfig.load(chosen.config), chosen.data, chosen.output.absolute())
-    print(f"masked data and evidence below {chosen.output}; keys and trust store in {home.root}")
+    print(f"masked data and evidence in {chosen.output}; keys and trust store in {home.root}")
 
 
 if __name__ == "__main__":

@@ -202,17 +202,6 @@ def is_digest(value: object) -> bool:
     return isinstance(value, str) and SHA256_HEX.fullmatch(value) is not None
 
 
-def require_json_object(value: Any, what: str) -> Mapping[str, Any]:
-    """Return `value` when it is a JSON object.
-
-    Raises:
-        DataError: It is anything else.
-    """
-    if not isinstance(value, dict):
-        raise DataError(f"{what} is not a JSON object")
-    return value
-
-
 @dataclass(frozen=True)
 class _Hashed:
     sha256: str

@@ -35,6 +35,7 @@ from portcullis.privacy.settings import NoisedColumn, noised_columns
 from portcullis.robustness.settings import RobustnessSettings
 from portcullis.strict_yaml import MAX_YAML_BYTES, load_yaml
 from portcullis.training.settings import TrainingSettings
+from portcullis.watermark.mark import MAX_OWNER
 
 MAX_SAMPLES = 1 << 30
 MAX_BUDGET = 1024.0
@@ -313,8 +314,8 @@ def _privacy(value: Any) -> Privacy:
 
 
 def _owner(value: Any) -> str:
-    if not isinstance(value, str) or not value.isprintable() or len(value) > 128:
-        raise ConfigError("watermark.owner is at most 128 printable characters")
+    if not isinstance(value, str) or not value.isprintable() or len(value) > MAX_OWNER:
+        raise ConfigError(f"watermark.owner is at most {MAX_OWNER} printable characters")
     return value
 
 

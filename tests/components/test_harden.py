@@ -4,10 +4,9 @@ import doctest
 from typing import NamedTuple
 
 import pytest
-from google.protobuf import json_format
+from compiled_documents import documents
 from kfp import components, dsl
 from kfp.dsl import Artifact, Dataset, Input
-from kfp.kubernetes.kubernetes_executor_config_pb2 import KubernetesExecutorConfig
 
 import portcullis.harden
 from portcullis.admission.component import admit
@@ -25,19 +24,8 @@ from portcullis.harden import (
 )
 from portcullis.pii.component import residual_pii_gate
 from portcullis.split.component import split
-from portcullis.strict_yaml import load_yaml
 from portcullis_pipelines.compile import ROOT, compiled, one_task_pipeline, outputs
 from portcullis_pipelines.steps import STEPS
-
-
-def documents(compiled_bytes: bytes):
-    spec, _, platform = compiled_bytes.partition(b"\n---\n")
-    executors = load_yaml(spec)["deploymentSpec"]["executors"]
-    settings = load_yaml(platform)["platforms"]["kubernetes"]["deploymentSpec"]["executors"] if platform else {}
-    parsed = {
-        name: json_format.ParseDict(config, KubernetesExecutorConfig()) for name, config in settings.items()
-    }  # KFP's own proto: an unknown field would be refused
-    return executors, parsed
 
 
 def sealing(**settings):

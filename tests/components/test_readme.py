@@ -6,7 +6,9 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from compiled_documents import documents
 
+from portcullis.container import IMAGE
 from portcullis.errors import UsageError
 from portcullis.strict_yaml import load_yaml
 from portcullis_pipelines import readme
@@ -40,12 +42,16 @@ def test_a_stage_says_what_it_refuses_and_what_it_does_not(folder):
 
 
 @pytest.mark.parametrize("folder", STAGES)
-def test_the_snippet_compiles_to_a_pipeline_that_cannot_run_past_a_gate(folder, monkeypatch):
+def test_the_snippet_compiles_to_a_pipeline_that_is_hardened_and_cannot_run_past_a_gate(folder, monkeypatch):
     monkeypatch.chdir(ROOT)
     (snippet,) = (code for kind, code in FENCE.findall((STAGE_FOLDERS / folder / "README.md").read_text()) if kind)
     names: dict[str, object] = {}
     exec(compile(snippet, f"{folder}/README.md", "exec"), names)
-    assert compiled(names["pipeline"])
+    executors, settings = documents(compiled(names["pipeline"]))
+    # Every container may run on a cluster, and every step of ours finds its keys there.
+    assert set(executors) == set(settings)
+    ours = {name for name, it in executors.items() if it["container"]["image"] == IMAGE and "enforce" not in name}
+    assert ours and all(settings[name].secret_as_volume for name in ours)
 
 
 @pytest.mark.parametrize("folder", STAGES)

@@ -13,6 +13,8 @@ from portcullis.encryption.sealed import sealed_digest
 from portcullis.evidence.admission import verify_admission
 from portcullis.evidence.step import read_evidence
 from portcullis.evidence.trust import Seen, TrustStore, now_ms
+from portcullis.ingest.cheque_digits import csv_bytes
+from portcullis.models.store import load_model
 from portcullis_pipelines.compile import ROOT, compiled
 
 pytestmark = pytest.mark.slow
@@ -39,12 +41,16 @@ def only(folder: Path, pattern: str) -> Path:
 def test_mask_and_hash(tmp_path):
     done = call("mask_and_hash.py", tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    masked = read_dataset(only(tmp_path, "mask-pii/masked"))
+    masked = read_dataset(tmp_path / "out" / "masked")
     assert masked.table.num_rows == 1797
     assert not any("@example." in note for note in masked.table.column("note").to_pylist())
     store = TrustStore.load(tmp_path / "home" / "mask-and-hash" / "trust")
     assert [*store.policy.steps] == ["preflight", "ingest", "mask_pii", "residual_pii"]
-    assert len(read_evidence([only(tmp_path, "enforce/passed")])) == 4
+    assert len(read_evidence([tmp_path / "out" / "evidence.intoto.jsonl"])) == 4
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"masked", "evidence.intoto.jsonl"}
+    emails = {line.split(",")[1] for line in csv_bytes().decode().splitlines()[1:] if line.count("@") == 1}
+    left = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert len(emails) > 100 and not [email for email in emails if email.encode() in left]
 
 
 def test_judge_my_model(tmp_path, real_run):
@@ -86,3 +92,10 @@ def test_it_compiles_for_a_cluster(name, monkeypatch):
     monkeypatch.syspath_prepend(str(EXAMPLES))
     pipeline = getattr(__import__(name), name)
     assert compiled(pipeline) == compiled(pipeline)
+
+
+def test_the_readmes_lines_make_a_model_and_rows(tmp_path):
+    text = (EXAMPLES / "README.md").read_text()
+    code = text.partition("```python\n")[2].partition("```")[0]
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=60)
+    assert load_model(tmp_path / "my-model").spec.labels == read_dataset(tmp_path / "my-rows").spec.label.classes

@@ -16,7 +16,6 @@ from portcullis.digest import (
     parse_canonical_json,
     parse_json,
     path_digest,
-    require_json_object,
     sha256,
     tree_digest,
     tree_files,
@@ -281,10 +280,3 @@ DIGESTS = {
 @pytest.mark.parametrize(("value", "expected"), DIGESTS.values(), ids=DIGESTS.keys())
 def test_a_digest_has_one_spelling(value, expected):
     assert is_digest(value) is expected
-
-
-@pytest.mark.parametrize("value", [None, [], "x", 1])
-def test_an_object_is_required(value):
-    assert require_json_object({"a": 1}, "it") == {"a": 1}
-    with pytest.raises(DataError, match="it is not a JSON object"):
-        require_json_object(value, "it")

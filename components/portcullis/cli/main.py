@@ -144,7 +144,8 @@ def admit(directory: Path, trust: Path | None) -> None:
         admission=directory / "admission.json",
         trust=store,
     )
-    say(f"admitted model {content}; next: {shlex.join([_own_name(), 'deploy', str(directory)])}")
+    chosen = ["--trust", str(trust)] if trust else []
+    say(f"admitted model {content}; next: {shlex.join([_own_name(), 'deploy', str(directory), *chosen])}")
 
 
 @cli.command()

@@ -257,7 +257,9 @@ def verify_deployment(
         "admission": admission_digest,
         "sealed": admission.sealed,
     }:
-        raise EvidenceError(f"step {rule.name!r} did not deploy this admission and this model")
+        raise EvidenceError(
+            f"step {rule.name!r} did not deploy this admission and this model; run: portcullis deploy DIR"
+        )
     if statement.nonce != admission.nonce:
         raise EvidenceError(f"step {rule.name!r}: from another run than the admission")
     if not admission.issued - MAX_SKEW_MS <= statement.finished <= now + MAX_SKEW_MS:
