@@ -19,6 +19,7 @@ import yaml
 from portcullis.dataset import read_regular_file
 from portcullis.errors import DataError, UsageError
 from portcullis.ingest.csv_table import parse_csv
+from portcullis.ingest.jsonl_table import parse_jsonl
 from portcullis.pii.entities import Entity
 from portcullis.privacy.settings import NoisedColumn
 from portcullis.robustness.settings import RobustnessSettings
@@ -124,7 +125,7 @@ def suggest(path: Path) -> list[str]:
     """Look at a table and suggest how to describe it, by the names and types of its columns.
 
     Args:
-        path: A CSV or Parquet file.
+        path: A CSV, JSON Lines or Parquet file.
 
     Returns:
         Lines of text. They hold names of columns and, of a column that looks like the label, its values; no other
@@ -164,11 +165,13 @@ def suggest(path: Path) -> list[str]:
 
 def _table(path: Path) -> pa.Table:
     suffix = path.suffix.lower()
-    if suffix not in (".csv", ".parquet"):
-        raise UsageError(f"{path} is neither a .csv nor a .parquet file")
+    if suffix not in (".csv", ".jsonl", ".ndjson", ".parquet"):
+        raise UsageError(f"{path} is not a .csv, .jsonl, .ndjson or .parquet file")
     data = read_regular_file(path, limit=MAX_BYTES)
     try:
-        return parse_csv(data).table if suffix == ".csv" else parse_parquet(data, path.name)
+        if suffix == ".parquet":
+            return parse_parquet(data, path.name)
+        return parse_csv(data).table if suffix == ".csv" else parse_jsonl(data).table
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
 

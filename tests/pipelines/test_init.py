@@ -1,6 +1,8 @@
 """The first configuration: it loads, says what each setting means, and suggests columns without telling of the data."""
 
+import csv
 import dataclasses
+import json
 import math
 from functools import partial
 
@@ -122,6 +124,13 @@ def test_with_data_it_still_loads_as_the_defaults(call, rows, tmp_path):
     assert ReferenceConfig.load(tmp_path / "portcullis.yaml") == ReferenceConfig.from_dict(
         yaml.safe_load(configuration())
     )
+
+
+def test_json_lines_suggest_what_csv_does(rows, tmp_path):
+    columns, *lines = list(csv.reader(rows.read_text().splitlines()))
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(dict(zip(columns, line, strict=True))) + "\n" for line in lines))
+    assert commented(suggest(path)) == commented(suggest(rows))
 
 
 def test_parquet_is_read_too(tmp_path):

@@ -1,6 +1,7 @@
 """Laws of tables and data sets: one root per table, whatever its file; another root for any change."""
 
 import io
+import json
 import math
 import string
 from pathlib import Path
@@ -17,6 +18,7 @@ from portcullis.dataset import DatasetSpec, Features, Label, read_dataset, write
 from portcullis.digest import canonical_json, parse_canonical_json, tree_digest
 from portcullis.errors import DataError, PortcullisError
 from portcullis.ingest.csv_table import parse_csv
+from portcullis.ingest.jsonl_table import parse_jsonl
 from portcullis.ingest.readers import read_source
 from portcullis.table import logical_root, parse_parquet
 
@@ -103,7 +105,8 @@ def test_the_root_survives_parquet(table: pa.Table, group: int, compression: str
 
 CSV_VALUES = {
     "int64": st.integers(-(10**18) + 1, 10**18 - 1),
-    "float64": st.floats(allow_nan=False, allow_infinity=False, max_value=1e15, min_value=-1e15),
+    # Below 1e15, which Python spells with 16 digits before the point.
+    "float64": st.floats(allow_nan=False, allow_infinity=False, max_value=1e15 - 1, min_value=1 - 1e15),
     "bool": st.booleans(),
     # A letter first, so that a text is no number, boolean or lone blank: CSV cannot tell those apart.
     "string": st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=8).map("x".__add__),
@@ -125,14 +128,34 @@ def csv_tables(draw: st.DrawFn) -> pa.Table:
     return pa.table(columns)
 
 
-@given(csv_tables())
-def test_csv_and_parquet_of_one_table_have_one_root(table: pa.Table) -> None:
+@given(csv_tables(), st.booleans())
+def test_csv_json_lines_and_parquet_of_one_table_have_one_root(table: pa.Table, ascii_only: bool) -> None:
     with TemporaryDirectory() as folder:
         pa_csv.write_csv(table, f"{folder}/a.csv")
         pq.write_table(table, f"{folder}/a.parquet")
-        csv, parquet = (read_source(f"{folder}/a.{kind}", SPEC) for kind in ("csv", "parquet"))
-    assert csv.table.schema == parquet.table.schema
-    assert logical_root(csv.table) == logical_root(parquet.table)
+        lines = "".join(f"{json.dumps(row, ensure_ascii=ascii_only)}\n" for row in table.to_pylist())
+        Path(f"{folder}/a.jsonl").write_text(lines, encoding="utf-8", newline="\n")
+        csv, jsonl, parquet = (read_source(f"{folder}/a.{kind}", SPEC) for kind in ("csv", "jsonl", "parquet"))
+    assert csv.table.schema == jsonl.table.schema == parquet.table.schema
+    assert logical_root(csv.table) == logical_root(jsonl.table) == logical_root(parquet.table)
+
+
+PIECES = [*(b'{"a":', b"}", b"1", b'"x"', b",", b"null", b"true", b"[", b"]", b"\n", b"\r\n", b"\r", b" ", b"\xc3")]
+WHOLE = [b'{"a":1}', b'{"a":null}', b'{"a":"x"}', rb'{"a":"\ud800"}', rb'{"a":"\u0000"}']
+
+
+@given(st.lists(st.sampled_from([*PIECES, *WHOLE]), max_size=12))
+def test_any_bytes_are_json_lines_or_are_refused(pieces: list[bytes]) -> None:
+    data = b"".join(pieces)
+    try:
+        parsed = parse_jsonl(data)
+    except DataError:
+        return
+    rows = [json.loads(line) for line in data.decode().splitlines()]
+    assert [set(row) for row in rows] == [{"a"}] * len(rows)
+    spelled = [None if row["a"] is None else "true" if row["a"] is True else str(row["a"]) for row in rows]
+    assert parsed.table["a"].to_pylist() == spelled
+    assert len({type(row["a"]) for row in rows} - {type(None)}) <= 1
 
 
 @given(st.lists(st.lists(st.text(st.sampled_from('ab",\r\n é'), max_size=4), min_size=2, max_size=2), min_size=1))

@@ -1,6 +1,7 @@
-"""Ingestion: strict CSV and Parquet, typed by the description, refused with the position of the fault."""
+"""Ingestion: strict CSV, JSON Lines and Parquet, typed by the description, refused with the position of the fault."""
 
 import io
+import json
 import os
 from pathlib import Path
 
@@ -12,9 +13,10 @@ import pytest
 from portcullis.dataset import DatasetSpec
 from portcullis.digest import path_digest
 from portcullis.errors import ConfigError, DataError, UsageError
-from portcullis.ingest import csv_table
+from portcullis.ingest import csv_table, jsonl_table
 from portcullis.ingest.csv_table import parse_csv
-from portcullis.ingest.readers import read_source
+from portcullis.ingest.jsonl_table import parse_jsonl
+from portcullis.ingest.readers import read_source, read_table
 from portcullis.table import logical_root, table_schema
 
 SPEC = DatasetSpec.from_yaml("""
@@ -114,6 +116,104 @@ def test_a_cell_of_the_largest_size_is_read() -> None:
     assert parse_csv(b"a,b\n1," + b"x" * (1 << 20)).table["b"][0].as_py() == "x" * (1 << 20)
 
 
+# The JSON Lines dialect.
+
+
+JSONL = {
+    "plain": (b'{"a": 1, "b": "x"}\n{"a": 2, "b": "y"}\n', [{"a": "1", "b": "x"}, {"a": "2", "b": "y"}]),
+    "no final line feed": (b'{"a":1}', [{"a": "1"}]),
+    "CRLF": (b'{"a":1}\r\n{"a":2}\r\n', [{"a": "1"}, {"a": "2"}]),
+    "blanks around": (b' {"a" :\t1 } \n', [{"a": "1"}]),
+    "another order of keys": (b'{"a":1,"b":2}\n{"b":3,"a":4}\n', [{"a": "1", "b": "2"}, {"a": "4", "b": "3"}]),
+    "null and empty": (b'{"a":null}\n{"a":""}\n', [{"a": None}, {"a": ""}]),
+    "booleans": (b'{"a":true}\n{"a":null}\n{"a":false}\n', [{"a": "true"}, {"a": None}, {"a": "false"}]),
+    "numbers as spelled": (b'{"a":1.50}\n{"a":-0}\n{"a":1E5}\n', [{"a": "1.50"}, {"a": "-0"}, {"a": "1E5"}]),
+    "a long integer": (b'{"a":' + b"9" * 5000 + b"}", [{"a": "9" * 5000}]),
+    "escapes": (rb'{"\u0061":"\u00e9\ud83d\ude00\n\"\\"}', [{"a": 'é\U0001f600\n"\\'}]),
+    "no value at all": (b'{"a":null}\n', [{"a": None}]),
+    "a line separator in text": ('{"a":"x\u2028y"}\n'.encode(), [{"a": "x\u2028y"}]),
+}
+
+
+@pytest.mark.parametrize("batch", [1, 2, 4096])
+@pytest.mark.parametrize("name", JSONL)
+def test_json_lines_are_read(name: str, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jsonl_table, "_BATCH_LINES", batch)
+    data, rows = JSONL[name]
+    assert parse_jsonl(data).table.to_pylist() == rows
+
+
+BIG = b"x" * ((1 << 20) + 1)
+BAD_JSONL = {
+    "empty file": (b"", "the file is empty"),
+    "byte-order mark": (b'\xef\xbb\xbf{"a":1}\n', "line 1: .*byte-order mark"),
+    "null byte": (b'{"a":1}\n{"a":"\0"}\n', "line 2: null byte"),
+    "escaped null byte": (b'{"a":"x"}\n{"a":"\\u0000"}\n', "line 2: column 'a' holds a null byte"),
+    "not UTF-8": (b'{"a":"x"}\n{"a":"\xff"}\n', "line 2: not UTF-8"),
+    "UTF-16": ('{"a":1}\n'.encode("utf-16-le"), "null byte"),
+    "half a surrogate pair": (b'{"a":"x"}\n{"a":"\\ud800"}\n', "line 2: column 'a' is not Unicode"),
+    "half a surrogate pair in a key": (b'{"\\ud800":1}\n', "line 1: the name of column 1"),
+    "CR line ends": (b'{"a":1}\r{"a":2}\r', "line 1: a CR without LF"),
+    "CR between": (b'{"a":1}\n{"a":\r2}\n', "line 2: a CR without LF"),
+    "blank line": (b'{"a":1}\n\n{"a":2}\n', "line 2: not JSON"),
+    "blank first line": (b'\n{"a":1}\n', "line 1: not JSON"),
+    "blank last line": (b'{"a":1}\n \n', "line 2: not JSON"),
+    "two on one line": (b'{"a":1}\n{"a":2} {"a":3}\n', "line 2: not JSON .extra data"),
+    "over two lines": (b'{"a":1}\n{"a":\n2}\n', "line 2: not JSON"),
+    "comma at the end": (b'{"a":1},\n{"a":2}\n', "line 1: not JSON"),
+    "an array file": (b'[{"a":1}]\n', "line 1: not a JSON object"),
+    "an array line": (b'{"a":1}\n["a",1]\n', "line 2: not a JSON object"),
+    "a number line": (b'{"a":1}\n7\n', "line 2: not a JSON object"),
+    "truncated": (b'{"a":1}\n{"a":2', "line 2: not JSON"),
+    "single quotes": (b"{'a':1}\n", "line 1: not JSON"),
+    "comment": (b'{"a":1}\n// more\n', "line 2: not JSON"),
+    "raw tab in text": (b'{"a":"\t"}\n', "line 1: not JSON"),
+    "NaN": (b'{"a":1}\n{"a":NaN}\n', "line 2: NaN is no JSON"),
+    "infinity": (b'{"a":-Infinity}\n', "line 1: -Infinity is no JSON"),
+    "plus": (b'{"a":+1}\n', "line 1: not JSON"),
+    "leading zero": (b'{"a":01}\n', "line 1: not JSON"),
+    "no column": (b"{}\n", "line 1: the table has 0 columns"),
+    "empty name": (b'{"":1}\n', "line 1: .*column 1 is empty"),
+    "repeated key in the first line": (b'{"a":1,"a":1}\n', "line 1: column 'a' appears twice"),
+    "repeated key": (b'{"a":1}\n{"a":2,"a":3}\n', "line 2: the object repeats a key"),
+    "repeated key, spelled otherwise": (b'{"a":1}\n{"a":2,"\\u0061":3}\n', "line 2: the object repeats a key"),
+    "missing key": (b'{"a":1,"b":2}\n{"a":1}\n', "line 2: the key 'b' of line 1 is missing"),
+    "further key": (b'{"a":1}\n{"a":1,"ssn 1":2}\n', "line 2: the object has a key that line 1 lacks$"),
+    "object": (b'{"a":1}\n{"a":{"b":1}}\n', "line 2: column 'a' is an object or an array"),
+    "array": (b'{"a":[1]}\n', "line 1: column 'a' is an object or an array"),
+    "empty array": (b'{"a":null}\n{"a":[]}\n', "line 2: column 'a' is an object or an array"),
+    "too deep": (b'{"a":' + b"[" * 100_000, "line 1: "),
+    "text below numbers": (b'{"a":1}\n{"a":null}\n{"a":"1"}\n', "line 3: column 'a' is text, above it is a number"),
+    "number below text": (b'{"a":"1"}\n{"a":1}\n', "line 2: column 'a' is a number, above it is text"),
+    "boolean below numbers": (b'{"a":1}\n{"a":true}\n', "line 2: column 'a' is a boolean, above it is a number"),
+    "oversize cell": (b'{"a":"x"}\n{"a":"' + BIG + b'"}\n', "line 2: column 'a' has more than 1048576 bytes"),
+    "oversize number": (b'{"a":1}\n{"a":1' + b"0" * (1 << 20) + b"}", "line 2: column 'a' has more than"),
+    "oversize line": (b'{"a":1}\n{"a":1' + b" " * (16 << 20) + b"}", "line 2: more than 16777216 bytes"),
+    "too many columns": (
+        b"{" + b",".join(b'"%d":1' % index for index in range(10_001)) + b"}",
+        "line 1: the table has 10001 columns",
+    ),
+}
+
+
+@pytest.mark.parametrize("batch", [1, 4096])
+@pytest.mark.parametrize("name", BAD_JSONL)
+def test_malformed_json_lines_are_refused_with_their_line(
+    name: str, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jsonl_table, "_BATCH_LINES", batch)
+    data, message = BAD_JSONL[name]
+    with pytest.raises(DataError, match=message):
+        parse_jsonl(data)
+
+
+def test_a_value_of_json_lines_is_never_part_of_the_message() -> None:
+    for line in (b'{"a":"123-45-6789', b'{"a":["123-45-6789"]}', b'{"a":123-45-6789}', b'{"123-45-6789":1}'):
+        with pytest.raises(DataError) as caught:
+            parse_jsonl(b'{"a":1}\n' + line)
+        assert "45" not in str(caught.value)
+
+
 # Types and values.
 
 
@@ -167,6 +267,75 @@ def test_other_columns_are_inferred_strictly(name: str, tmp_path: Path) -> None:
     table = read_source(write(tmp_path / "a.csv", data), SPEC).table
     assert dict(table_schema(table))["other"] == kind
     assert str(table["other"].to_pylist()) == str(values)
+
+
+TYPED_JSON = {
+    "integers": ("[1, -2, null]", "int64", [1, -2, None]),
+    "integers as text": ('["1", "02139"]', "string", ["1", "02139"]),
+    "19 digits": ("[1000000000000000000]", "string", ["1000000000000000000"]),
+    "decimals": ("[1, 2.5, -1e-3]", "float64", [1.0, 2.5, -0.001]),
+    "whole decimals": ("[1.0, 2e3]", "int64", [1, 2000]),
+    "negative zero": ("[-0]", "float64", [-0.0]),
+    "overflow": ("[1e999]", "string", ["1e999"]),
+    "booleans": ("[true, false, null]", "bool", [True, False, None]),
+    "booleans as text": ('["true"]', "string", ["true"]),
+    "nothing": ("[null]", "string", [None]),
+    "empty text": ('["", null]', "string", ["", None]),
+}
+
+
+@pytest.mark.parametrize("name", TYPED_JSON)
+def test_json_numbers_and_booleans_are_typed_as_csv_is_and_text_stays_text(name: str, tmp_path: Path) -> None:
+    cells, kind, values = TYPED_JSON[name]
+    rows = [{"f0": 1, "f1": 2, "zip": 7, "other": "?", "label": "yes"} for _ in values]
+    items = cells.strip("[]").split(", ")
+    text = "".join(json.dumps(row).replace('"?"', item) + "\n" for row, item in zip(rows, items, strict=True))
+    source = read_source(write(tmp_path / "a.jsonl", text.encode()), SPEC)
+    assert dict(table_schema(source.table))["other"] == kind
+    assert str(source.table["other"].to_pylist()) == str(values)
+    assert source.table["zip"].to_pylist() == ["7"] * len(values)
+    assert source.reader == "jsonl"
+
+
+def jsonl(**columns: str) -> bytes:
+    cells = {"f0": "1", "f1": "2.5", "zip": '"02139"', "other": '"x"', "label": '"yes"'} | columns
+    return b"{" + ", ".join(f'"{name}": {cell}' for name, cell in cells.items()).encode() + b"}\n"
+
+
+BAD_JSON_CELLS = {
+    "empty feature": ({"f0": "null"}, "'f0' is empty"),
+    "word": ({"f1": '"one"'}, "'f1' is text, above it is a number"),
+    "above": ({"f1": "10.000000001"}, "'f1' is not in \\[-1, 10\\]"),
+    "overflow": ({"f1": "1e999"}, "'f1' is not in"),
+    "unknown label": ({"label": '"maybe"'}, "'label' is not one of the label's classes"),
+    "empty label": ({"label": "null"}, "'label' is empty"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_JSON_CELLS)
+def test_a_bad_json_cell_is_refused_with_file_and_line(name: str, tmp_path: Path) -> None:
+    columns, message = BAD_JSON_CELLS[name]
+    (tmp_path / "set").mkdir()
+    write(tmp_path / "set" / "a.ndjson", jsonl() * 2)
+    write(tmp_path / "set" / "b.ndjson", jsonl() * 2 + jsonl(**columns) + jsonl())
+    with pytest.raises(DataError, match=rf"^b\.ndjson.*line 3: column {message}"):
+        read_source(str(tmp_path / "set"), SPEC)
+
+
+def test_a_column_of_json_lines_is_of_one_kind_in_every_file_or_empty(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", jsonl(other="null"))
+    write(tmp_path / "b.jsonl", jsonl(other="7"))
+    assert read_source(str(tmp_path), SPEC).table["other"].to_pylist() == [None, 7]
+    write(tmp_path / "c.jsonl", jsonl(other='"7"'))
+    with pytest.raises(DataError, match=r"^c\.jsonl: column 'other' is text, in b\.jsonl it is a number"):
+        read_source(str(tmp_path), SPEC)
+
+
+def test_without_a_description_the_other_columns_rule_types_all(tmp_path: Path) -> None:
+    table = read_table(write(tmp_path / "a.csv", HEADER + ROW))
+    assert [kind for _, kind in table_schema(table)] == ["int64", "float64", "string", "string", "string"]
+    as_json = read_table(write(tmp_path / "a.jsonl", jsonl()))
+    assert logical_root(as_json) == logical_root(table)
 
 
 BAD_CELLS = {
@@ -383,9 +552,10 @@ BAD_SOURCES = {
     "fifo": (_fifo, "not a regular file"),
     "fifo in a folder": (_folder_with_fifo, "not a regular file"),
     "empty folder": (_folder_with, "no file"),
-    "mixed folder": (lambda root: _folder_with(root, "a.csv", "b.parquet"), "mixes"),
-    "foreign file": (lambda root: _folder_with(root, "a.csv", "_SUCCESS"), "_SUCCESS is neither"),
-    "hidden file": (lambda root: _folder_with(root, "a.csv", ".csv"), ".csv is neither"),
+    "mixed folder": (lambda root: _folder_with(root, "a.csv", "b.parquet"), "mixes csv and parquet files"),
+    "CSV named JSON Lines": (lambda root: _folder_with(root, "a.jsonl"), r"a\.jsonl: line 1: not JSON"),
+    "foreign file": (lambda root: _folder_with(root, "a.csv", "_SUCCESS"), "_SUCCESS is not a"),
+    "hidden file": (lambda root: _folder_with(root, "a.csv", ".csv"), ".csv is not a"),
     "unprintable file name": (_folder_with_unprintable_name, "unprintable"),
     "other header": (_folder_with_other_header, "b.csv has other columns"),
     "CSV named Parquet": (lambda root: _folder_with(root, "a.parquet"), "not a readable Parquet"),

@@ -473,7 +473,7 @@ def test_the_same_files_are_the_same_source_on_disk_and_in_a_store(store, tmp_pa
 
 def test_a_source_in_a_store_is_judged_as_any_other(store):
     store.buckets["data"] = {"in/a.csv": ROWS["a.csv"], "in/x.txt": b""}
-    with pytest.raises(DataError, match=r"x\.txt is neither"):
+    with pytest.raises(DataError, match=r"x\.txt is not a"):
         read_source("s3://data/in", SPEC)
     store.buckets["data"] = {"in/a.csv": HEADER + b"3,4,maybe\n"}
     with pytest.raises(DataError, match=r"a\.csv, line 2 \(row 1\): column 'label'"):

@@ -57,7 +57,11 @@ _token_file = click.option(
     show_default=True,
     help="File to write; one that exists is never overwritten.",
 )
-@click.option("--data", type=_FILE, help="A CSV or Parquet file to suggest label, features and sensitive columns from.")
+@click.option(
+    "--data",
+    type=_FILE,
+    help="A CSV, JSON Lines or Parquet file to suggest label, features and sensitive columns from.",
+)
 def init(output: Path, data: Path | None) -> None:
     """Write a commented configuration for your own data.
 

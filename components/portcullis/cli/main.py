@@ -59,7 +59,7 @@ def cli() -> None:
     "uri",
     default=_REFERENCE,
     show_default=True,
-    help="CSV or Parquet, a file or a folder: a path, or an s3://, gs:// or minio:// URI.",
+    help="CSV, JSON Lines or Parquet, a file or a folder: a path, or an s3://, gs:// or minio:// URI.",
 )
 @_config
 @click.option(

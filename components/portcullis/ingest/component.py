@@ -18,7 +18,7 @@ def ingest(
     metrics: Output[Metrics],
     step: str = "ingest",
 ) -> NamedTuple("Outputs", [("digest", str)]):
-    """Read a CSV or Parquet file or folder; attest the digest of its bytes, its rows and its schema.
+    """Read a CSV, JSON Lines or Parquet file or folder; attest the digest of its bytes, its rows and its schema.
 
     Refuses malformed rows with their file and position, links, and columns that are not as described.
 

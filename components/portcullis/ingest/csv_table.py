@@ -43,7 +43,7 @@ class CsvTable:
         The row counts records below the header.
         """
         start = int(self.starts[(row + 1) * self.table.num_columns + column])
-        return f"line {_line(self.data, start)} (row {row + 1})"
+        return f"line {line_of(self.data, start)} (row {row + 1})"
 
 
 def parse_csv(data: bytes) -> CsvTable:
@@ -53,7 +53,7 @@ def parse_csv(data: bytes) -> CsvTable:
         DataError: Not in the dialect above, with the line; an empty file, no record, a bad header, or a cell of more
             than 1 MiB.
     """
-    _check_encoding(data)
+    check_encoding(data)
     if not data.endswith(b"\n"):
         data += b"\n"
     buffer = np.frombuffer(data, dtype=np.uint8)
@@ -71,23 +71,29 @@ def parse_csv(data: bytes) -> CsvTable:
     return CsvTable(pa.table(columns, names=header), data, starts)
 
 
-def _line(data: bytes, offset: int) -> int:
+def line_of(data: bytes, offset: int) -> int:
+    """Return the line, from 1, that a byte lies on."""
     return data.count(b"\n", 0, offset) + 1
 
 
-def _check_encoding(data: bytes) -> None:
+def check_encoding(data: bytes) -> None:
+    """Check that a text file is UTF-8 as it is read here.
+
+    Raises:
+        DataError: It is empty, begins with a byte-order mark, holds a null byte, or is not UTF-8; with the line.
+    """
     if not data:
         raise DataError("the file is empty")
     if data.startswith(b"\xef\xbb\xbf"):
         raise DataError("line 1: the file starts with a byte-order mark; save it as UTF-8 without one")
     null = data.find(b"\0")
     if null >= 0:
-        raise DataError(f"line {_line(data, null)}: null byte")
+        raise DataError(f"line {line_of(data, null)}: null byte")
     whole = pa.LargeStringArray.from_buffers(1, pa.py_buffer(np.array([0, len(data)])), pa.py_buffer(data))
     try:
         whole.validate(full=True)  # decodes nothing, so it costs no memory
     except pa.ArrowInvalid as error:
-        raise DataError(f"line {_line(data, _first_undecodable(data))}: not UTF-8") from error
+        raise DataError(f"line {line_of(data, _first_undecodable(data))}: not UTF-8") from error
 
 
 def _first_undecodable(data: bytes) -> int:
@@ -122,13 +128,13 @@ def _cell_starts(data: bytes, buffer: NDArray[np.uint8]) -> NDArray[np.int64]:
         _refuse(data, returns[buffer[np.minimum(returns + 1, len(buffer) - 1)] != _LF], "a CR without LF")
     if quoted:
         opening = data.rindex(_QUOTE)
-        raise DataError(f"line {_line(data, opening)}: a quote is never closed")
+        raise DataError(f"line {line_of(data, opening)}: a quote is never closed")
     return np.concatenate(starts)
 
 
 def _refuse(data: bytes, offsets: NDArray[np.int64], reason: str) -> None:
     if offsets.size:
-        raise DataError(f"line {_line(data, int(offsets[0]))}: {reason}")
+        raise DataError(f"line {line_of(data, int(offsets[0]))}: {reason}")
 
 
 def _check_records(data: bytes, buffer: NDArray[np.uint8], starts: NDArray[np.int64]) -> int:
@@ -141,11 +147,11 @@ def _check_records(data: bytes, buffer: NDArray[np.uint8], starts: NDArray[np.in
     wrong = np.flatnonzero(widths != width)
     if wrong.size:
         record = int(wrong[0])
-        line = _line(data, int(starts[lasts[record - 1] + 1]))
+        line = line_of(data, int(starts[lasts[record - 1] + 1]))
         raise DataError(f"line {line} (row {record}): {widths[record]} instead of {width} cells")
     big = np.flatnonzero(starts[1:] - starts[:-1] > MAX_CELL_BYTES + 1)
     if big.size:
-        line = _line(data, int(starts[big[0]]))
+        line = line_of(data, int(starts[big[0]]))
         raise DataError(f"line {line} (row {big[0] // width}): a cell of more than {MAX_CELL_BYTES} bytes")
     return width
 
