@@ -8,18 +8,27 @@ The *logical root* digests the rows and not the file, so the CSV and the Parquet
 the root of an RFC 6962 Merkle tree (SHA-256, leaf = H(0x00 || data), node = H(0x01 || left || right)):
 
 - leaf 0 is the canonical JSON of `{"columns": [{"name", "type"}, ...], "format": "portcullis-rows/v1", "rows": N}`;
-- each further leaf is the next 1,024 rows (the last one: the rest), column after column in the table's order;
-- a column's part of a leaf is one little-endian int32 length per row (bytes of the cell; -1 for null, which has no
+- each further leaf is a block: the next 1,024 rows (the last one: the rest), column after column in the table's order;
+- a column's part of a block is one little-endian int32 length per row (bytes of the cell; -1 for null, which has no
   bytes), and then the cells' bytes without separators;
 - a cell is: int64, 8 bytes little-endian two's complement; float64, 8 bytes little-endian IEEE 754, where every NaN is
   0x7ff8000000000000 and -0.0 keeps its sign; bool, one byte 0 or 1; string, its UTF-8 bytes, not normalised.
 
 Rows, columns and their names are therefore all ordered and all bound. Cells lie column by column so that a leaf is
-hashed straight from Arrow's buffers. The root of few or guessable rows can be guessed: it commits, it does not hide.
+hashed straight from Arrow's buffers.
+
+A *column digest* is the root of the like tree over one column's parts alone, leaf 0 being the canonical JSON of
+`{"format": "portcullis-column/v1", "rows": N, "type"}`, so that a change is located as block and column. It does not
+bind the column's name. A *row digest* is the leaf that the row alone would be.
+
+docs/dataset-digests.md says the same for other implementations. A digest of few or guessable values can be guessed: it
+commits, it does not hide.
 """
 
 import hashlib
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +40,7 @@ from portcullis.digest import canonical_json
 from portcullis.errors import DataError
 
 ROWS_FORMAT = "portcullis-rows/v1"
+COLUMN_FORMAT = "portcullis-column/v1"
 LEAF_ROWS = 1024
 
 MAX_BYTES = (1 << 31) - 1  # of a source, of a Parquet file and of a table in memory; Arrow's string offsets are int32
@@ -108,6 +118,21 @@ def table_schema(table: pa.Table) -> tuple[tuple[str, str], ...]:
     return tuple((column_field.name, _TYPES[column_field.type]) for column_field in table.schema)
 
 
+@dataclass(frozen=True)
+class TableDigests:
+    """The digests of one table (see the module's docstring).
+
+    Attributes:
+        root: The logical root, 64 hexadecimal characters.
+        columns: Column name to column digest, 64 hexadecimal characters.
+        blocks: Column name to the leaves of its blocks of 1,024 rows, 32 bytes each.
+    """
+
+    root: str
+    columns: Mapping[str, str]
+    blocks: Mapping[str, tuple[bytes, ...]]
+
+
 def logical_root(table: pa.Table) -> str:
     """Return the table's logical root (see the module's docstring): 64 hexadecimal characters.
 
@@ -115,22 +140,88 @@ def logical_root(table: pa.Table) -> str:
         DataError: The table has no canonical form.
     """
     table = canonical_table(table)
+    leaves = [_schema_leaf(table)]
+    for columns, rows in _encoded(table):
+        leaves += _block_leaves(columns, rows)
+    return _merkle_root(leaves).hex()
+
+
+def table_digests(table: pa.Table) -> TableDigests:
+    """Return the logical root and the digests of the columns and of their blocks.
+
+    Raises:
+        DataError: The table has no canonical form.
+    """
+    table = canonical_table(table)
+    leaves = [_schema_leaf(table)]
+    blocks: list[list[bytes]] = [[] for _ in table.column_names]
+    for columns, rows in _encoded(table):
+        leaves += _block_leaves(columns, rows)
+        for column, found in zip(columns, blocks, strict=True):
+            found += _block_leaves([column], rows)
+    digests = {}
+    for (name, kind), found in zip(table_schema(table), blocks, strict=True):
+        described = canonical_json({"format": COLUMN_FORMAT, "rows": table.num_rows, "type": kind})
+        digests[name] = _merkle_root([_leaf(described), *found]).hex()
+    return TableDigests(
+        root=_merkle_root(leaves).hex(),
+        columns=digests,
+        blocks={name: tuple(found) for name, found in zip(table.column_names, blocks, strict=True)},
+    )
+
+
+def row_digests(table: pa.Table) -> list[bytes]:
+    """Return each row's digest, 32 bytes.
+
+    Raises:
+        DataError: The table has no canonical form.
+    """
+    digests: list[bytes] = []
+    for columns, rows in _encoded(canonical_table(table)):
+        parts = [pa.scalar(b"\0", pa.large_binary())]
+        for lengths, offsets, payload in columns:
+            width = np.arange(0, 4 * rows + 1, 4)
+            parts.append(_binary(width, lengths.view(np.uint8)))
+            parts.append(_binary(offsets, payload))
+        _, ends, data = pc.binary_join_element_wise(*parts, pa.scalar(b"", pa.large_binary())).buffers()
+        leaves = memoryview(data).tobytes()
+        bounds = np.frombuffer(ends, dtype=np.int64)[: rows + 1].tolist()
+        digests += [hashlib.sha256(leaves[start:end]).digest() for start, end in itertools.pairwise(bounds)]
+    return digests
+
+
+def _binary(offsets: NDArray[np.int64], data: NDArray[np.uint8]) -> pa.LargeBinaryArray:
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(data)]
+    return pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(offsets) - 1, buffers)
+
+
+_Cells = tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.uint8]]
+
+
+def _schema_leaf(table: pa.Table) -> bytes:
     schema = {
         "columns": [{"name": name, "type": kind} for name, kind in table_schema(table)],
         "format": ROWS_FORMAT,
         "rows": table.num_rows,
     }
-    leaves = [hashlib.sha256(b"\0" + canonical_json(schema)).digest()]
+    return _leaf(canonical_json(schema))
+
+
+def _leaf(data: bytes) -> bytes:
+    return hashlib.sha256(b"\0" + data).digest()
+
+
+def _encoded(table: pa.Table) -> Iterator[tuple[list[_Cells], int]]:
+    """Yield the encoded columns of each batch of rows, and how many rows it has."""
     for start in range(0, table.num_rows, _BATCH_ROWS):
-        leaves += _leaf_hashes(table.slice(start, _BATCH_ROWS))
-    return _merkle_root(leaves).hex()
+        batch = table.slice(start, _BATCH_ROWS)
+        yield [_cells(column) for column in batch.columns], batch.num_rows
 
 
-def _leaf_hashes(table: pa.Table) -> list[bytes]:
-    columns = [_cells(column) for column in table.columns]
+def _block_leaves(columns: Sequence[_Cells], rows: int) -> list[bytes]:
     hashes = []
-    for start in range(0, table.num_rows, LEAF_ROWS):
-        end = min(start + LEAF_ROWS, table.num_rows)
+    for start in range(0, rows, LEAF_ROWS):
+        end = min(start + LEAF_ROWS, rows)
         leaf = hashlib.sha256(b"\0")
         for lengths, offsets, payload in columns:
             leaf.update(lengths[start:end].data)
@@ -139,7 +230,7 @@ def _leaf_hashes(table: pa.Table) -> list[bytes]:
     return hashes
 
 
-def _cells(column: pa.ChunkedArray) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.uint8]]:
+def _cells(column: pa.ChunkedArray) -> _Cells:
     """Encode a column: lengths (N,), where each row's bytes start (N + 1,), and the bytes of the cells, joined."""
     try:
         array = column.combine_chunks()
