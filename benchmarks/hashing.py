@@ -21,7 +21,7 @@ from portcullis.table import logical_root, row_digests, table_digests
 
 
 def customers(rows: int) -> pa.Table:
-    """Return a made-up table: five columns of text, two of integers, two of floats, one of them with nulls, one bool."""
+    """Return a made-up table: five columns of text, two of integers, two of floats, one of booleans; one has nulls."""
     generator = np.random.default_rng(0)
 
     def text(width: int) -> list[str]:

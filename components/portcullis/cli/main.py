@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import click
 
 from portcullis import __version__
-from portcullis.cli import cluster
+from portcullis.cli import cluster, data
 from portcullis.cli.show import Steps, chain_table, complain, key_table, say
 from portcullis.errors import ConfigError, MissingDependencyError, PortcullisError, UsageError
 
@@ -47,6 +47,7 @@ def cli() -> None:
     Check it:     portcullis verify portcullis-run
     Serve it:     portcullis serve portcullis-run
     Your data:    portcullis init --data rows.csv
+    What changed: portcullis diff old.csv new.csv
     A cluster:    portcullis compile, bootstrap, doctor, submit
 
     Exit codes: 0 passed, 1 refused, 2 usage, 3 inconclusive, 4 internal error.
@@ -271,6 +272,7 @@ def rollback(directory: Path, config: Path | None) -> None:
 
 for command in (cluster.init, cluster.compile_package, cluster.bootstrap, cluster.doctor, cluster.submit):
     cli.add_command(command)
+cli.add_command(data.diff)
 
 
 def _own_name() -> str:
@@ -311,7 +313,7 @@ def _interrupt(*_: object) -> NoReturn:
 
 def _guarded(command: Callable[..., Any]) -> int:
     try:
-        command(standalone_mode=False)
+        code = command(standalone_mode=False)
     except click.exceptions.Exit as error:
         return error.exit_code
     except click.ClickException as error:
@@ -330,4 +332,4 @@ def _guarded(command: Callable[..., Any]) -> int:
         traceback.print_exc()
         complain(f"internal error: {error!r}; please report it")
         return 4
-    return 0
+    return code or 0  # a verb whose answer is no error returns its code

@@ -1,0 +1,116 @@
+"""The verbs for data: what changed between two tables, and where a run's data came from."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from portcullis.cli.show import SHORT, say
+from portcullis.errors import MissingDependencyError
+
+try:
+    from portcullis_pipelines.config import ReferenceConfig
+except ImportError as error:  # pragma: no cover - the wheel always carries both packages
+    raise MissingDependencyError("the package portcullis_pipelines is missing; reinstall kfp-portcullis") from error
+
+if TYPE_CHECKING:
+    from portcullis.ingest.diff import Difference
+
+MAX_LINES = 20  # of each kind that a person is shown
+MAX_ENTRIES = 10_000  # of each kind that a program is told; the counts are always whole
+
+_EXISTING = click.Path(exists=True, path_type=Path)
+
+
+@click.command()
+@click.argument("a")
+@click.argument("b")
+@click.option("--config", type=_EXISTING, help="A configuration, YAML, that says how the columns are typed.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for a program to read.")
+def diff(a: str, b: str, config: Path | None, as_json: bool) -> int:  # noqa: FBT001
+    """Tell how table B differs from table A: columns, blocks of 1,024 rows, rows; never a value.
+
+    A and B are data sets that a step wrote, or whatever `run --data` reads, of one kind or of two: a CSV file and its
+    Parquet form are equal. Exit code 0 means equal, 1 different or not readable.
+    """
+    from portcullis.ingest.diff import diff_tables, open_table
+
+    spec = ReferenceConfig.load(config).dataset if config else None
+    difference = diff_tables(open_table(a, spec), open_table(b, spec))
+    if as_json:
+        click.echo(json.dumps(_document(a, b, difference), indent=2))
+    else:
+        for line in _lines(a, b, difference):
+            say(line)
+    return 0 if difference.equal else 1
+
+
+def _document(a: str, b: str, it: "Difference") -> dict[str, Any]:
+    def rows(numbers: tuple[int, ...]) -> dict[str, Any]:
+        found = _ranges(numbers)
+        return {"count": len(numbers), "ranges": found[:MAX_ENTRIES], "ranges_left_out": len(found[MAX_ENTRIES:])}
+
+    return {
+        "format": "portcullis-diff/v1",
+        "equal": it.equal,
+        "a": {"source": a, "rows": it.rows[0], "logical_root": it.roots[0]},
+        "b": {"source": b, "rows": it.rows[1], "logical_root": it.roots[1]},
+        "columns": {
+            "only_a": it.only_a,
+            "only_b": it.only_b,
+            "retyped": [{"name": name, "a": kinds[0], "b": kinds[1]} for name, kinds in it.retyped.items()],
+            "reordered": it.reordered,
+            "changed": it.columns,
+        },
+        "blocks": [
+            {"first": block.first, "last": block.last, "columns": block.columns} for block in it.blocks[:MAX_ENTRIES]
+        ],
+        "blocks_left_out": len(it.blocks[MAX_ENTRIES:]),
+        "rows": {"only_a": rows(it.rows_only_a), "only_b": rows(it.rows_only_b)},
+    }
+
+
+def _lines(a: str, b: str, it: "Difference") -> Iterable[str]:
+    if it.equal:
+        yield f"equal: {it.rows[0]:,} rows, logical root {it.roots[0][:SHORT]}"
+        return
+    for letter, source, count, root in (("A", a, it.rows[0], it.roots[0]), ("B", b, it.rows[1], it.roots[1])):
+        yield f"{letter}: {count:,} rows, logical root {root[:SHORT]}, {source}"
+    for letter, names in (("A", it.only_a), ("B", it.only_b)):
+        if names:
+            yield f"columns only in {letter}: {_some(names)}"
+    if it.retyped:
+        yield f"columns of another type: {_some(f'{name} ({one}, {two})' for name, (one, two) in it.retyped.items())}"
+    if it.reordered:
+        yield "the columns of both stand in another order"
+    if it.blocks:
+        yield f"columns with changes: {_some(it.columns)}"
+    for block in it.blocks[:MAX_LINES]:
+        yield f"rows {block.first:,} to {block.last:,} changed: {_some(block.columns)}"
+    if len(it.blocks) > MAX_LINES:
+        yield f"and {len(it.blocks) - MAX_LINES:,} more blocks of rows"
+    for letter, numbers in (("A", it.rows_only_a), ("B", it.rows_only_b)):
+        if numbers:
+            spans = (f"{first:,}" if first == last else f"{first:,} to {last:,}" for first, last in _ranges(numbers))
+            yield f"rows only in {letter}: {len(numbers):,}, at {_some(spans)}"
+    if it.blocks and not it.rows_only_a and not it.rows_only_b:
+        yield "the rows are the same, in another order"
+
+
+def _some(parts: Iterable[str]) -> str:
+    found = list(parts)
+    more = f" and {len(found) - MAX_LINES:,} more" if len(found) > MAX_LINES else ""
+    return ", ".join(found[:MAX_LINES]) + more
+
+
+def _ranges(numbers: Iterable[int]) -> list[tuple[int, int]]:
+    """Return ascending numbers as ranges, first and last inclusive."""
+    found: list[tuple[int, int]] = []
+    for number in numbers:
+        if found and found[-1][1] == number - 1:
+            found[-1] = found[-1][0], number
+        else:
+            found.append((number, number))
+    return found
