@@ -103,9 +103,7 @@ def run(config: ReferenceConfig, uri: str, output: Path) -> homes.Home:
 def main() -> None:
     """Run it on the data of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--data", default="builtin:cheque-digits", help="CSV, JSON Lines or Parquet: file or folder"
-    )
+    parser.add_argument("--data", default="builtin:cheque-digits", help="CSV, JSON Lines or Parquet: file or folder")
     parser.add_argument("--config", type=Path, help="what the data mean; see the README")
     parser.add_argument("--output", type=Path, default=Path("mask-and-hash-run"), help="directory to make")
     chosen = parser.parse_args()

@@ -48,6 +48,7 @@ MAX_SPEC_BYTES = 16 << 20
 MAX_CLASSES = 1_000
 
 Treatment = Literal["token", "drop", "scan"]
+PROVENANCE = ("licence", "consent", "contact", "retention")  # of a `DatasetSpec`, what its user says of the data
 
 _NAME = re.compile(r"[a-z0-9-]{1,63}")
 
@@ -120,6 +121,11 @@ class DatasetSpec:
             text). These columns are always read as text.
         description: Free text for people.
         synthetic: Columns that are known to be made up.
+        licence: Under which terms the data may be used, such as an SPDX expression; this and the next three are free
+            text for people, signed with the rest, and judged by nobody.
+        consent: On what ground persons' data are in it.
+        contact: Whom to ask.
+        retention: Until when it may be kept.
     """
 
     name: str
@@ -128,6 +134,10 @@ class DatasetSpec:
     sensitive: Mapping[str, Treatment] = field(default_factory=dict)
     description: str = ""
     synthetic: tuple[str, ...] = ()
+    licence: str = ""
+    consent: str = ""
+    contact: str = ""
+    retention: str = ""
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -140,8 +150,10 @@ class DatasetSpec:
             _check_text(column, "a column of synthetic")
         if len(set(self.synthetic)) != len(self.synthetic):
             raise ConfigError("synthetic names a column twice")
-        if len(self.description) > 4096 or not self.description.replace("\n", "").isprintable():
-            raise ConfigError("description must be at most 4,096 printable characters")
+        for name in ("description", *PROVENANCE):
+            text = getattr(self, name)
+            if len(text) > 4096 or not text.replace("\n", "").isprintable():
+                raise ConfigError(f"{name} must be at most 4,096 printable characters")
         roles = [self.label.column, *self.features.columns, *self.sensitive]
         if len(set(roles)) != len(roles):
             twice = next(name for name in roles if roles.count(name) > 1)
@@ -167,7 +179,8 @@ class DatasetSpec:
         Raises:
             ConfigError: A key is unknown or missing, a value has the wrong type, or the parts contradict one another.
         """
-        top = _keys(value, "the data-set description", "name label features", "sensitive description synthetic")
+        optional = " ".join(["sensitive description synthetic", *PROVENANCE])
+        top = _keys(value, "the data-set description", "name label features", optional)
         label = _keys(top["label"], "label", "column classes")
         features = _keys(top["features"], "features", "columns shape low high")
         sensitive = top.get("sensitive", {})
@@ -188,6 +201,7 @@ class DatasetSpec:
             },
             description=_string(top.get("description", ""), "description"),
             synthetic=_strings(top.get("synthetic", []), "synthetic"),
+            **{name: _string(top.get(name, ""), name) for name in PROVENANCE},
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -204,6 +218,7 @@ class DatasetSpec:
             "sensitive": dict(self.sensitive),
             "description": self.description,
             "synthetic": list(self.synthetic),
+            **{name: getattr(self, name) for name in PROVENANCE},
         }
 
     def resolve(self, header: Collection[str], *, masked: bool = False) -> "DatasetSpec":

@@ -59,7 +59,13 @@ dataset:
   #   note: scan
   # Columns that are known to be made up.
   synthetic: []
-  description: \"\""""
+  description: ""
+  # Where the data come from, in your words, signed with the rest: terms of use, such as CC-BY-4.0; on what ground
+  # persons are in them; whom to ask; until when they may be kept.
+  licence: ""
+  consent: ""
+  contact: ""
+  retention: \"\""""
 
 # Words of a column's name, and what is suggested for it.
 _WORDS: Mapping[str, frozenset[str]] = {

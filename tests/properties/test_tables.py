@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from portcullis.dataset import DatasetSpec, Features, Label, read_dataset, write_dataset
+from portcullis.dataset import PROVENANCE, DatasetSpec, Features, Label, read_dataset, write_dataset
 from portcullis.digest import canonical_json, parse_canonical_json, tree_digest
 from portcullis.errors import DataError, PortcullisError
 from portcullis.ingest.csv_table import parse_csv
@@ -204,6 +204,7 @@ def specs(draw: st.DrawFn) -> DatasetSpec:
         sensitive={name: draw(TREATMENTS) for name in names[count + 1 :]},
         description=draw(st.sampled_from(["", "two\nlines"]) | COLUMN),
         synthetic=tuple(draw(st.lists(st.sampled_from(names), unique=True))),
+        **{name: draw(st.sampled_from(["", "two\nlines"]) | COLUMN) for name in PROVENANCE},
     )
 
 

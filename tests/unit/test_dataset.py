@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from portcullis.dataset import (
+    PROVENANCE,
     Dataset,
     DatasetSpec,
     Features,
@@ -52,6 +53,21 @@ def test_a_description_is_parsed_and_resolved() -> None:
     assert RESOLVED.sensitive == {"zip": "token", "note": "scan", "ssn": "drop"}
     assert RESOLVED.synthetic == ("zip",)
     assert RESOLVED.resolve(TABLE.column_names) == RESOLVED
+
+
+def test_what_the_user_says_of_the_data_stays_with_them(tmp_path: Path) -> None:
+    said = {
+        "licence": "CC-BY-4.0",
+        "consent": "§ 6 (1) a\nasked in 2025",
+        "contact": "dpo@example.com",
+        "retention": "2030",
+    }
+    assert set(said) == set(PROVENANCE)
+    assert [getattr(SPEC, name) for name in PROVENANCE] == [""] * 4
+    spec = DatasetSpec.from_dict({**SPEC.to_dict(), **said})
+    write_dataset(tmp_path / "set", TABLE, spec)
+    read = read_dataset(tmp_path / "set").spec
+    assert {name: getattr(read, name) for name in PROVENANCE} == said
 
 
 def test_to_dict_and_from_dict_are_inverse() -> None:
@@ -103,6 +119,9 @@ BAD_YAML = {
     "label a feature": (YAML.replace("[pixel_*]", "[digit, b]"), "'digit' has two roles"),
     "synthetic repeated": (YAML.replace("[zip]", "[zip, zip]"), "twice"),
     "description too long": (YAML.replace("Two pixels.", "x" * 5000), "description"),
+    **{f"{name} too long": (f"{YAML}{name}: {'x' * 4097}\n", f"{name} must be") for name in PROVENANCE},
+    **{f"{name} unprintable": (f'{YAML}{name}: "a\\x1b[31m"\n', f"{name} must be") for name in PROVENANCE},
+    **{f"{name} not text": (f"{YAML}{name}: 2026\n", f"{name} must be text") for name in PROVENANCE},
 }
 
 

@@ -9,8 +9,10 @@ import click
 
 from portcullis.cli.show import SHORT, say
 from portcullis.errors import MissingDependencyError
+from portcullis.files import write_bytes
 
 try:
+    from portcullis_pipelines import home as homes
     from portcullis_pipelines.config import ReferenceConfig
 except ImportError as error:  # pragma: no cover - the wheel always carries both packages
     raise MissingDependencyError("the package portcullis_pipelines is missing; reinstall kfp-portcullis") from error
@@ -45,6 +47,34 @@ def diff(a: str, b: str, config: Path | None, as_json: bool) -> int:  # noqa: FB
         for line in _lines(a, b, difference):
             say(line)
     return 0 if difference.equal else 1
+
+
+@click.command()
+@click.argument("directory", type=_EXISTING)
+@click.option(
+    "--trust",
+    type=click.Path(path_type=Path),
+    help="Your trust store (default: PORTCULLIS_TRUST, or the only one below PORTCULLIS_HOME).",
+)
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    help="File to write, one event per line; an earlier one is replaced.",
+)
+def lineage(directory: Path, trust: Path | None, output: Path) -> None:
+    """Export what a run that passed says of its data, as OpenLineage events for a data catalogue.
+
+    The run is verified first, offline, by your own trust store. The events hold names, types, digests, counts and what
+    became of each column, never a value.
+    """
+    from portcullis.evidence.trust import TrustStore
+    from portcullis_pipelines.lineage import lineage as events
+    from portcullis_pipelines.outcome import verify_directory
+
+    data = events(verify_directory(directory, TrustStore.load(trust or homes.default_trust())))
+    write_bytes(output, data)
+    say(f"{data.count(bytes([10]))} events in {output}")
 
 
 def _document(a: str, b: str, it: "Difference") -> dict[str, Any]:

@@ -272,7 +272,8 @@ def rollback(directory: Path, config: Path | None) -> None:
 
 for command in (cluster.init, cluster.compile_package, cluster.bootstrap, cluster.doctor, cluster.submit):
     cli.add_command(command)
-cli.add_command(data.diff)
+for command in (data.diff, data.lineage):
+    cli.add_command(command)
 
 
 def _own_name() -> str:

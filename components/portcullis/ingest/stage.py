@@ -3,12 +3,15 @@
 from pathlib import Path
 
 from portcullis.dataset import DatasetSpec, write_dataset
-from portcullis.digest import sha256
+from portcullis.digest import canonical_json, sha256
+from portcullis.errors import DataError
 from portcullis.evidence.statement import Statement
 from portcullis.evidence.step import begin
 from portcullis.evidence.trust import now_ms
 from portcullis.ingest.readers import read_source
-from portcullis.table import logical_root
+from portcullis.table import logical_root, table_schema
+
+MAX_SCHEMA_BYTES = 1 << 20  # far below what one line of evidence may hold
 
 
 def ingest(*, step: str, nonce: str, evidence: Path, uri: str, spec: str, dataset: Path, bundle: Path) -> Statement:
@@ -25,7 +28,7 @@ def ingest(*, step: str, nonce: str, evidence: Path, uri: str, spec: str, datase
 
     Raises:
         ConfigError: The description is malformed.
-        DataError: The source is malformed; the message gives file and position.
+        DataError: The source is malformed; the message gives file and position. Or its schema is larger than evidence.
         EvidenceError: The evidence does not hold, or is of another run.
     """
     started = now_ms()
@@ -39,6 +42,9 @@ def ingest(*, step: str, nonce: str, evidence: Path, uri: str, spec: str, datase
         evidence=[evidence],
         started=started,
     )
+    schema = canonical_json([list(column) for column in table_schema(source.table)])
+    if len(schema) > MAX_SCHEMA_BYTES:
+        raise DataError(f"the names of the columns take more than {MAX_SCHEMA_BYTES} bytes; shorten them")
     digest = write_dataset(dataset, source.table, source.spec)
     return begun.finish(
         bundle=bundle,
@@ -51,5 +57,6 @@ def ingest(*, step: str, nonce: str, evidence: Path, uri: str, spec: str, datase
             "rows": source.table.num_rows,
             "columns": source.table.num_columns,
             "logical_root": logical_root(source.table),
+            "schema": schema.decode(),
         },
     )
