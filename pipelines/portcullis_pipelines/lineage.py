@@ -105,17 +105,17 @@ class _Events:
         rule = self._verified.policy.step(statement.step)
         table, read = None, None  # the table that the step worked on, and its dataset
         inputs = []
-        if statement.stage == "ingest":
-            table, read = _read(statement), _place(str(statement.figures["source"]))
-            inputs.append(self._raw(statement, table, read))
         for name, source in rule.inputs.items():
             if source in self._digests:
                 inputs.append(self._dataset(source))
                 if source in self._tables:
                     table, read = self._tables[source], (self._namespace, source)
-            elif source == EXTERNAL and statement.stage != "ingest":
-                outside = f"{statement.step}.{name}"
-                inputs.append(self._named((self._namespace, outside), self._version(statement.inputs[name])))
+            elif source == EXTERNAL and statement.stage == "ingest":
+                table, read = _read(statement), _place(str(statement.figures["source"]))
+                inputs.append(self._raw(statement, table, read, self._version(statement.inputs[name])))
+            elif source == EXTERNAL:
+                outside = f"{self._namespace}/external", f"{statement.step}.{name}"
+                inputs.append(self._named(outside, self._version(statement.inputs[name])))
         outputs = []
         if statement.kind != "gate":  # its outputs are what it judged
             for name, digest in statement.outputs.items():
@@ -188,12 +188,11 @@ class _Events:
             made["outputFacets"] = {"outputStatistics": self._facet("outputStatistics", rowCount=table.rows)}
         return made
 
-    def _raw(self, statement: Statement, table: _Table, read: Name) -> dict[str, Any]:
+    def _raw(self, statement: Statement, table: _Table, read: Name, version: dict[str, Any]) -> dict[str, Any]:
         """Return what was read from outside."""
-        uri = _uri(str(statement.figures["source"]))
-        facets = self._version(statement.inputs["raw"]) | self._described(table)
-        facets["dataSource"] = self._facet("dataSource", name=str(statement.figures["reader"]), uri=uri)
-        return self._named(read, facets)
+        reader, uri = str(statement.figures["reader"]), _uri(str(statement.figures["source"]))
+        source = {"dataSource": self._facet("dataSource", name=reader, uri=uri)}
+        return self._named(read, version | self._described(table) | source)
 
     def _described(self, table: _Table) -> dict[str, Any]:
         fields = [{"name": column.name, "type": column.kind} for column in table.columns]
@@ -227,6 +226,7 @@ def _read(statement: Statement) -> _Table:
     try:
         columns = tuple(_Column(name, kind) for name, kind in parse_json(str(statement.figures["schema"]).encode()))
         spec = DatasetSpec.from_dict(statement.parameters["spec"]).to_dict()
+        _ = statement.figures["source"], statement.figures["reader"]
     except (KeyError, TypeError, ValueError, DataError, ConfigError) as error:
         raise EvidenceError(f"step {statement.step!r} does not state what it read; run it again") from error
     return _Table(columns, _count(statement, "rows"), spec)
@@ -257,7 +257,7 @@ def _noised(statement: Statement, _: str, table: _Table) -> _Table:
     columns = []
     for column in table.columns:
         added = noise.get(column.name)
-        kind = column.kind if not added or (column.kind == "int64" and added.whole) else "float64"
+        kind = column.kind if added is None else "int64" if added.whole else "float64"
         became = f"noise with epsilon {added.epsilon:g}" if added else "unchanged"
         # A noisy value still tells of the true one, so it does not count as masked.
         columns.append(_Column(column.name, kind, became, "" if added else "IDENTITY"))

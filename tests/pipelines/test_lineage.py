@@ -2,6 +2,7 @@
 
 import json
 import uuid
+from dataclasses import replace
 from functools import partial
 
 import jsonschema
@@ -360,6 +361,26 @@ def test_evidence_without_a_schema_is_refused(policy, schema):
         read["schema"] = schema
     with pytest.raises(EvidenceError, match="step 'ingest' does not state what it read"):
         lineage(run_of(policy, FIGURES | {"ingest": read}))
+
+
+@pytest.mark.parametrize("name", ["source", "reader"])
+def test_evidence_without_a_source_or_reader_is_refused(policy, name):
+    read = {key: value for key, value in FIGURES["ingest"].items() if key != name}
+    with pytest.raises(EvidenceError, match="step 'ingest' does not state what it read"):
+        lineage(run_of(policy, FIGURES | {"ingest": read}))
+
+
+def test_what_a_later_step_took_from_outside_is_named_after_it(policy):
+    rule = replace(policy.steps["watermark"], inputs={"model": EXTERNAL})
+    changed = replace(policy, steps={**policy.steps, "watermark": rule})
+    found = [json.loads(line) for line in lineage(run_of(changed)).splitlines()]
+    check(found)
+    (outside,) = completed(found, "watermark")["inputs"]
+    assert (outside["namespace"], outside["name"]) == (
+        "portcullis/development/customers/external",
+        "watermark.model",
+    )
+    assert outside["facets"]["version"]["datasetVersion"] == f"sha256:{sha256(b'raw')}"
 
 
 def test_a_real_run_is_exported_once_it_verifies(attacked, capsys, tmp_path, monkeypatch):
