@@ -9,12 +9,12 @@ import pytest
 
 from portcullis.dataset import read_dataset
 from portcullis.digest import tree_digest
-from portcullis.encryption.sealed import sealed_digest
 from portcullis.evidence.admission import verify_admission
 from portcullis.evidence.step import read_evidence
 from portcullis.evidence.trust import Seen, TrustStore, now_ms
 from portcullis.ingest.cheque_digits import csv_bytes
 from portcullis.models.store import load_model
+from portcullis.sealing.sealed import sealed_digest
 from portcullis_pipelines.compile import ROOT, compiled
 
 pytestmark = pytest.mark.slow

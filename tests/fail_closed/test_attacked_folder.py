@@ -12,14 +12,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from portcullis.digest import sha256, tree_files
-from portcullis.encryption.recipients import SealingPublicKey
-from portcullis.encryption.sealed import SIDECAR, seal_directory, sealed_digest
 from portcullis.encryption.stage import sealing_context
 from portcullis.errors import AdmissionError, PolicyError, RefusedError, SealError, TrustStoreError, UsageError
 from portcullis.evidence.admission import Admission
 from portcullis.evidence.dsse import Envelope, seal_payload
 from portcullis.evidence.trust import TrustStore, observe, write_trust_store
 from portcullis.keys import Signer
+from portcullis.sealing.recipients import SealingPublicKey
+from portcullis.sealing.sealed import SIDECAR, seal_directory, sealed_digest
 from portcullis.signing.oms import sign_files
 from portcullis_pipelines import home as homes
 from portcullis_pipelines.outcome import ADMISSION, DEPLOYMENT, EVIDENCE, MODEL, POLICY, REPORT, RUN, SIGNATURE
@@ -115,7 +115,7 @@ def test_the_recipients_are_nonsense(attacked):
 
 
 def test_the_model_is_wrapped_for_another_recipient_too(attacked):
-    from portcullis.encryption.recipients import SealingPrivateKey, unwrap_dek, wrap_dek
+    from portcullis.sealing.recipients import SealingPrivateKey, unwrap_dek, wrap_dek
 
     sidecar = attacked.output / MODEL / "recipients.json"
     ours = SealingPrivateKey.from_pem((attacked.home.keys / "serving.pem").read_bytes())

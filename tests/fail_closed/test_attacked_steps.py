@@ -498,7 +498,7 @@ def test_the_pipeline_calls_a_step_with_weaker_parameters_than_the_policys(steps
 
 
 def test_the_model_is_sealed_for_the_attacker(steps, attacked):
-    from portcullis.encryption.recipients import SealingPrivateKey
+    from portcullis.sealing.recipients import SealingPrivateKey
 
     key = SealingPrivateKey.generate().public_key().to_pem()
     (attacked.home.keys / "serving.pub.pem").write_bytes(key)

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from portcullis.dataset import DatasetSpec, write_dataset
+from portcullis.at_rest import pipeline_recipient, seal_dataset
+from portcullis.dataset import DatasetSpec
 from portcullis.digest import sha256
 from portcullis.evidence.statement import Statement
 from portcullis.evidence.step import begin
@@ -12,7 +13,7 @@ from portcullis.table import logical_root
 
 
 def ingest(*, step: str, nonce: str, evidence: Path, uri: str, spec: str, dataset: Path, bundle: Path) -> Statement:
-    """Read a source and write it as a data set.
+    """Read a source and write it as a sealed data set.
 
     Args:
         step: This step's name in the policy.
@@ -27,6 +28,7 @@ def ingest(*, step: str, nonce: str, evidence: Path, uri: str, spec: str, datase
         ConfigError: The description is malformed.
         DataError: The source is malformed; the message gives file and position.
         EvidenceError: The evidence does not hold, or is of another run.
+        KeyMaterialError: There is no key to seal for.
     """
     started = now_ms()
     described = DatasetSpec.from_yaml(spec)
@@ -39,7 +41,7 @@ def ingest(*, step: str, nonce: str, evidence: Path, uri: str, spec: str, datase
         evidence=[evidence],
         started=started,
     )
-    digest = write_dataset(dataset, source.table, source.spec)
+    digest = seal_dataset(dataset, source.table, source.spec, recipient=pipeline_recipient())
     return begun.finish(
         bundle=bundle,
         outputs={"dataset": digest},
