@@ -112,6 +112,13 @@ def test_nothing_unpickles_evaluates_or_runs_a_shell(path):
             ], f"{path}:{node.lineno}"
 
 
+@pytest.mark.parametrize("path", sorted(LIBRARY.glob("*/stage.py")), ids=name_of)
+def test_no_stage_reads_or_writes_a_data_set_in_plain_text(path):
+    """What a stage takes and makes goes through `portcullis.at_rest`."""
+    plain = {"write_dataset", "encode_dataset", "read_dataset", "read_dataset_files"}
+    assert not {name.rpartition(".")[2] for name in imports(path)} & plain
+
+
 def test_the_core_imports_without_kfp_torch_or_a_server():
     """What a verifier needs must not pull in what a trainer needs."""
     code = """

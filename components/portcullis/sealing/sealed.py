@@ -4,6 +4,7 @@
 to its own name and to the names of all the others, so that none can be added, removed or renamed unseen.
 """
 
+import os
 import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
 from io import BytesIO
@@ -96,6 +97,7 @@ def _seal(
                 sealed.parent.mkdir(parents=True, exist_ok=True)
                 with source(name) as plain, sealed.open("xb", buffering=0) as stream:
                     seal(plain, stream, dek=dek, context=file_context)
+                    os.fsync(stream.fileno())
             write_bytes(temporary / SIDECAR, sidecar)
     except OSError as error:
         raise UsageError(f"cannot seal into {target}: {error.strerror}") from error
