@@ -3,7 +3,7 @@
     python examples/mask_and_hash.py [--data FILE --config FILE --output DIR]
 
 Without arguments it takes the reference data. The pipeline is made of stages loaded from their compiled YAML. What its
-tasks pass on rests sealed; in the end it is opened with the pipeline's key, and the masked data are written in plain text.
+tasks pass on rests sealed; in the end the masked data are opened with the pipeline's key and written in plain text.
 """
 
 import argparse
