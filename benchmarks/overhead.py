@@ -18,6 +18,7 @@ from unittest import mock
 
 from benchmarks import Record, command
 from portcullis.admission.stage import admit
+from portcullis.at_rest import subject_digest
 from portcullis.dataset import features_and_labels, read_dataset, write_dataset
 from portcullis.digest import content_digest, tree_digest
 from portcullis.encryption.stage import encrypt
@@ -64,7 +65,7 @@ def signed(config: ReferenceConfig, home: Home, out: Path) -> None:
     residual_pii(
         step="residual_pii", dataset=out / "m", evidence=out / "e2", entities=names, report=out / "r", bundle=out / "e3"
     )
-    enforce("residual_pii", subject=tree_digest(out / "m"), evidence=out / "e3", passed=out / "e4")
+    enforce("residual_pii", subject=subject_digest("residual_pii", out / "m"), evidence=out / "e3", passed=out / "e4")
     split_dataset(
         step="split",
         dataset=out / "m",

@@ -3,7 +3,7 @@
     python examples/mask_and_hash.py [--data FILE --config FILE --output DIR]
 
 Without arguments it takes the reference data. The pipeline is made of stages loaded from their compiled YAML. What its
-tasks pass on in plain text lies in a temporary directory, which is deleted; on a cluster it lies in KFP's object store.
+tasks pass on rests sealed; in the end the masked data are opened with the pipeline's key and written in plain text.
 """
 
 import argparse
@@ -17,7 +17,10 @@ from typing import NamedTuple
 from kfp import components
 from kfp.dsl import Artifact, Dataset
 
+from portcullis.at_rest import open_dataset
+from portcullis.dataset import parse_dataset, write_dataset
 from portcullis.harden import secret_name, secure_pipeline
+from portcullis.sealing.recipients import SealingPrivateKey
 from portcullis_pipelines import home as homes
 from portcullis_pipelines.config import ReferenceConfig
 from portcullis_pipelines.local import run_pipeline
@@ -95,7 +98,9 @@ def run(config: ReferenceConfig, uri: str, output: Path) -> homes.Home:
         (masked,) = root.glob("*/mask-pii/masked")
         (evidence,) = root.glob("*/enforce/passed")
         output.mkdir()
-        shutil.copytree(masked, output / "masked")
+        key = SealingPrivateKey.from_pem((home.keys / "pipeline.pem").read_bytes())
+        rows = parse_dataset(open_dataset(masked, key=key))
+        write_dataset(output / "masked", rows.table, rows.spec)
         shutil.copyfile(evidence, output / "evidence.intoto.jsonl")
     return home
 

@@ -13,6 +13,7 @@ from portcullis.evidence.dsse import Envelope, seal_payload
 from portcullis.evidence.statement import Statement
 from portcullis.evidence.trust import TrustStore
 from portcullis.keys import Signer
+from portcullis.sealing.recipients import SealingPrivateKey
 from portcullis.serving.admitted import AdmittedModel, open_admitted
 from portcullis_pipelines import run as running
 from portcullis_pipelines.config import ReferenceConfig
@@ -38,6 +39,16 @@ class RealRun:
     @property
     def store(self) -> TrustStore:
         return TrustStore.load(self.home.trust)
+
+    @property
+    def scratch(self) -> Path:
+        """What its tasks left in their temporary directory."""
+        return self.root.parent / "scratch"
+
+    @property
+    def pipeline_key(self) -> SealingPrivateKey:
+        """What opens the data sets between its steps."""
+        return SealingPrivateKey.from_pem((self.home.keys / "pipeline.pem").read_bytes())
 
     @contextmanager
     def environment(self) -> Iterator[None]:

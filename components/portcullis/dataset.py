@@ -1,5 +1,7 @@
 """A data set between two steps: a directory of exactly `data.parquet` and `dataset.json`.
 
+Between two steps that directory rests sealed (`portcullis.at_rest`); in plain text it is a user's own.
+
 `dataset.json` is the canonical JSON of a `DatasetSpec`: what the label is, which columns are features, which are
 sensitive. `data.parquet` holds a canonical table (see `portcullis.table`).
 """
@@ -33,6 +35,7 @@ __all__ = [
     "Features",
     "Label",
     "Treatment",
+    "encode_dataset",
     "features_and_labels",
     "logical_root",
     "parse_dataset",
@@ -45,6 +48,7 @@ __all__ = [
 DATA_FILE = "data.parquet"
 SPEC_FILE = "dataset.json"
 MAX_SPEC_BYTES = 16 << 20
+FILE_LIMITS = {DATA_FILE: MAX_BYTES, SPEC_FILE: MAX_SPEC_BYTES}  # the files of a data set, and their most bytes
 MAX_CLASSES = 1_000
 
 Treatment = Literal["token", "drop", "scan"]
@@ -311,13 +315,10 @@ class Dataset:
     spec: DatasetSpec
 
 
-def write_dataset(directory: Path, table: pa.Table, spec: DatasetSpec) -> str:
-    """Write a data set atomically. One table and description give the same bytes under one version of pyarrow.
+def encode_dataset(table: pa.Table, spec: DatasetSpec) -> dict[str, bytes]:
+    """Return a data set's two files. One table and description give the same bytes under one version of pyarrow.
 
     Columns whose treatment is `drop` may already be gone.
-
-    Returns:
-        The digest of what was written, taken before it was: what lies there afterwards may have been exchanged.
 
     Raises:
         DataError: The table has no canonical form, is empty or too large, or lacks a column of the description.
@@ -343,7 +344,20 @@ def write_dataset(directory: Path, table: pa.Table, spec: DatasetSpec) -> str:
         store_schema=False,
         write_page_checksum=True,
     )
-    files = {DATA_FILE: sink.getvalue(), SPEC_FILE: description}
+    return {DATA_FILE: sink.getvalue(), SPEC_FILE: description}
+
+
+def write_dataset(directory: Path, table: pa.Table, spec: DatasetSpec) -> str:
+    """Write a data set of one's own atomically, in plain text. What a stage makes is sealed (`portcullis.at_rest`).
+
+    Returns:
+        Its content digest, of what was written, taken before it was: what lies there afterwards may be another.
+
+    Raises:
+        DataError: As `encode_dataset`.
+        ConfigError: As `encode_dataset`.
+    """
+    files = encode_dataset(table, spec)
     with atomic_path(directory) as temporary:
         temporary.mkdir()
         for name, data in files.items():
@@ -352,7 +366,7 @@ def write_dataset(directory: Path, table: pa.Table, spec: DatasetSpec) -> str:
 
 
 def read_dataset_files(directory: Path) -> dict[str, bytes]:
-    """Read a data set's two files once, so that the bytes that are digested are those that are parsed.
+    """Read the two files of a data set in plain text once, so that what is digested is what is parsed.
 
     Raises:
         DataError: Anything but exactly the two regular files, or one that is too large.
@@ -365,8 +379,7 @@ def read_dataset_files(directory: Path) -> dict[str, bytes]:
         raise DataError(f"cannot read {directory}: {error.strerror}") from error
     if names != [DATA_FILE, SPEC_FILE]:
         raise DataError(f"{directory} must hold exactly {DATA_FILE} and {SPEC_FILE}")
-    limits = {DATA_FILE: MAX_BYTES, SPEC_FILE: MAX_SPEC_BYTES}
-    return {name: read_regular_file(directory / name, limit=limit) for name, limit in limits.items()}
+    return {name: read_regular_file(directory / name, limit=limit) for name, limit in FILE_LIMITS.items()}
 
 
 def read_dataset(directory: Path) -> Dataset:

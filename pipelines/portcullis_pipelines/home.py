@@ -1,6 +1,7 @@
 """A user's own keys and trust stores, one folder per policy, never inside a run's output.
 
-    <home>/<policy name>/keys/    private keys, mode 0600: one per step, the owner's, masking, split, watermark, serving
+    <home>/<policy name>/keys/    private keys, mode 0600: one per step, the owner's, masking, split, watermark, and the
+                                  sealing keys of pipeline and serving
     <home>/<policy name>/trust/   the trust store that verifiers read
     <home>/<policy name>/state/   the versions that this machine has seen
 
@@ -20,7 +21,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from portcullis.encryption.recipients import SealingPrivateKey
 from portcullis.errors import TrustStoreError, UsageError
 from portcullis.evidence.admission import admission_identity
 from portcullis.evidence.dsse import MAX_ENVELOPE_BYTES
@@ -38,6 +38,7 @@ from portcullis.evidence.trust import (
 )
 from portcullis.files import read_bytes, write_bytes
 from portcullis.keys import PublicKey, Signer, resolve
+from portcullis.sealing.recipients import SealingPrivateKey
 from portcullis_pipelines.config import DEVELOPMENT, ReferenceConfig
 from portcullis_pipelines.steps import STEPS, policy_steps
 
@@ -147,7 +148,7 @@ def generate_keys(home: Home, steps: Sequence[str] = STEP_NAMES) -> list[Path]:
 
     Raises:
         UsageError: The folder cannot be written.
-        KeyMaterialError: The serving key that is there is malformed.
+        KeyMaterialError: A sealing key that is there is malformed.
     """
 
     def random_key() -> bytes:
@@ -156,9 +157,10 @@ def generate_keys(home: Home, steps: Sequence[str] = STEP_NAMES) -> list[Path]:
     makers: dict[str, Callable[[], bytes]] = {
         _file(role): lambda: Signer.generate().private_pem() for role in ("owner", *steps)
     }
-    makers |= {"serving.pem": lambda: SealingPrivateKey.generate().to_pem()}
+    makers |= dict.fromkeys(("pipeline.pem", "serving.pem"), lambda: SealingPrivateKey.generate().to_pem())
     makers |= dict.fromkeys(("masking.key", "split.key", "watermark.key", "serving.token"), random_key)
-    # Last, because it is made from the private one.
+    # Last, because they are made from the private ones.
+    makers |= {"pipeline.pub.pem": lambda: _sealing_key(home, "pipeline.pem").public_key().to_pem()}
     makers |= {"serving.pub.pem": lambda: sealing_key(home).public_key().to_pem()}
     made: list[Path] = []
     with home.alone():
@@ -177,7 +179,11 @@ def sealing_key(home: Home) -> SealingPrivateKey:
     Raises:
         KeyMaterialError: Missing, malformed, or open to other users.
     """
-    return SealingPrivateKey.from_pem(resolve(f"file:{home.keys / 'serving.pem'}"))
+    return _sealing_key(home, "serving.pem")
+
+
+def _sealing_key(home: Home, name: str) -> SealingPrivateKey:
+    return SealingPrivateKey.from_pem(resolve(f"file:{home.keys / name}"))
 
 
 def list_keys(home: Home) -> list[dict[str, str]]:

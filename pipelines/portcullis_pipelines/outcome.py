@@ -24,7 +24,6 @@ from typing import Any
 
 from portcullis.admission.stage import require_signature
 from portcullis.digest import sha256
-from portcullis.encryption.sealed import sealed_digest, sealed_recipients
 from portcullis.errors import EvidenceError, PolicyError, PortcullisError, SealError, UsageError
 from portcullis.evidence.admission import Admission, verify_admission, verify_deployment
 from portcullis.evidence.chain import Chain, join_bundle
@@ -35,6 +34,7 @@ from portcullis.evidence.step import read_evidence
 from portcullis.evidence.trust import TrustStore, now_ms, observe
 from portcullis.files import atomic_path, read_bytes, write_bytes
 from portcullis.report import gate_section, page, paragraph, plain, section, table
+from portcullis.sealing.sealed import sealed_digest, sealed_recipients
 from portcullis.serving.admitted import read_admission
 from portcullis_pipelines.picture import chain_picture
 

@@ -159,7 +159,7 @@ def _reason(log: str, policy: Policy) -> tuple[str, PortcullisError | None]:
 
 @contextmanager
 def _scratch() -> Iterator[Path]:
-    # Data lies here in plain text while the pipeline runs; memory-backed where the system offers it.
+    # Models lie here in plain text while the pipeline runs; memory-backed where the system offers it.
     memory = Path("/dev/shm")  # noqa: S108 - only as the parent of a private directory
     parent = memory if os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 1 << 30 else None
     with tempfile.TemporaryDirectory(prefix="portcullis-run-", dir=parent) as folder:

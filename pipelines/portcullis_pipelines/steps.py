@@ -16,6 +16,8 @@ from portcullis_pipelines.config import ReferenceConfig
 Bounds = Mapping[str, Mapping[Literal["min", "max"], float]]
 # The two nested pipelines. What runs in `release` has keys and a trust store that training cannot mount.
 Part = Literal["secure_training", "release"]
+# Data sets rest sealed between steps: whoever makes one needs the public key, whoever takes one the private key.
+READS, WRITES = "pipeline.pem", "pipeline.pub.pem"
 
 
 def _none(_: ReferenceConfig) -> dict[str, Any]:
@@ -90,6 +92,7 @@ STEPS: tuple[ReferenceStep, ...] = (
         refuses="malformed rows, with their position; links; a schema that is not the declared one",
         threat="data altered on the way in, or other data than the evidence says",
         limits="any raw data under the declared schema is accepted; who chose them is not judged",
+        keys=(WRITES,),
         parameters=lambda config: {"spec": config.dataset.to_dict()},
     ),
     ReferenceStep(
@@ -101,7 +104,7 @@ STEPS: tuple[ReferenceStep, ...] = (
         refuses="columns of a type it cannot scan; an undeclared column of card numbers",
         threat="identifiers in training data, artifacts, logs and reports",
         limits="names and addresses in free text; numbers that are not declared",
-        keys=("masking.key",),
+        keys=("masking.key", READS, WRITES),
         parameters=lambda config: {"entities": list(config.entities)},
     ),
     ReferenceStep(
@@ -113,6 +116,7 @@ STEPS: tuple[ReferenceStep, ...] = (
         refuses="any identifier left after masking",
         threat="identifiers that masking missed",
         limits="kinds of identifier that neither looks for",
+        keys=(READS,),
         parameters=lambda config: {"entities": list(config.entities)},
         checks=lambda _: {
             "residual_identifiers": {"min": 0, "max": 0},
@@ -131,7 +135,7 @@ STEPS: tuple[ReferenceStep, ...] = (
         refuses="test rows that occur in training; a class missing on either side; too few test rows",
         threat="a test set chosen to flatter the model, or learned from",
         limits="near-duplicates that differ in one pixel",
-        keys=("split.key",),
+        keys=("split.key", READS, WRITES),
         parameters=lambda config: {"test_fraction": config.test_fraction},
     ),
     ReferenceStep(
@@ -143,6 +147,7 @@ STEPS: tuple[ReferenceStep, ...] = (
         refuses="an epsilon above the budget; bounds that are not declared; missing or non-numeric cells",
         threat="reading a person's exact values of the noised columns out of what the training step is given",
         limits="columns without noise, among them all features here; a model trained on them is not private",
+        keys=(READS, WRITES),
         parameters=lambda config: {"columns": config.privacy.to_dict()["columns"], "budget": config.privacy.budget},
     ),
     ReferenceStep(
@@ -154,6 +159,7 @@ STEPS: tuple[ReferenceStep, ...] = (
         refuses="non-finite weights or figures; features out of their declared range",
         threat="adversarial examples at inference time",
         limits="whoever holds this step's key can attest another model",
+        keys=(READS,),
         parameters=lambda config: {
             "architecture": config.architecture,
             "options": dict(config.options),
@@ -169,6 +175,7 @@ STEPS: tuple[ReferenceStep, ...] = (
         refuses="a model that FGSM, PGD, CW or DeepFool break too often; whatever cannot be judged soundly",
         threat="shipping a model that small perturbations break",
         limits="PASSED is what these attacks found within these budgets, not a proof",
+        keys=(READS,),
         parameters=lambda config: dataclasses.asdict(config.robustness),
         checks=_robustness_checks,
     ),
@@ -208,6 +215,7 @@ STEPS: tuple[ReferenceStep, ...] = (
         refuses="a marked model that the same attacks break too often",
         threat="a change after the judgement",
         limits="as robustness:trained",
+        keys=(READS,),
         parameters=lambda config: dataclasses.asdict(config.robustness),
         checks=_robustness_checks,
     ),
@@ -221,6 +229,7 @@ STEPS: tuple[ReferenceStep, ...] = (
         refuses="a shipped model that decides otherwise than the judged one, or worse",
         threat="another model shipped than the one that was judged",
         limits="inputs unlike the test rows",
+        keys=(READS,),
         checks=lambda config: {
             "agreement": {"min": config.thresholds.agreement, "max": 1},
             "accuracy_drop": {"min": -1, "max": config.thresholds.accuracy_drop},

@@ -150,7 +150,7 @@ def test_every_container_of_a_secure_pipeline_is_hardened():
     assert len(executors) == 7
     assert set(settings) == set(executors)
     assert all(config.security_context.run_as_non_root for config in settings.values())
-    assert sum(bool(config.secret_as_volume) for config in settings.values()) == 2  # `own`, and the gate's evaluate
+    assert sum(bool(config.secret_as_volume) for config in settings.values()) == 3  # `own`, and both tasks of the gate
 
 
 def test_a_nested_pipeline_that_nobody_hardened_is_refused():
@@ -180,9 +180,10 @@ def test_a_step_mounts_its_own_keys_and_no_other_steps():
     for step in STEPS:
         assert secret_name(step.name) in text, step.name
     assert all(len(config.secret_as_volume) <= 1 for config in settings.values())
-    # What enforces a verdict needs the trust store only.
+    # What enforces a verdict needs the trust store only, but for a sealed data set, which it must open.
     enforcing = [config for name, config in settings.items() if name.startswith("exec-enforce")]
-    assert enforcing and not any(config.secret_as_volume for config in enforcing)
+    gates_on_data = [it for it in STEPS if it.kind == "gate" and it.outputs == ("dataset",)]
+    assert sum(bool(config.secret_as_volume) for config in enforcing) == len(gates_on_data) < len(enforcing)
 
 
 def test_a_stage_as_a_pipeline_keeps_its_interface_and_its_settings_when_loaded():

@@ -6,15 +6,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import resting
 
-from portcullis.dataset import read_dataset
+from portcullis.dataset import read_dataset, write_dataset
 from portcullis.digest import tree_digest
-from portcullis.encryption.sealed import sealed_digest
 from portcullis.evidence.admission import verify_admission
 from portcullis.evidence.step import read_evidence
 from portcullis.evidence.trust import Seen, TrustStore, now_ms
 from portcullis.ingest.cheque_digits import csv_bytes
 from portcullis.models.store import load_model
+from portcullis.sealing.sealed import sealed_digest
 from portcullis_pipelines.compile import ROOT, compiled
 
 pytestmark = pytest.mark.slow
@@ -38,6 +39,13 @@ def only(folder: Path, pattern: str) -> Path:
     return found
 
 
+def plain(run, output: str, folder: Path) -> Path:
+    """Write the rows of a run as a user's own, which come from outside and in plain text."""
+    rows = resting.opened(run.task(output), run.pipeline_key)
+    write_dataset(folder / output.replace("/", "-"), rows.table, rows.spec)
+    return folder / output.replace("/", "-")
+
+
 def test_mask_and_hash(tmp_path):
     done = call("mask_and_hash.py", tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -54,7 +62,7 @@ def test_mask_and_hash(tmp_path):
 
 
 def test_judge_my_model(tmp_path, real_run):
-    model, test = real_run.task("train/model"), real_run.task("split/test")
+    model, test = real_run.task("train/model"), plain(real_run, "split/test", tmp_path)
     done = call("judge_my_model.py", tmp_path, "--model", str(model), "--test", str(test))
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(read_evidence([only(tmp_path, "enforce/passed")])) == 2
@@ -62,7 +70,7 @@ def test_judge_my_model(tmp_path, real_run):
 
 
 def test_a_model_of_ones_own_that_is_not_robust_enough_is_refused(tmp_path, real_run):
-    model, test = real_run.task("train/model"), real_run.task("split/test")
+    model, test = real_run.task("train/model"), plain(real_run, "split/test", tmp_path)
     done = call("judge_my_model.py", tmp_path, "--model", str(model), "--test", str(test), "--least", "0.999")
     assert done.returncode != 0
     assert "GateFailedError" in done.stdout + done.stderr
@@ -71,8 +79,8 @@ def test_a_model_of_ones_own_that_is_not_robust_enough_is_refused(tmp_path, real
 
 
 def test_admit_elsewhere(tmp_path, real_run):
-    model, test = real_run.task("train/model"), real_run.task("split/test")
-    data = real_run.task("dp-noise/noised")
+    model, test = real_run.task("train/model"), plain(real_run, "split/test", tmp_path)
+    data = plain(real_run, "dp-noise/noised", tmp_path)
     done = call("admit_elsewhere.py", tmp_path, "--model", str(model), "--data", str(data), "--test", str(test))
     assert done.returncode == 0, done.stdout + done.stderr
     store = TrustStore.load(tmp_path / "home" / "admit-elsewhere" / "trust")

@@ -1,5 +1,8 @@
 """Attacks on the folder that a real run left, and on the trust store's memory."""
 
+import csv
+import io
+import itertools
 import os
 import shutil
 import subprocess
@@ -7,21 +10,26 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
+import resting
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from portcullis.dataset import write_dataset
 from portcullis.digest import sha256, tree_files
-from portcullis.encryption.recipients import SealingPublicKey
-from portcullis.encryption.sealed import SIDECAR, seal_directory, sealed_digest
 from portcullis.encryption.stage import sealing_context
 from portcullis.errors import AdmissionError, PolicyError, RefusedError, SealError, TrustStoreError, UsageError
 from portcullis.evidence.admission import Admission
 from portcullis.evidence.dsse import Envelope, seal_payload
 from portcullis.evidence.trust import TrustStore, observe, write_trust_store
+from portcullis.ingest.cheque_digits import csv_bytes
 from portcullis.keys import Signer
+from portcullis.sealing.recipients import SealingPublicKey
+from portcullis.sealing.sealed import SIDECAR, seal_directory, sealed_digest, sealed_recipients
 from portcullis.signing.oms import sign_files
 from portcullis_pipelines import home as homes
+from portcullis_pipelines.config import ReferenceConfig
 from portcullis_pipelines.outcome import ADMISSION, DEPLOYMENT, EVIDENCE, MODEL, POLICY, REPORT, RUN, SIGNATURE
 
 pytestmark = pytest.mark.slow
@@ -115,7 +123,7 @@ def test_the_recipients_are_nonsense(attacked):
 
 
 def test_the_model_is_wrapped_for_another_recipient_too(attacked):
-    from portcullis.encryption.recipients import SealingPrivateKey, unwrap_dek, wrap_dek
+    from portcullis.sealing.recipients import SealingPrivateKey, unwrap_dek, wrap_dek
 
     sidecar = attacked.output / MODEL / "recipients.json"
     ours = SealingPrivateKey.from_pem((attacked.home.keys / "serving.pem").read_bytes())
@@ -412,11 +420,55 @@ def test_no_private_key_lies_in_the_folder(real_run):
             assert (real_run.home.keys / secret).read_bytes().strip() not in data
 
 
-def test_no_customer_lies_in_the_folder(real_run):
-    from portcullis.ingest.cheque_digits import csv_bytes
+def is_table(path: Path) -> bool:
+    """Tell whether a file is Parquet, by what it begins or ends with."""
+    data = path.read_bytes()
+    return b"PAR1" in (data[:4], data[-4:])
 
-    rows = [line.split(",") for line in csv_bytes().decode().splitlines()]
-    emails = [cell for row in rows[1:200] for cell in row if "@" in cell and " " not in cell]
-    assert len(emails) > 100
-    text = b"".join(path.read_bytes() for path in files(real_run.output))
-    assert not [email for email in emails if email.encode() in text]
+
+def readable(path: Path) -> str:
+    """Return what a reader of a file can make of it: its bytes or, where they are a table, its columns and cells."""
+    if is_table(path):
+        return str(pq.read_table(path).to_pydict())
+    return path.read_bytes().decode("latin-1")
+
+
+def customers() -> set[str]:
+    """Return what tells who somebody is in the raw data: names, addresses and numbers of 200 of them."""
+    columns = ReferenceConfig.load(None).dataset.sensitive
+    rows = itertools.islice(csv.DictReader(io.StringIO(csv_bytes().decode())), 200)
+    cells = {row[name] for row in rows for name, treatment in columns.items() if treatment == "token"}
+    return {cell for cell in cells if len(cell) > 8}  # a post code can be part of any number
+
+
+def test_no_customer_lies_in_the_folder(real_run):
+    words = customers()
+    assert len(words) > 1000 and any("@" in word for word in words)
+    text = "".join(readable(path) for path in files(real_run.output))
+    assert not [word for word in words if word in text]
+
+
+def test_no_customer_and_no_table_lies_between_the_steps(real_run, tmp_path):
+    """Whatever any task left anywhere: also `ingest`, whose data set still holds everybody as they came."""
+    left = [*files(real_run.root), *files(real_run.scratch)]
+    assert real_run.task("ingest/dataset") in [path.parent for path in left]
+    assert not [path for path in left if is_table(path)]
+    words = customers()
+    text = "".join(readable(path) for path in left)
+    assert not [word for word in words if word in text]
+    # The search is no blind one: opened and written down, the same data set is a table and shows all of them.
+    rows = resting.opened(real_run.task("ingest/dataset"), real_run.pipeline_key)
+    write_dataset(tmp_path / "plain", rows.table, rows.spec)
+    assert [path.name for path in files(tmp_path / "plain") if is_table(path)] == ["data.parquet"]
+    shown = "".join(readable(path) for path in files(tmp_path / "plain"))
+    assert all(word in shown for word in words)
+
+
+def test_every_data_set_between_the_steps_is_sealed_for_the_pipeline_alone(real_run):
+    outputs = ("ingest/dataset", "mask-pii/masked", "split/train", "split/test", "dp-noise/noised")
+    known = {real_run.task(output) for output in outputs}
+    sealed = {path.parent for path in real_run.root.rglob("recipients.json")}
+    assert sealed == known | {real_run.task("encrypt/sealed")}
+    for directory in known:
+        assert sealed_recipients(directory) == [real_run.pipeline_key.key_id]
+        assert resting.opened(directory, real_run.pipeline_key).table.num_rows > 100

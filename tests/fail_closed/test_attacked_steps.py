@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import resting
 
 import portcullis.deploy.stage as deploying
 from portcullis.admission.stage import admit
-from portcullis.dataset import read_dataset, write_dataset
+from portcullis.at_rest import seal_dataset
+from portcullis.dataset import write_dataset
 from portcullis.deploy.stage import deploy
 from portcullis.digest import tree_digest
 from portcullis.encryption.stage import encrypt
@@ -26,6 +28,7 @@ from portcullis.errors import (
     PipelineError,
     PolicyError,
     RefusedError,
+    SealError,
 )
 from portcullis.evidence.chain import join_bundle, split_bundle
 from portcullis.evidence.dsse import Envelope
@@ -36,6 +39,7 @@ from portcullis.pii.stage import mask_pii, residual_pii
 from portcullis.privacy.noise import noise_dataset
 from portcullis.privacy.stage import dp_noise
 from portcullis.robustness.stage import evaluate_robustness
+from portcullis.sealing.sealed import SIDECAR
 from portcullis.signing.stage import sign
 from portcullis.split.stage import split_dataset
 from portcullis.training.stage import train_model
@@ -125,6 +129,19 @@ class Steps:
                     return sign(signature=out / "signature", **given)
         raise AssertionError(step)
 
+    def rows(self, step: str, name: str):
+        """Open a data set that a step takes."""
+        return resting.opened(self.given[step][name], self.run.pipeline_key)
+
+    def content(self, step: str, name: str) -> str:
+        """Digest what a step takes by its content."""
+        path = self.given[step][name]
+        return resting.content(path, self.run.pipeline_key) if name in DATA else tree_digest(path)
+
+    def seal(self, directory: Path, table, spec) -> str:
+        """Seal a data set as a step of this run would."""
+        return seal_dataset(directory, table, spec, recipient=self.run.pipeline_key.public_key())
+
     def written(self) -> list[str]:
         return sorted(path.name for path in self.folder.iterdir())
 
@@ -165,6 +182,7 @@ MODULES = {
     "encrypt": "portcullis.encryption.stage",
     "sign": "portcullis.signing.stage",
 }
+DATA = ("dataset", "test")  # what rests sealed
 # They work on what lies there, and look at it again afterwards.
 LOOKS_AGAIN = {"encrypt": DataError, "sign": RefusedError}
 
@@ -182,8 +200,64 @@ def altered(artifact: Path, target: Path) -> Path:
 @pytest.mark.parametrize(("step", "name"), ARTIFACTS)
 def test_an_artifact_is_altered_between_two_steps(steps, tmp_path, step, name):
     changed = altered(steps.given[step][name], tmp_path / "changed")
-    with pytest.raises(EvidenceError, match="swapped or altered"):
+    sealed = (SealError, "not authentic") if name in DATA else (EvidenceError, "swapped or altered")
+    with pytest.raises(sealed[0], match=sealed[1]):
         steps.call(step, **{name: changed})
+    assert steps.written() == []
+
+
+@pytest.mark.parametrize(("step", "name"), [it for it in ARTIFACTS if it[1] in DATA])
+def test_a_data_set_is_sealed_again_with_other_rows(steps, tmp_path, step, name):
+    """The public key is no secret: whoever seals other rows for the pipeline changes their digest."""
+    rows = steps.rows(step, name)
+    steps.seal(tmp_path / "changed", rows.table.slice(1), rows.spec)
+    with pytest.raises(EvidenceError, match="swapped or altered"):
+        steps.call(step, **{name: tmp_path / "changed"})
+    assert steps.written() == []
+
+
+@pytest.mark.parametrize(("step", "name"), [it for it in ARTIFACTS if it[1] in DATA])
+def test_a_plain_data_set_is_put_in_the_place_of_a_sealed_one(steps, tmp_path, step, name):
+    """Its content is the very same, so every digest fits."""
+    rows = steps.rows(step, name)
+    assert write_dataset(tmp_path / "plain", rows.table, rows.spec) == steps.content(step, name)
+    for keys in ("with the pipeline's keys", "without"):
+        if keys == "without":
+            (steps.run.home.keys / "pipeline.pem").unlink()
+        with pytest.raises(SealError, match="lies in plain text"):
+            steps.call(step, **{name: tmp_path / "plain"})
+        assert steps.written() == []
+
+
+@pytest.mark.parametrize(("step", "name"), [it for it in ARTIFACTS if it[1] in DATA])
+def test_a_data_set_is_sealed_for_another_pipeline(steps, tmp_path, step, name):
+    rows = steps.rows(step, name)
+    resting.seal(tmp_path / "theirs", rows.table, rows.spec)
+    with pytest.raises(SealError, match="others than this pipeline's key"):
+        steps.call(step, **{name: tmp_path / "theirs"})
+    assert steps.written() == []
+
+
+@pytest.mark.parametrize(("step", "name"), [it for it in ARTIFACTS if it[1] in DATA])
+def test_the_recipients_of_a_data_set_are_exchanged(steps, tmp_path, step, name):
+    """For those of another data set of the same run."""
+    mine = tmp_path / "mine"
+    shutil.copytree(steps.given[step][name], mine)
+    other = "split" if step != "split" else "mask_pii"
+    shutil.copyfile(steps.given[other]["dataset"] / SIDECAR, mine / SIDECAR)
+    if step == "residual_pii":
+        shutil.copyfile(steps.given["mask_pii"]["dataset"] / SIDECAR, mine / SIDECAR)
+    with pytest.raises(SealError, match="does not open"):
+        steps.call(step, **{name: mine})
+    assert steps.written() == []
+
+
+@pytest.mark.parametrize("step", ["mask_pii", "split", "dp_noise"])
+@pytest.mark.parametrize("key", ["pipeline.pem", "pipeline.pub.pem"])
+def test_a_step_has_no_key_to_open_or_to_seal_with(steps, step, key):
+    (steps.run.home.keys / key).unlink()
+    with pytest.raises(KeyMaterialError):
+        steps.call(step)
     assert steps.written() == []
 
 
@@ -228,8 +302,7 @@ def test_an_artifact_is_exchanged_right_after_it_was_checked(steps, tmp_path, mo
         assert "bundle" not in steps.written()
         return
     statement = steps.call(step, **{name: mine})
-    original = {**steps.given[step]}[name]
-    assert statement.inputs[name] == tree_digest(original)
+    assert statement.inputs[name] == steps.content(step, name)
     assert statement.figures
     assert not statement.reason.startswith("inconclusive")
 
@@ -237,9 +310,9 @@ def test_an_artifact_is_exchanged_right_after_it_was_checked(steps, tmp_path, mo
 @pytest.mark.parametrize(
     ("step", "writer", "output", "name"),
     [
-        ("mask_pii", "portcullis.pii.stage.write_dataset", "masked", "dataset"),
-        ("split", "portcullis.split.stage.write_dataset", "train", "train"),
-        ("dp_noise", "portcullis.privacy.stage.write_dataset", "noised", "dataset"),
+        ("mask_pii", "portcullis.pii.stage.seal_dataset", "masked", "dataset"),
+        ("split", "portcullis.split.stage.seal_dataset", "train", "train"),
+        ("dp_noise", "portcullis.privacy.stage.seal_dataset", "noised", "dataset"),
         ("train", "portcullis.training.stage.save_model", "model", "model"),
     ],
 )
@@ -248,8 +321,8 @@ def test_an_output_is_exchanged_before_it_is_attested(steps, monkeypatch, step, 
     monkeypatch.setattr("portcullis.training.adversarial._fit", lambda *_: 0.5)
     write = pkgutil.resolve_name(writer)
 
-    def write_and_exchange(directory, *arguments):
-        digest = write(directory, *arguments)
+    def write_and_exchange(directory, *arguments, **named):
+        digest = write(directory, *arguments, **named)
         for path in directory.iterdir():
             path.write_bytes(b"exchanged")
         return digest
@@ -338,7 +411,7 @@ def test_the_pipeline_asks_for_a_larger_epsilon_than_the_policy_allows(steps):
 
 def test_an_epsilon_above_the_budget(steps):
     """The policy's owner let it through, say; the step certifies its own table and refuses before it writes."""
-    rows = read_dataset(steps.given["dp_noise"]["dataset"])
+    rows = steps.rows("dp_noise", "dataset")
     with pytest.raises(DataError, match="above the budget"):
         noise_dataset(rows, steps.run.config.privacy.columns, budget=5.9)
     with pytest.raises(ConfigError, match="above the budget"):
@@ -346,7 +419,7 @@ def test_an_epsilon_above_the_budget(steps):
 
 
 def test_the_bounds_of_the_noise_are_read_off_the_data(steps):
-    rows = read_dataset(steps.given["dp_noise"]["dataset"])
+    rows = steps.rows("dp_noise", "dataset")
     ages = rows.table.column("age").to_pylist()
     steps.run = dataclasses.replace(steps.run, config=noisy(steps.run.config, low=min(ages) + 1, high=max(ages) - 1))
     with pytest.raises(PolicyError, match="columns is"):
@@ -374,7 +447,7 @@ def test_the_test_rows_overlap_the_training_rows(steps, monkeypatch):
     """Whatever went wrong in the split, its sides are compared again, by other code, before they are attested."""
     import portcullis.split.split as splitting
 
-    rows = read_dataset(steps.given["split"]["dataset"])
+    rows = steps.rows("split", "dataset")
     assert splitting.overlap(rows, rows) == rows.table.num_rows
     monkeypatch.setattr(splitting, "overlap", lambda *_: 1)
     with pytest.raises(DataError, match="lie on both sides"):
@@ -394,27 +467,27 @@ def restated(run, bundle: Path, step: str, target: Path, **changes) -> Path:
 
 def test_an_identifier_is_left_behind_and_the_gate_finds_it(steps, attacked, tmp_path):
     """The masking step is the attacker's: it signs a data set that still holds one customer's number."""
-    masked = read_dataset(steps.given["residual_pii"]["dataset"])
+    masked = steps.rows("residual_pii", "dataset")
     index = masked.table.column_names.index("note")
     notes = masked.table.column("note").to_pylist()
     notes[7] = "please call about SSN 219-09-9999"
     import pyarrow as pa
 
     left = tmp_path / "left"
-    write_dataset(left, masked.table.set_column(index, "note", pa.array(notes)), masked.spec)
+    digest = steps.seal(left, masked.table.set_column(index, "note", pa.array(notes)), masked.spec)
     evidence = restated(
         attacked,
         steps.given["residual_pii"]["evidence"],
         "mask_pii",
         tmp_path / "evidence",
-        outputs={"dataset": tree_digest(left)},
+        outputs={"dataset": digest},
     )
     statement = steps.call("residual_pii", dataset=left, evidence=evidence)
     assert (statement.verdict, statement.figures["residual_identifiers"]) == ("FAILED", 1)
     assert (steps.folder / "report").read_text().count("FAILED") >= 1
     assert "219-09-9999" not in (steps.folder / "report").read_text()
     with attacked.environment(), pytest.raises(GateFailedError, match="residual_identifiers = 1"):
-        enforce("residual_pii", subject=tree_digest(left), evidence=steps.folder / "bundle", passed=tmp_path / "passed")
+        enforce("residual_pii", subject=digest, evidence=steps.folder / "bundle", passed=tmp_path / "passed")
     assert not (tmp_path / "passed").exists()
     with pytest.raises(GateFailedError):
         steps.call("split", dataset=left, evidence=steps.folder / "bundle")
@@ -478,7 +551,7 @@ def test_what_ships_is_not_what_was_judged(steps, attacked, tmp_path):
 
 
 def test_enforce_is_shown_another_subject_than_the_gate_judged(attacked, tmp_path):
-    other = tree_digest(attacked.task("ingest/dataset"))
+    other = resting.content(attacked.task("ingest/dataset"), attacked.pipeline_key)
     bundle = attacked.task("enforce/passed")
     with attacked.environment(), pytest.raises(EvidenceError, match="judged something else"):
         enforce("residual_pii", subject=other, evidence=bundle, passed=tmp_path / "passed")
@@ -498,7 +571,7 @@ def test_the_pipeline_calls_a_step_with_weaker_parameters_than_the_policys(steps
 
 
 def test_the_model_is_sealed_for_the_attacker(steps, attacked):
-    from portcullis.encryption.recipients import SealingPrivateKey
+    from portcullis.sealing.recipients import SealingPrivateKey
 
     key = SealingPrivateKey.generate().public_key().to_pem()
     (attacked.home.keys / "serving.pub.pem").write_bytes(key)

@@ -79,7 +79,7 @@ def test_every_step_has_a_secret_of_its_own_with_its_keys_alone(prepared):
 def test_two_steps_share_a_signing_key_nowhere(prepared):
     signing = [decoded(it)[name] for it in of_kind(rendered(prepared), "Secret").values() for name in it["data"]]
     pems = [value for value in signing if value.startswith(b"-----BEGIN PRIVATE KEY-----")]
-    assert len(set(pems)) == len(STEPS) + 1  # and the serving key, which deploy and the server have
+    assert len(set(pems)) == len(STEPS) + 2  # and the keys of serving and pipeline, which those have who open
 
 
 @pytest.mark.parametrize("part", ["secure_training", "release", "all"])
@@ -93,10 +93,18 @@ def test_the_training_part_holds_no_key_of_the_release(prepared, key):
     assert occurrences(prepared, "release", key) > 0
 
 
-@pytest.mark.parametrize("key", ["train.pem", "masking.key", "split.key", "watermark.key", "sign.pem"])
+@pytest.mark.parametrize("key", ["train.pem", "masking.key", "split.key", "watermark.key", "sign.pem", "pipeline.pem"])
 def test_the_release_part_holds_no_key_of_training(prepared, key):
     assert occurrences(prepared, "release", key) == 0
     assert occurrences(prepared, "secure_training", key) > 0
+
+
+def test_who_takes_data_sets_has_the_key_that_opens_and_who_makes_them_the_one_that_seals(prepared):
+    held = {name: set(it["data"]) for name, it in of_kind(rendered(prepared), "Secret").items()}
+    takes = {it.name for it in STEPS if set(it.inputs) & {"dataset", "test"}}
+    makes = {it.name for it in STEPS if it.kind == "transform" and set(it.outputs) & {"dataset", "train", "test"}}
+    assert {name for name, keys in held.items() if "pipeline.pem" in keys} == {secret_name(it) for it in takes}
+    assert {name for name, keys in held.items() if "pipeline.pub.pem" in keys} == {secret_name(it) for it in makes}
 
 
 def occurrences(prepared, part, key):

@@ -13,6 +13,7 @@ from portcullis.evidence.dsse import seal_payload
 from portcullis.evidence.policy import policy_body, sign_policy
 from portcullis.evidence.trust import TrustStore, now_ms
 from portcullis.keys import Signer
+from portcullis.sealing.recipients import SealingPrivateKey
 from portcullis_pipelines import home as homes
 from portcullis_pipelines.config import ReferenceConfig, Thresholds
 from portcullis_pipelines.home import DAY_MS, Home
@@ -43,7 +44,8 @@ def contents(folder):
 
 def test_keys_are_private(home):
     files = list(home.keys.iterdir())
-    assert len(files) == len(STEPS) + 7  # the owner's, masking, split, watermark, token, serving and its public half
+    # The owner's, masking, split, watermark, token; those of pipeline and serving, and their public halves.
+    assert len(files) == len(STEPS) + 9
     for path in files:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
     for folder in (home.root, home.keys):
@@ -59,6 +61,13 @@ def test_every_key_is_another(home):
     assert len(secrets) == 4
 
 
+def test_what_rests_between_steps_does_not_open_with_the_serving_key(home):
+    assert (home.keys / "pipeline.pem").read_bytes() != (home.keys / "serving.pem").read_bytes()
+    for name in ("pipeline", "serving"):
+        private = SealingPrivateKey.from_pem((home.keys / f"{name}.pem").read_bytes())
+        assert private.public_key().to_pem() == (home.keys / f"{name}.pub.pem").read_bytes()
+
+
 def test_existing_keys_are_left_alone(home):
     before = contents(home.keys)
     assert homes.generate_keys(home) == []
@@ -69,7 +78,9 @@ def test_only_what_is_missing_is_made(home):
     before = contents(home.keys)
     (home.keys / "train.pem").unlink()
     (home.keys / "serving.pub.pem").unlink()
-    assert [path.name for path in homes.generate_keys(home)] == ["train.pem", "serving.pub.pem"]
+    (home.keys / "pipeline.pub.pem").unlink()
+    made = [path.name for path in homes.generate_keys(home)]
+    assert made == ["train.pem", "pipeline.pub.pem", "serving.pub.pem"]
     after = contents(home.keys)
     assert [str(name) for name in before if before[name] != after[name]] == ["train.pem"]
 
@@ -123,7 +134,7 @@ def test_two_runs_make_one_set_of_keys_and_one_policy(tmp_path):
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(begin, range(4)))
     made = [path for paths, _ in results for path in paths]
-    assert len(made) == len(set(made)) == len(STEPS) + 7
+    assert len(made) == len(set(made)) == len(STEPS) + 9
     assert len({policy for _, policy in results}) == 1
 
 

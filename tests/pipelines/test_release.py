@@ -8,10 +8,10 @@ import sys
 import pytest
 
 from portcullis.digest import sha256
-from portcullis.encryption.sealed import sealed_digest
 from portcullis.evidence.admission import verify_admission, verify_deployment
 from portcullis.evidence.step import read_evidence
 from portcullis.evidence.trust import Seen, now_ms
+from portcullis.sealing.sealed import sealed_digest
 from portcullis_pipelines import home as homes
 from portcullis_pipelines.home import Home
 from portcullis_pipelines.steps import STEPS

@@ -6,10 +6,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from portcullis.digest import content_digest, tree_digest
-from portcullis.encryption.recipients import SealingPrivateKey, SealingPublicKey, unwrap_dek, wrap_dek
-from portcullis.encryption.sealed import open_directory, seal_directory
-from portcullis.encryption.stream import HEADER_SIZE, MAGIC, SEGMENT_SIZE, open_sealed, seal
 from portcullis.errors import KeyMaterialError, SealError
+from portcullis.sealing.recipients import SealingPrivateKey, SealingPublicKey, unwrap_dek, wrap_dek
+from portcullis.sealing.sealed import open_directory, seal_directory
+from portcullis.sealing.stream import HEADER_SIZE, MAGIC, SEGMENT_SIZE, open_sealed, seal
 
 DEK = bytes(range(32))
 CONTEXT = {"model": "5f" * 32, "file": "weights"}

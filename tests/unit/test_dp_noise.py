@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import resting
 from chains import World
 from kfp import dsl
 
-from portcullis.dataset import Dataset, DatasetSpec, Features, Label, read_dataset, write_dataset
-from portcullis.digest import sha256, tree_digest
+from portcullis.dataset import Dataset, DatasetSpec, Features, Label
+from portcullis.digest import sha256
 from portcullis.errors import ConfigError, DataError, EvidenceError, PolicyError
 from portcullis.evidence.step import begin
 from portcullis.evidence.trust import Revocations, now_ms, write_trust_store
@@ -341,6 +342,7 @@ class Place:
             policy=world.policy_bytes(steps=keyed, expires=now_ms() + 10**8),
             revocations=Revocations(1).sign(world.owner),
         )
+        resting.write_keys(root / "keys")
         for step, signer in world.keys.items():
             write_bytes(root / "keys" / f"{step}.pem", signer.private_pem(), mode=0o600)
 
@@ -353,7 +355,7 @@ class Place:
             parameters={},
             evidence=[self.root / "first"],
         )
-        digest = write_dataset(self.root / "data", data.table, data.spec)
+        digest = resting.seal(self.root / "data", data.table, data.spec)
         begun.finish(bundle=self.root / "evidence", outputs={"dataset": digest}, figures={})
 
     def noise(self, columns: dict, budget: float = 2.0, *, step: str = "dp_noise"):
@@ -387,10 +389,10 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def test_the_step_signs_what_it_wrote(place) -> None:
     here = place({"age": AGE})
     statement = here.noise({"age": {name: float(value) for name, value in AGE.items()}})
-    assert statement.outputs == {"dataset": tree_digest(here.root / "out" / "noised")}
+    assert statement.outputs == {"dataset": resting.content(here.root / "out" / "noised")}
     assert (statement.stage, statement.kind, statement.figures["columns_noised"]) == ("dp_noise", "transform", 1)
     assert dict(statement.parameters) == {"columns": {"age": AGE}, "budget": 2}
-    result = read_dataset(here.root / "out" / "noised")
+    result = resting.opened(here.root / "out" / "noised")
     assert result.spec == SPEC and result.table.num_rows == 300
     assert not result.table["age"].equals(dataset().table["age"])
     assert result.table.drop_columns("age").equals(dataset().table.drop_columns("age"))
@@ -401,7 +403,7 @@ def test_the_original_is_not_written_beside_the_noise(place) -> None:
     here = place({"balance": BALANCE}, data=dataset(balance=balance))
     here.noise({"balance": BALANCE})
     assert here.written() == ["bundle", "noised"]
-    left = read_dataset(here.root / "out" / "noised").table
+    left = resting.opened(here.root / "out" / "noised").table
     assert left.column_names == dataset().table.column_names
     assert not set(left["balance"].to_pylist()) & set(balance.tolist())
 
@@ -457,7 +459,7 @@ def test_a_budget_that_is_no_number_is_refused(place, budget: float) -> None:
 
 def test_an_altered_data_set_is_refused(place) -> None:
     here = place({"age": AGE})
-    write_dataset(here.root / "data", dataset(301).table, SPEC)
+    resting.seal(here.root / "data", dataset(301).table, SPEC)
     with pytest.raises(EvidenceError, match="swapped or altered"):
         here.noise({"age": AGE})
     assert here.written() == []
@@ -476,7 +478,7 @@ def test_the_component_does_what_the_stage_does(place) -> None:
         noised_evidence=dsl.Artifact(uri=str(out / "bundle")),
         metrics=metrics,
     )
-    assert outputs.digest == tree_digest(out / "noised")
+    assert outputs.digest == resting.content(out / "noised")
     assert metrics.metadata["columns_noised"] == 1 and "claim" not in metrics.metadata
 
 

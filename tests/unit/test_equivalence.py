@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import resting
 import torch
 from chains import World
 from kfp import dsl
 
-from portcullis.dataset import DatasetSpec, Features, Label, read_dataset, write_dataset
+from portcullis.dataset import DatasetSpec, Features, Label
 from portcullis.digest import sha256, tree_digest
 from portcullis.equivalence.compare import compare
 from portcullis.equivalence.component import evaluate_equivalence as component
@@ -178,6 +179,7 @@ class Place:
             policy=world.policy_bytes(steps=keyed, expires=now_ms() + 10**8),
             revocations=Revocations(1).sign(world.owner),
         )
+        resting.write_keys(root / "keys")
         for step in STEPS:
             write_bytes(root / "keys" / f"{step['name']}.pem", world.keys[step["name"]].private_pem(), mode=0o600)
 
@@ -192,7 +194,7 @@ class Place:
     ) -> None:
         save_model(self.root / "judged", network(), SPEC)
         save_model(self.root / "marked", marked, spec)
-        write_dataset(self.root / "test", attested_rows() if table is None else table, rows)
+        resting.seal(self.root / "test", attested_rows() if table is None else table, rows)
         spoil(self.root)  # whoever made it attested it
         nonce = preflight(step="preflight", bundle=self.root / "first")
         begun = begin(
@@ -202,7 +204,8 @@ class Place:
             parameters={},
             evidence=[self.root / "first"],
         )
-        outputs = {name: tree_digest(self.root / name) for name in ("judged", "marked", "test")}
+        outputs = {name: tree_digest(self.root / name) for name in ("judged", "marked")}
+        outputs["test"] = resting.content(self.root / "test")
         begun.finish(bundle=self.root / "evidence", outputs=outputs, figures={})
 
     def judge(self, **replaced: Path) -> Statement:
@@ -302,7 +305,7 @@ INCONCLUSIVE = {
     "weights of the shipped": ({"spoil": spoilt("marked/weights.safetensors")}, "safetensors"),
     "weights of the judged": ({"spoil": spoilt("judged/weights.safetensors")}, "safetensors"),
     "description of the shipped": ({"spoil": spoilt("marked/model.json")}, "model.json"),
-    "test rows": ({"spoil": spoilt("test/data.parquet")}, "data.parquet"),
+    "test rows": ({"spoil": lambda root: resting.spoil(root / "test", data_parquet=bytes(64))}, "data.parquet"),
 }
 
 
@@ -345,7 +348,7 @@ def test_another_artifact_is_refused_and_nothing_is_written(place: Place, name: 
     place.furnish(nudged(1e-4))
     other = place.root / "other"
     if name == "test":
-        write_dataset(other, read_dataset(place.root / "test").table.slice(1), ROWS)
+        resting.seal(other, resting.opened(place.root / "test").table.slice(1), ROWS)
     else:
         save_model(other, network(seed=3), SPEC)
     with pytest.raises(EvidenceError, match="swapped or altered"):

@@ -13,9 +13,9 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from portcullis.digest import canonical_json
-from portcullis.encryption import recipients
-from portcullis.encryption.recipients import SealingPrivateKey, SealingPublicKey, unwrap_dek, wrap_dek
 from portcullis.errors import KeyMaterialError, SealError, UsageError
+from portcullis.sealing import recipients
+from portcullis.sealing.recipients import SealingPrivateKey, SealingPublicKey, unwrap_dek, wrap_dek
 
 DEK = bytes(range(32))
 CONTEXT = {"model": "5f" * 32}

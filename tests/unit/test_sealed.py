@@ -5,9 +5,9 @@ import shutil
 import pytest
 
 from portcullis.digest import content_digest, tree_digest
-from portcullis.encryption.recipients import SealingPrivateKey, unwrap_dek, wrap_dek
-from portcullis.encryption.sealed import open_directory, seal_directory, sealed_digest
 from portcullis.errors import DataError, SealError, UsageError
+from portcullis.sealing.recipients import SealingPrivateKey, unwrap_dek, wrap_dek
+from portcullis.sealing.sealed import open_directory, seal_directory, sealed_digest
 
 KEY = SealingPrivateKey.generate()
 CONTEXT = {"model": "5f" * 32}

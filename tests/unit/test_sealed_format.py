@@ -15,8 +15,8 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from portcullis.digest import content_digest
-from portcullis.encryption.recipients import SealingPrivateKey
-from portcullis.encryption.sealed import open_directory, seal_directory, sealed_digest
+from portcullis.sealing.recipients import SealingPrivateKey
+from portcullis.sealing.sealed import open_directory, seal_directory, sealed_digest
 
 DATA = Path(__file__).parents[1] / "data"
 CONTEXT = {"model": "5f" * 32, "stage": "encrypt"}

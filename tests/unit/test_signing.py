@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from portcullis.attestation.stage import start_chain
 from portcullis.digest import canonical_json, sha256, tree_files
-from portcullis.encryption.sealed import SIDECAR, sealed_digest
 from portcullis.errors import DataError, EvidenceError, KeyMaterialError, SealError
 from portcullis.evidence.dsse import pre_authentication_encoding, seal_payload
 from portcullis.keys import PublicKey, Signer
+from portcullis.sealing.sealed import SIDECAR, sealed_digest
 from portcullis.signing import stage
 from portcullis.signing.oms import OMS_PREDICATE, sign_files, verify_files
 from portcullis.signing.stage import sign, verify_signature

@@ -6,9 +6,9 @@ from io import BytesIO
 
 import pytest
 
-from portcullis.encryption import stream
-from portcullis.encryption.stream import HEADER_SIZE, SEGMENT_SIZE, TAG_SIZE, open_sealed, seal
 from portcullis.errors import KeyMaterialError, SealError, UsageError
+from portcullis.sealing import stream
+from portcullis.sealing.stream import HEADER_SIZE, SEGMENT_SIZE, TAG_SIZE, open_sealed, seal
 
 DEK = bytes(range(32))
 OTHER_DEK = bytes(range(1, 33))

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 from portcullis.digest import sha256
-from portcullis.encryption.sealed import sealed_digest
 from portcullis.errors import AdmissionError, EvidenceError, SealError, UsageError
 from portcullis.evidence.admission import content_source, issue_admission
 from portcullis.evidence.chain import Chain
 from portcullis.evidence.step import read_evidence, signer_for
 from portcullis.evidence.trust import TrustStore, now_ms, observe
 from portcullis.files import read_bytes, write_bytes
+from portcullis.sealing.sealed import sealed_digest
 from portcullis.signing.oms import MAX_SIGNATURE_BYTES
 from portcullis.signing.stage import verify_signature
 

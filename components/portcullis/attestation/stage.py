@@ -3,7 +3,7 @@
 import secrets
 from pathlib import Path
 
-from portcullis.digest import path_digest
+from portcullis.at_rest import input_digest, product_digest
 from portcullis.evidence.statement import Statement
 from portcullis.evidence.step import begin
 from portcullis.evidence.trust import TrustStore
@@ -27,10 +27,11 @@ def start_chain(*, step: str, artifact: Path, bundle: Path) -> Statement:
         TrustStoreError: There is no trust store.
         PolicyError: The policy is unsigned, expired, not the pinned one, or knows no such step.
         DataError: The artifact is missing or empty, or holds a link or a special file.
-        KeyMaterialError: There is no key for this step.
+        SealError: The artifact is a sealed data set that was altered.
+        KeyMaterialError: There is no key for this step, or to open a sealed data set.
     """
     store = TrustStore.load()
-    digest = path_digest(artifact)
+    digest = input_digest(step, "artifact", artifact)
     begun = begin(
         step,
         stage="start_chain",
@@ -61,7 +62,9 @@ def attest(*, step: str, material: Path, product: Path, evidence: Path, bundle: 
         GateFailedError: A gate before this step FAILED.
         PolicyError: The policy knows no such step.
         DataError: Material or product is missing or empty, or holds a link or a special file.
-        KeyMaterialError: There is no key for this step.
+        SealError: Either is a data set that was altered at rest, or lies in plain text where it must not.
+        KeyMaterialError: There is no key for this step, or to open a sealed data set.
     """
-    begun = begin(step, stage="attest", inputs={"material": path_digest(material)}, parameters={}, evidence=[evidence])
-    return begun.finish(bundle=bundle, outputs={"product": path_digest(product)}, figures={"ran_by": RAN_BY})
+    inputs = {"material": input_digest(step, "material", material)}
+    begun = begin(step, stage="attest", inputs=inputs, parameters={}, evidence=[evidence])
+    return begun.finish(bundle=bundle, outputs={"product": product_digest(product)}, figures={"ran_by": RAN_BY})

@@ -19,7 +19,6 @@ from portcullis.deploy.manifests import MANIFESTS, Object, Subject, render, to_y
 from portcullis.deploy.probe import ProbeReport, figures, probe
 from portcullis.deploy.settings import PORT, ServingSettings
 from portcullis.digest import sha256
-from portcullis.encryption.sealed import sealed_digest
 from portcullis.errors import AdmissionError, EvidenceError, GateFailedError, UsageError
 from portcullis.evidence.admission import Admission, admission_identity
 from portcullis.evidence.dsse import Envelope
@@ -28,6 +27,7 @@ from portcullis.evidence.step import KEYS_ENV, Step, begin_deployment, keys_base
 from portcullis.evidence.trust import STATE_ENV, TRUST_ENV, observe, state_directory
 from portcullis.files import write_bytes
 from portcullis.keys import role_uri
+from portcullis.sealing.sealed import sealed_digest
 from portcullis.serving.admitted import read_admission
 from portcullis.serving.stage import INPUT_NAME, bearer_token
 

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from portcullis.digest import tree_digest
-from portcullis.encryption.recipients import SealingPublicKey
-from portcullis.encryption.sealed import seal_directory, sealed_digest
 from portcullis.errors import DataError, KeyMaterialError
 from portcullis.evidence.step import begin, keys_base
 from portcullis.keys import resolve, role_uri
+from portcullis.sealing.recipients import SealingPublicKey
+from portcullis.sealing.sealed import seal_directory, sealed_digest
 
 
 def sealing_context(content: str) -> Mapping[str, str]:

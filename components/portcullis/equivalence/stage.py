@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from portcullis.dataset import DatasetSpec, features_and_labels, parse_dataset, read_dataset_files
+from portcullis.at_rest import read_input
+from portcullis.dataset import DatasetSpec, features_and_labels, parse_dataset
 from portcullis.digest import content_digest
 from portcullis.equivalence.compare import compare
 from portcullis.errors import DataError, InconclusiveError, ModelError
@@ -38,9 +39,12 @@ def evaluate_equivalence(
         EvidenceError: The evidence does not hold for these very models and rows.
         ModelError: A model's directory is not one.
         DataError: The test rows' directory is not one.
+        SealError: The rows were altered at rest, or lie in plain text.
+        KeyMaterialError: There is no key to open them.
         MissingDependencyError: PyTorch is not installed.
     """
-    model_files, judged_files, test_files = read_model_files(model), read_model_files(judged), read_dataset_files(test)
+    model_files, judged_files = read_model_files(model), read_model_files(judged)
+    test_files = read_input(step, "test", test)
     begun = begin(
         step,
         stage="equivalence_gate",

@@ -7,7 +7,9 @@ from portcullis.container import component
 
 @component
 def enforce(subject: Input[Artifact], evidence: Input[Artifact], gate: str, passed: Output[Artifact]):
-    """Raise unless the gate's signed verdict is PASSED, fresh, and about these very bytes; then hand the evidence on.
+    """Raise unless the gate's signed verdict is PASSED, fresh, and about this very subject; then hand the evidence on.
+
+    A data set is judged by its content, so a sealed one is opened, in memory.
 
     Args:
         subject: What the gate judged and what is to move on.
@@ -17,12 +19,12 @@ def enforce(subject: Input[Artifact], evidence: Input[Artifact], gate: str, pass
     """
     from pathlib import Path
 
-    from portcullis.digest import path_digest
+    from portcullis.at_rest import subject_digest
     from portcullis.evidence.step import enforce as run
 
     run(
         gate,
-        subject=path_digest(Path(subject.path)),
+        subject=subject_digest(gate, Path(subject.path)),
         evidence=Path(evidence.path),
         passed=Path(passed.path),
     )

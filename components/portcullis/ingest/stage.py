@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from portcullis.dataset import DatasetSpec, write_dataset
+from portcullis.at_rest import pipeline_recipient, seal_dataset
+from portcullis.dataset import DatasetSpec
 from portcullis.digest import canonical_json, sha256
 from portcullis.errors import DataError
 from portcullis.evidence.statement import Statement
@@ -15,7 +16,7 @@ MAX_SCHEMA_BYTES = 1 << 20  # far below what one line of evidence may hold
 
 
 def ingest(*, step: str, nonce: str, evidence: Path, uri: str, spec: str, dataset: Path, bundle: Path) -> Statement:
-    """Read a source and write it as a data set.
+    """Read a source and write it as a sealed data set.
 
     Args:
         step: This step's name in the policy.
@@ -30,6 +31,7 @@ def ingest(*, step: str, nonce: str, evidence: Path, uri: str, spec: str, datase
         ConfigError: The description is malformed.
         DataError: The source is malformed; the message gives file and position. Or its schema is larger than evidence.
         EvidenceError: The evidence does not hold, or is of another run.
+        KeyMaterialError: There is no key to seal for.
     """
     started = now_ms()
     described = DatasetSpec.from_yaml(spec)
@@ -45,7 +47,7 @@ def ingest(*, step: str, nonce: str, evidence: Path, uri: str, spec: str, datase
     schema = canonical_json([list(column) for column in table_schema(source.table)])
     if len(schema) > MAX_SCHEMA_BYTES:
         raise DataError(f"the names of the columns take more than {MAX_SCHEMA_BYTES} bytes; shorten them")
-    digest = write_dataset(dataset, source.table, source.spec)
+    digest = seal_dataset(dataset, source.table, source.spec, recipient=pipeline_recipient())
     return begun.finish(
         bundle=bundle,
         outputs={"dataset": digest},

@@ -6,7 +6,7 @@ from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Output
 
 from portcullis.container import component, gate_pipeline
 from portcullis.evidence.component import enforce
-from portcullis.harden import TRUST_CONFIG_MAP, harden
+from portcullis.harden import harden
 
 
 @component
@@ -105,7 +105,7 @@ def residual_pii_gate(
         evidence: Its evidence.
         entities: What to look for: EMAIL, IBAN, CREDIT_CARD, US_SSN, IP_ADDRESS, PHONE.
         step: Name of this gate in the policy.
-        secret: Name of the Kubernetes Secret with the keys of its `evaluate`.
+        secret: Name of the Kubernetes Secret with its keys.
 
     Returns:
         evidence: The evidence with the PASSED verdict.
@@ -113,6 +113,6 @@ def residual_pii_gate(
     judged = evaluate_residual_pii(dataset=dataset, evidence=evidence, entities=entities, step=step)
     held = enforce(subject=dataset, evidence=judged.outputs["verdict_evidence"], gate=step)
     harden(judged, secret=secret)
-    harden(held, trust=TRUST_CONFIG_MAP)
+    harden(held, secret=secret)  # it opens the data set, to see that it is the one that was judged
     outputs = NamedTuple("Outputs", [("evidence", Artifact)])
     return outputs(evidence=held.outputs["passed"])

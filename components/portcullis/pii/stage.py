@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from portcullis.dataset import DatasetSpec, parse_dataset, read_dataset_files, write_dataset
+from portcullis.at_rest import pipeline_recipient, read_input, seal_dataset
+from portcullis.dataset import DatasetSpec, parse_dataset
 from portcullis.digest import content_digest
 from portcullis.errors import ConfigError, DataError
 from portcullis.evidence.statement import Statement
@@ -46,9 +47,10 @@ def mask_pii(
     Raises:
         EvidenceError: The evidence does not hold for this very data set.
         DataError: The data set is malformed or holds something that cannot be masked.
-        KeyMaterialError: There is no masking key.
+        SealError: The data set was altered at rest, or lies in plain text.
+        KeyMaterialError: There is no masking key, or no key to open or to seal for.
     """
-    files = read_dataset_files(dataset)
+    files = read_input(step, "dataset", dataset)
     begun = begin(
         step,
         stage="mask_pii",
@@ -59,7 +61,7 @@ def mask_pii(
     source = parse_dataset(files)
     key = symmetric_key(role_uri(keys_base(), "masking.key"))
     table, report = mask_table(source.table, masking_plan(source.spec, entities), key=key)
-    digest = write_dataset(masked, table, source.spec)
+    digest = seal_dataset(masked, table, source.spec, recipient=pipeline_recipient())
     figures = {f"masked_{column}": sum(counts.values()) for column, counts in report.counts.items()}
     return begun.finish(bundle=bundle, outputs={"dataset": digest}, figures={"rows": report.rows, **figures})
 
@@ -79,8 +81,10 @@ def residual_pii(
 
     Raises:
         EvidenceError: The evidence does not hold for this very data set.
+        SealError: The data set was altered at rest, or lies in plain text.
+        KeyMaterialError: There is no key to open it.
     """
-    files = read_dataset_files(dataset)
+    files = read_input(step, "dataset", dataset)
     begun = begin(
         step,
         stage="residual_pii_gate",

@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
-from portcullis.dataset import parse_dataset, read_dataset_files, write_dataset
+from portcullis.at_rest import pipeline_recipient, read_input, seal_dataset
+from portcullis.dataset import parse_dataset
 from portcullis.digest import content_digest
 from portcullis.evidence.statement import Statement
 from portcullis.evidence.step import begin
@@ -38,9 +39,11 @@ def dp_noise(
         EvidenceError: The evidence does not hold for this very data set.
         PolicyError: The policy does not name these columns, bounds, epsilons or this budget.
         DataError: As `noise_dataset`, or the data set is malformed.
+        SealError: The data set was altered at rest, or lies in plain text.
+        KeyMaterialError: There is no key to open it or to seal for.
     """
     wanted = noised_columns(columns)
-    files = read_dataset_files(dataset)
+    files = read_input(step, "dataset", dataset)
     begun = begin(
         step,
         stage="dp_noise",
@@ -53,5 +56,5 @@ def dp_noise(
     )
     source = parse_dataset(files)
     result = noise_dataset(source, wanted, budget=budget)
-    digest = write_dataset(noised, result.table, source.spec)
+    digest = seal_dataset(noised, result.table, source.spec, recipient=pipeline_recipient())
     return begun.finish(bundle=bundle, outputs={"dataset": digest}, figures=result.figures)

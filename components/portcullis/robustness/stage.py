@@ -3,7 +3,8 @@
 import dataclasses
 from pathlib import Path
 
-from portcullis.dataset import features_and_labels, parse_dataset, read_dataset_files
+from portcullis.at_rest import read_input
+from portcullis.dataset import features_and_labels, parse_dataset
 from portcullis.digest import content_digest
 from portcullis.errors import DataError, InconclusiveError, ModelError
 from portcullis.evidence.statement import Figure, Statement
@@ -32,9 +33,11 @@ def evaluate_robustness(
 
     Raises:
         EvidenceError: The evidence does not hold for this very model and these very rows.
+        SealError: The rows were altered at rest, or lie in plain text.
+        KeyMaterialError: There is no key to open them.
         MissingDependencyError: PyTorch or torchattacks is not installed.
     """
-    model_files, test_files = read_model_files(model), read_dataset_files(test)
+    model_files, test_files = read_model_files(model), read_input(step, "test", test)
     begun = begin(
         step,
         stage="robustness_gate",

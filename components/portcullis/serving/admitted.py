@@ -4,8 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from portcullis.digest import content_digest
-from portcullis.encryption.recipients import SealingPrivateKey
-from portcullis.encryption.sealed import open_directory, sealed_digest
 from portcullis.encryption.stage import sealing_context
 from portcullis.errors import AdmissionError, SealError, UsageError
 from portcullis.evidence.admission import Admission, verify_admission
@@ -14,6 +12,8 @@ from portcullis.evidence.step import read_evidence
 from portcullis.evidence.trust import TrustStore, now_ms, observe
 from portcullis.files import read_bytes
 from portcullis.models.store import LoadedModel, load_model_files
+from portcullis.sealing.recipients import SealingPrivateKey
+from portcullis.sealing.sealed import open_directory, sealed_digest
 
 MAX_ADMISSION_BYTES = 4 << 20
 

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 from portcullis.digest import manifest_digest, sha256, tree_files
-from portcullis.encryption.sealed import SIDECAR
 from portcullis.errors import DataError, EvidenceError, KeyMaterialError, SealError
 from portcullis.evidence.statement import Statement
 from portcullis.evidence.step import begin
 from portcullis.files import write_bytes
 from portcullis.keys import PublicKey
+from portcullis.sealing.sealed import SIDECAR
 from portcullis.signing.oms import sign_files, verify_files
 
 MODEL_NAME = "sealed"

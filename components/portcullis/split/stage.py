@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from portcullis.dataset import parse_dataset, read_dataset_files, write_dataset
+from portcullis.at_rest import pipeline_recipient, read_input, seal_dataset
+from portcullis.dataset import parse_dataset
 from portcullis.digest import content_digest
 from portcullis.evidence.statement import Statement
 from portcullis.evidence.step import begin, keys_base
@@ -28,9 +29,10 @@ def split_dataset(
         EvidenceError: The evidence does not hold for this very data set.
         GateFailedError: A gate before this step FAILED.
         DataError: The data set is malformed, or cannot be split soundly.
-        KeyMaterialError: There is no split key.
+        SealError: The data set was altered at rest, or lies in plain text.
+        KeyMaterialError: There is no split key, or no key to open or to seal for.
     """
-    files = read_dataset_files(dataset)
+    files = read_input(step, "dataset", dataset)
     begun = begin(
         step,
         stage="split",
@@ -40,8 +42,9 @@ def split_dataset(
     )
     source = parse_dataset(files)
     sides = split(source, key=symmetric_key(role_uri(keys_base(), "split.key")), test_fraction=test_fraction)
+    recipient = pipeline_recipient()
     outputs = {
-        "train": write_dataset(train, sides.train, source.spec),
-        "test": write_dataset(test, sides.test, source.spec),
+        "train": seal_dataset(train, sides.train, source.spec, recipient=recipient),
+        "test": seal_dataset(test, sides.test, source.spec, recipient=recipient),
     }
     return begun.finish(bundle=bundle, outputs=outputs, figures=sides.figures)

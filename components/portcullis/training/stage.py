@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from portcullis.dataset import features_and_labels, parse_dataset, read_dataset_files
+from portcullis.at_rest import read_input
+from portcullis.dataset import features_and_labels, parse_dataset
 from portcullis.digest import content_digest
 from portcullis.evidence.statement import Statement
 from portcullis.evidence.step import begin
@@ -39,10 +40,12 @@ def train_model(
     Raises:
         EvidenceError: The evidence does not hold for these very rows.
         DataError: The rows are malformed.
+        SealError: The rows were altered at rest, or lie in plain text.
+        KeyMaterialError: There is no key to open them.
         ModelError: The architecture is unknown, or the model is not finite.
         MissingDependencyError: PyTorch is not installed.
     """
-    files = read_dataset_files(dataset)
+    files = read_input(step, "dataset", dataset)
     begun = begin(
         step,
         stage="train",

@@ -36,8 +36,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from portcullis.digest import canonical_json, is_digest, parse_json, sha256
-from portcullis.encryption.stream import DEK_SIZE, check_context, check_dek, derive
 from portcullis.errors import DataError, KeyMaterialError, SealError, UsageError
+from portcullis.sealing.stream import DEK_SIZE, check_context, check_dek, derive
 
 FORMAT = "portcullis-recipients/v1"
 MAX_RECIPIENTS = 1000

@@ -4,21 +4,24 @@
 to its own name and to the names of all the others, so that none can be added, removed or renamed unseen.
 """
 
+import os
 import secrets
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
 
 from portcullis.digest import canonical_json, sha256, tree_digest, tree_files
-from portcullis.encryption.recipients import (
+from portcullis.errors import SealError, UsageError
+from portcullis.files import atomic_path, read_bytes, write_bytes
+from portcullis.sealing.recipients import (
     SealingPrivateKey,
     SealingPublicKey,
     claimed_recipients,
     unwrap_dek,
     wrap_dek,
 )
-from portcullis.encryption.stream import DEK_SIZE, open_regular, open_sealed, seal
-from portcullis.errors import SealError, UsageError
-from portcullis.files import atomic_path, read_bytes, write_bytes
+from portcullis.sealing.stream import DEK_SIZE, open_regular, open_sealed, seal
 
 SIDECAR = "recipients.json"
 SUFFIX = ".sealed"
@@ -51,7 +54,40 @@ def seal_directory(
     here, there = source.resolve(), target.resolve()
     if here.is_relative_to(there) or there.is_relative_to(here):
         raise UsageError(f"{source} and {target} overlap; seal into a directory apart")
-    contexts = _file_contexts(context, [entry.path for entry in tree_files(source)])
+    names = [entry.path for entry in tree_files(source)]
+    _seal(names, lambda name: open_regular(source / name), target, recipients, context)
+
+
+def seal_files(
+    files: Mapping[str, bytes],
+    target: Path,
+    *,
+    recipients: Collection[SealingPublicKey],
+    context: Mapping[str, str],
+) -> None:
+    """Seal files held in memory, by POSIX path, into the new directory `target`: none of them ever lies there plain.
+
+    Args:
+        files: As `open_directory` returns them; paths are relative, and none leaves `target`.
+        target: Replaced if it exists; it appears whole or not at all.
+        recipients: Who can open it.
+        context: What the files are; demanded again of whoever opens them.
+
+    Raises:
+        KeyMaterialError: A recipient's key is degenerate.
+        UsageError: As `seal_directory`.
+    """
+    _seal(sorted(files), lambda name: BytesIO(files[name]), target, recipients, context)
+
+
+def _seal(
+    names: Sequence[str],
+    source: Callable[[str], BinaryIO],
+    target: Path,
+    recipients: Collection[SealingPublicKey],
+    context: Mapping[str, str],
+) -> None:
+    contexts = _file_contexts(context, names)
     dek = secrets.token_bytes(DEK_SIZE)
     sidecar = wrap_dek(dek, recipients, context=context)
     try:
@@ -59,26 +95,43 @@ def seal_directory(
             for name, file_context in contexts.items():
                 sealed = temporary / (name + SUFFIX)
                 sealed.parent.mkdir(parents=True, exist_ok=True)
-                with open_regular(source / name) as plain, sealed.open("xb", buffering=0) as stream:
+                with source(name) as plain, sealed.open("xb", buffering=0) as stream:
                     seal(plain, stream, dek=dek, context=file_context)
+                    os.fsync(stream.fileno())
             write_bytes(temporary / SIDECAR, sidecar)
     except OSError as error:
-        raise UsageError(f"cannot seal {source} into {target}: {error.strerror}") from error
+        raise UsageError(f"cannot seal into {target}: {error.strerror}") from error
 
 
-def open_directory(sealed: Path, *, private_key: SealingPrivateKey, context: Mapping[str, str]) -> dict[str, bytes]:
+def open_directory(
+    sealed: Path,
+    *,
+    private_key: SealingPrivateKey,
+    context: Mapping[str, str],
+    limits: Mapping[str, int] | None = None,
+) -> dict[str, bytes]:
     """Decrypt a sealed directory in memory; returns each file's bytes by its POSIX path. Nothing is written to disk.
+
+    Args:
+        sealed: The sealed directory.
+        private_key: Of one of its recipients.
+        context: What it was sealed for.
+        limits: The very files that must be in it, each with the most bytes that it may have; any when None.
 
     Raises:
         SealError: A file was altered, truncated, added, removed or renamed, the recipients were altered, or the key or
-            the context is the wrong one.
+            the context is the wrong one; or a file is not among `limits`, missing, or larger.
         UsageError: `sealed` is no directory or cannot be read, or the context is unusable.
     """
     contexts = _file_contexts(context, _sealed_names(sealed))
+    if limits is not None and set(contexts) != set(limits):
+        raise SealError(f"{sealed} holds {sorted(contexts)}, not {sorted(limits)}")
     dek = unwrap_dek(read_bytes(sealed / SIDECAR, limit=SIDECAR_LIMIT), private_key, context=context)
     files = {}
     for name, file_context in contexts.items():
         with open_sealed(sealed / (name + SUFFIX), dek=dek, context=file_context) as file:
+            if limits is not None and file.size > limits[name]:
+                raise SealError(f"{name} in {sealed} is larger than the {limits[name]} bytes allowed here")
             files[name] = file.read_all()
     return files
 

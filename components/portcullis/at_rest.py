@@ -1,0 +1,180 @@
+"""Data sets at rest: sealed between steps, in plain text in a step's memory only.
+
+A step that writes a data set seals it in memory for the pipeline's recipient, `pipeline.pub.pem`; a step that reads one
+opens it in memory with `pipeline.pem`. Evidence speaks of content: the digest of a sealed data set is that of its two
+files in plain text, so sealing the same rows again, under a new key, changes no evidence.
+
+A data set in plain text is accepted only where the signed policy says that it comes from outside the chain: a user's
+own. What a step made is refused in plain text, whatever its digest; no missing key and no argument changes that.
+"""
+
+from collections.abc import Collection
+from pathlib import Path
+
+import pyarrow as pa
+
+from portcullis.dataset import FILE_LIMITS, DatasetSpec, encode_dataset, read_dataset_files
+from portcullis.digest import content_digest, path_digest
+from portcullis.errors import DataError, SealError
+from portcullis.evidence.policy import EXTERNAL, Policy
+from portcullis.evidence.step import keys_base
+from portcullis.evidence.trust import TrustStore
+from portcullis.keys import resolve, role_uri
+from portcullis.sealing.recipients import SealingPrivateKey, SealingPublicKey
+from portcullis.sealing.sealed import SIDECAR, SUFFIX, open_directory, seal_files, sealed_recipients
+
+CONTEXT = {"content": "portcullis dataset"}
+PRIVATE_KEY = "pipeline.pem"
+PUBLIC_KEY = "pipeline.pub.pem"
+_PLAIN = frozenset(FILE_LIMITS)
+_SEALED = frozenset({*(name + SUFFIX for name in FILE_LIMITS), SIDECAR})
+
+
+def pipeline_recipient() -> SealingPublicKey:
+    """Return the key that data sets are sealed for, from where PORTCULLIS_KEYS says.
+
+    Raises:
+        KeyMaterialError: Missing, malformed, or open to other users.
+        UsageError: PORTCULLIS_KEYS is not set.
+    """
+    return SealingPublicKey.from_pem(resolve(role_uri(keys_base(), PUBLIC_KEY)))
+
+
+def pipeline_key() -> SealingPrivateKey:
+    """Return the key that opens data sets, from where PORTCULLIS_KEYS says.
+
+    Raises:
+        KeyMaterialError: Missing, malformed, or open to other users.
+        UsageError: PORTCULLIS_KEYS is not set.
+    """
+    return SealingPrivateKey.from_pem(resolve(role_uri(keys_base(), PRIVATE_KEY)))
+
+
+def seal_dataset(directory: Path, table: pa.Table, spec: DatasetSpec, *, recipient: SealingPublicKey) -> str:
+    """Seal a data set in memory and write it atomically; its plain text never touches a file.
+
+    Args:
+        directory: Where it goes; what lies there is replaced.
+        table: As for `encode_dataset`.
+        spec: Its description.
+        recipient: Who can open it.
+
+    Returns:
+        Its content digest: that of its two files in plain text.
+
+    Raises:
+        DataError: As `encode_dataset`.
+        ConfigError: As `encode_dataset`.
+        UsageError: The directory cannot be written.
+    """
+    files = encode_dataset(table, spec)
+    seal_files(files, directory, recipients=[recipient], context=CONTEXT)
+    return content_digest(files)
+
+
+def open_dataset(directory: Path, *, key: SealingPrivateKey) -> dict[str, bytes]:
+    """Open a sealed data set in memory; `parse_dataset` reads what comes back.
+
+    Raises:
+        DataError: The directory is missing or holds anything but a sealed data set.
+        SealError: A byte of it was altered, it is no data set, or it was sealed for another key, or not for this one
+            alone.
+    """
+    names = _names(directory)
+    if names != _SEALED:
+        raise DataError(f"{directory} is no sealed data set: it must hold exactly {', '.join(sorted(_SEALED))}")
+    if sealed_recipients(directory) != [key.key_id]:
+        raise SealError(f"{directory} is sealed for others than this pipeline's key alone")
+    return open_directory(directory, private_key=key, context=CONTEXT, limits=FILE_LIMITS)
+
+
+def read_input(step: str, name: str, directory: Path) -> dict[str, bytes]:
+    """Read the data set that is an input of a step, once.
+
+    Args:
+        step: The step's name in the policy.
+        name: The input's name there.
+        directory: Sealed, or in plain text where the policy says that it comes from outside the chain.
+
+    Returns:
+        Its two files in plain text, by name: what is digested, and then parsed.
+
+    Raises:
+        DataError: The directory is missing or holds anything but a data set.
+        SealError: It was altered or is sealed for another key; or it lies in plain text and a step should have made it.
+        KeyMaterialError: It is sealed, and `pipeline.pem` is not there.
+        TrustStoreError: It lies in plain text, and there is no trust store.
+        PolicyError: Likewise, and the policy names no such step.
+    """
+    return _read(directory, step, [name])
+
+
+def input_digest(step: str, name: str, path: Path) -> str:
+    """Digest an input of a step that may be anything: a data set by its content, all else by what lies there.
+
+    Raises:
+        DataError: Missing or empty, or it holds a link or a special file.
+        SealError: As `read_input`, of a data set; so are the others.
+    """
+    return content_digest(_read(path, step, [name])) if _is_dataset(path) else path_digest(path)
+
+
+def subject_digest(gate: str, path: Path) -> str:
+    """Digest what a gate judged, likewise.
+
+    Raises:
+        PolicyError: It is a data set, and the policy names no such gate.
+        SealError: As `input_digest`; so are the others.
+    """
+    if not _is_dataset(path):
+        return path_digest(path)
+    return content_digest(_read(path, gate, TrustStore.load().policy.step(gate).outputs))
+
+
+def product_digest(path: Path) -> str:
+    """Digest what a task made, likewise; a data set that a task made is sealed.
+
+    Raises:
+        SealError: It is a data set in plain text; or as `input_digest`.
+    """
+    if not _is_dataset(path):
+        return path_digest(path)
+    if _names(path) == _PLAIN:
+        raise SealError(f"{path} is a data set in plain text; whoever made it must seal it (seal_dataset)")
+    return content_digest(open_dataset(path, key=pipeline_key()))
+
+
+def _read(directory: Path, step: str, inputs: Collection[str]) -> dict[str, bytes]:
+    names = _names(directory)
+    if names == _PLAIN:
+        policy = TrustStore.load().policy
+        for name in inputs:
+            _require_from_outside(policy, step, name)
+        return read_dataset_files(directory)
+    if names != _SEALED:
+        raise DataError(f"{directory} is no data set: it must hold exactly {', '.join(sorted(_SEALED))}")
+    return open_dataset(directory, key=pipeline_key())
+
+
+def _require_from_outside(policy: Policy, step: str, name: str) -> None:
+    source = policy.step(step).inputs.get(name, "")
+    maker = policy.steps.get(source.partition(".")[0])
+    # `start_chain` makes nothing: its output is what it was given from outside.
+    if source != EXTERNAL and not (maker and maker.stage == "start_chain"):
+        raise SealError(
+            f"step {step!r}: its input {name!r} lies in plain text; {source or 'what it takes'} is sealed, so it was "
+            "put in its place"
+        )
+
+
+def _is_dataset(path: Path) -> bool:
+    return path.is_dir() and _names(path) in (_PLAIN, _SEALED)
+
+
+def _names(directory: Path) -> frozenset[str]:
+    if directory.is_symlink() or not directory.is_dir():
+        raise DataError(f"{directory} is missing or not a directory")
+    try:
+        return frozenset(path.name for path in directory.iterdir())
+    except OSError as error:
+        raise DataError(f"cannot read {directory}: {error.strerror}") from error
