@@ -10,9 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from portcullis.dataset import DatasetSpec, write_dataset
+from portcullis.at_rest import seal_dataset
+from portcullis.dataset import DatasetSpec, Features, Label, write_dataset
 from portcullis.errors import DataError, UsageError
 from portcullis.ingest.diff import ChangedBlock, Difference, diff_tables, open_table
+from portcullis.ingest.readers import read_source
+from portcullis.sealing.recipients import SealingPrivateKey
 from portcullis.table import logical_root
 
 ROWS = 2500
@@ -156,3 +159,18 @@ def test_what_cannot_be_read_is_refused(name: str, error: type[Exception], tmp_p
     (tmp_path / "set" / "dataset.json").write_text("{}")
     with pytest.raises(error):
         open_table(name if ":" in name else str(tmp_path / name))
+
+
+def test_a_sealed_data_set_is_compared_with_its_source(tmp_path, monkeypatch):
+    monkeypatch.delenv("PORTCULLIS_KEYS", raising=False)
+    (tmp_path / "a.csv").write_text("v0,v1,y\n0,1,a\n1,0,b\n")
+    spec = DatasetSpec("d", Label("y", ("a", "b")), Features(("v0", "v1"), (2,), 0, 1))
+    source = read_source(str(tmp_path / "a.csv"), spec)
+    key = SealingPrivateKey.generate()
+    seal_dataset(tmp_path / "sealed", source.table, source.spec, recipient=key.public_key())
+    with pytest.raises(UsageError, match="PORTCULLIS_KEYS"):
+        open_table(str(tmp_path / "sealed"))
+    (tmp_path / "pipeline.pem").write_bytes(key.to_pem())
+    (tmp_path / "pipeline.pem").chmod(0o600)
+    monkeypatch.setenv("PORTCULLIS_KEYS", f"file:{tmp_path}")
+    assert diff_tables(open_table(str(tmp_path / "sealed")), source.table).equal

@@ -34,8 +34,9 @@ _EXISTING = click.Path(exists=True, path_type=Path)
 def diff(a: str, b: str, config: Path | None, as_json: bool) -> int:  # noqa: FBT001
     """Tell how table B differs from table A: columns, blocks of 1,024 rows, rows; never a value.
 
-    A and B are data sets that a step wrote, or whatever `run --data` reads, of one kind or of two: a CSV file and its
-    Parquet form are equal. Exit code 0 means equal, 1 different or not readable.
+    A and B are data sets that a step wrote (sealed: PORTCULLIS_KEYS names the folder that holds pipeline.pem), or
+    whatever `run --data` reads, of one kind or of two: a CSV file and its Parquet form are equal. Exit code 0 means
+    equal, 1 different or not readable.
     """
     from portcullis.ingest.diff import diff_tables, open_table
 

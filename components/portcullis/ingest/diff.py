@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from portcullis.dataset import SPEC_FILE, DatasetSpec, read_dataset
+from portcullis.at_rest import open_dataset, pipeline_key
+from portcullis.dataset import SPEC_FILE, DatasetSpec, parse_dataset, read_dataset
 from portcullis.ingest.readers import read_source, read_table
+from portcullis.sealing.sealed import SIDECAR
 from portcullis.table import LEAF_ROWS, logical_root, row_digests, table_digests, table_schema
 
 
@@ -65,14 +67,16 @@ class Difference:
 
 
 def open_table(source: str, spec: DatasetSpec | None = None) -> pa.Table:
-    """Read a data set that a step wrote, or whatever `ingest` reads.
+    """Read a data set, or whatever `ingest` reads. One that a step wrote is sealed; `pipeline.pem` opens it.
 
     Args:
         source: The directory of a data set, or a URI as of `read_source`.
         spec: How the columns of a source are typed; a data set has its own description.
 
     Raises:
-        UsageError: As `read_source`; so are the others.
+        UsageError: As `read_source`, or PORTCULLIS_KEYS is not set.
+        KeyMaterialError: There is no key to open a sealed data set.
+        SealError: A sealed data set was altered, or is sealed for another key.
         DataError: The source or data set is malformed.
         ConfigError: The description contradicts the header.
         MissingDependencyError: The built-in data needs scikit-learn.
@@ -80,6 +84,8 @@ def open_table(source: str, spec: DatasetSpec | None = None) -> pa.Table:
     directory = Path(source)
     if directory.is_dir() and (directory / SPEC_FILE).is_file():
         return read_dataset(directory).table
+    if directory.is_dir() and (directory / SIDECAR).is_file():
+        return parse_dataset(open_dataset(directory, key=pipeline_key())).table
     return read_source(source, spec).table if spec else read_table(source)
 
 
