@@ -76,7 +76,7 @@ class ApiServer:
     pods: dict = field(default_factory=dict)  # (namespace, name) of a Deployment: templates of the pods that serve
     requests: list = field(default_factory=list)
     looks: dict = field(default_factory=dict)
-    versions: int = 0
+    versions: int = 1  # as etcd before anything is stored
 
     def __enter__(self):
         simulator = self
@@ -207,6 +207,9 @@ class ApiServer:
         if unknown:
             message = f"failed to create typed patch object: .spec.{unknown[0]}: field not declared in schema"
             raise Refusal(500, None, message)
+        if live is None and "uid" in config["metadata"]:
+            message = f"uid mismatch: the provided object specified uid {config['metadata']['uid']}, and no existing "
+            raise _not_fulfilled(where, f"{message}object was found", where.details)
         fields = _fields(config, where.kind)
         others, mine = [], set()
         for entry in live["metadata"]["managedFields"] if live else []:
@@ -233,6 +236,8 @@ class ApiServer:
         entries = [{**entry, "fieldsV1": _tree(owned)} for entry, owned in others if owned]
         if fields:
             entries.append(_entry(manager, "Apply", config, where.kind))
+        if live:
+            _require_version(where, live, config["metadata"])
         stored = self._stored(where, merged, live, entries, dry_run="dryRun" in query)
         if "dryRun" not in query:
             self.objects[where.key] = stored
@@ -292,14 +297,16 @@ class ApiServer:
 
     def _delete(self, where, live, options):
         uid, wanted = live["metadata"]["uid"], options.get("preconditions", {}).get("uid")
+        version = live["metadata"]["resourceVersion"]
+        read = options.get("preconditions", {}).get("resourceVersion", version)
+        details = {"name": where.name, "group": where.group, "kind": where.kind}
         if wanted not in (None, uid):
-            message = (
-                f'Operation cannot be fulfilled on {where.kind}.{where.group} "{where.name}": the UID in the '
-                f"precondition ({wanted}) does not match the UID in record ({uid}). The object might have been deleted "
-                "and then recreated"
-            )
-            details = {"name": where.name, "group": where.group, "kind": where.kind}
-            raise Refusal(409, "Conflict", message, details)
+            message = f"the UID in the precondition ({wanted}) does not match the UID in record ({uid}). "
+            message += "The object might have been deleted and then recreated"
+            raise _not_fulfilled(where, message, details)
+        if read != version:
+            message = f"the ResourceVersion in the precondition ({read}) does not match the ResourceVersion in record "
+            raise _not_fulfilled(where, f"{message}({version}). The object might have been modified", details)
         del self.objects[where.key]
         self.pods.pop((where.namespace, where.name), None)
         details = {**where.details, "uid": uid}
@@ -308,6 +315,9 @@ class ApiServer:
     def _reconcile(self, where, live):
         """Move a Deployment's status on by one look."""
         self.looks[where.key] = look = self.looks.get(where.key, 0) + 1
+        if look in (2, 3):  # its status is stored, too
+            self.versions += 1
+            live["metadata"]["resourceVersion"] = str(self.versions)
         generation, wanted = live["metadata"]["generation"], live["spec"]["replicas"]
         serving = self.pods.setdefault((where.namespace, where.name), [])
         status = live["status"]
@@ -354,6 +364,24 @@ class _Where:
     @property
     def details(self):
         return {"name": self.name, **({"group": self.group} if self.group else {}), "kind": self.resource}
+
+
+def _not_fulfilled(where, why, details):
+    of = f"{details['kind']}.{where.group}" if where.group else details["kind"]
+    return Refusal(409, "Conflict", f'Operation cannot be fulfilled on {of} "{where.name}": {why}', details)
+
+
+def _require_version(where, live, wanted):
+    """Refuse to go over another version of an object than the one that was read."""
+    if wanted.get("resourceVersion", "0") not in ("0", live["metadata"]["resourceVersion"]):
+        why = "the object has been modified; please apply your changes to the latest version and try again"
+        raise _not_fulfilled(where, why, where.details)
+    if wanted.get("uid", live["metadata"]["uid"]) != live["metadata"]["uid"]:
+        value = f'Invalid value: "{wanted["uid"]}": field is immutable'
+        cause = {"reason": "FieldValueInvalid", "message": value, "field": "metadata.uid"}
+        details = {"name": where.name, "group": where.group, "kind": where.kind, "causes": [cause, cause]}
+        of = f"{where.kind}.{where.group}" if where.group else where.kind
+        raise Refusal(422, "Invalid", f'{of} "{where.name}" is invalid: metadata.uid: {value}', details)
 
 
 def _entry(manager, operation, config, kind):

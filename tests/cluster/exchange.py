@@ -12,25 +12,28 @@ USERS = {
     "nobody": ("nobody", ["system:authenticated"]),
 }
 _UID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_STORED_AT = re.compile(r"(ResourceVersion in [a-z ]+)\([0-9]+\)")
+_REFERENCE = re.compile(r"(uid|resourceVersion) of ([a-z-]+)")
 
 
 def play(ask, exchanges):
     """Ask each request in turn; `ask(user, method, path, content_type, body)` returns status and parsed answer."""
-    uids, played = {}, []
+    answers, played = {}, []
     for exchange in exchanges:
-        body = _with_uids(exchange["body"], uids)
+        body = _filled(exchange["body"], answers)
         data = None if body is None else json.dumps(body).encode()
         status, answer = ask(exchange["user"], exchange["method"], exchange["path"], exchange["type"], data)
-        uids[exchange["name"]] = answer.get("metadata", {}).get("uid")
+        answers[exchange["name"]] = answer
         played.append({**exchange, "status": status, "answer": normalised(answer)})
     return played
 
 
-def _with_uids(body, uids):
-    """Put the uid that an earlier answer gave in place of `uid of NAME`."""
+def _filled(body, answers):
+    """Put what an earlier answer's metadata gave in place of `uid of NAME` and `resourceVersion of NAME`."""
     if isinstance(body, dict):
-        return {key: _with_uids(value, uids) for key, value in body.items()}
-    return uids[body.removeprefix("uid of ")] if isinstance(body, str) and body.startswith("uid of ") else body
+        return {key: _filled(value, answers) for key, value in body.items()}
+    found = _REFERENCE.fullmatch(body) if isinstance(body, str) else None
+    return answers[found[2]]["metadata"][found[1]] if found else body
 
 
 def normalised(answer):
@@ -38,7 +41,7 @@ def normalised(answer):
     answer = copy.deepcopy(answer)
     _drop(answer)
     if "message" in answer:
-        answer["message"] = _UID.sub("UID", answer["message"])
+        answer["message"] = _STORED_AT.sub(r"\1(N)", _UID.sub("UID", answer["message"]))
     return answer
 
 

@@ -111,6 +111,13 @@ def conversation():
     leaner["spec"]["template"]["spec"]["volumes"].pop()
     leaner["spec"]["template"]["spec"]["initContainers"][0]["volumeMounts"].pop()
     del leaner["metadata"]["annotations"]["portcullis.dev/manifests"]
+
+    def over(name, changes=deployment):
+        """The Deployment, to go over the one that an earlier request was answered with."""
+        read = {key: f"{key} of {name}" for key in ("uid", "resourceVersion")}
+        return {**changes, "metadata": {**changes["metadata"], **read}}
+
+    new = {**deployment, "metadata": {**deployment["metadata"], "resourceVersion": "1"}}
     unknown = {**deployment, "spec": {**deployment["spec"], "bogus": 1}}
     negative = {**deployment, "spec": {**deployment["spec"], "replicas": -1}}
     return [
@@ -158,10 +165,34 @@ def conversation():
         apply("and-come-back", deployment),
         ask("wrong-type", "deployer", "PATCH", f"{one}?fieldManager=portcullis", {}, "text/plain"),
         ask("delete-another-uid", "deployer", "DELETE", one, {"preconditions": {"uid": "another"}}, "application/json"),
+        apply("over-what-was-read", over("and-come-back", leaner)),
+        apply("over-what-was-read-and-changed-since", over("and-come-back")),
+        apply("dry-run-over-what-was-read-and-changed-since", over("and-come-back"), query="&dryRun=All"),
+        apply("over-what-was-read-last", over("over-what-was-read")),
+        apply("over-another-uid", {**deployment, "metadata": {**deployment["metadata"], "uid": "another"}}),
+        apply("create-what-exists", new),
+        ask(
+            "delete-what-changed-since",
+            "deployer",
+            "DELETE",
+            one,
+            {"preconditions": {key: f"{key} of and-come-back" for key in ("uid", "resourceVersion")}},
+            "application/json",
+        ),
         ask("delete-without-rights", "nobody", "DELETE", one),
         ask("delete", "deployer", "DELETE", one, {"preconditions": {"uid": "uid of apply-again"}}, "application/json"),
         ask("delete-missing", "deployer", "DELETE", one),
         ask("get-after-delete", "deployer", "GET", one),
+        apply("over-what-was-deleted", over("over-what-was-read-last")),
+        apply("create", new),
+        ask(
+            "delete-what-was-read",
+            "deployer",
+            "DELETE",
+            one,
+            {"preconditions": {key: f"{key} of create" for key in ("uid", "resourceVersion")}},
+            "application/json",
+        ),
     ]
 
 

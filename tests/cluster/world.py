@@ -10,6 +10,7 @@ from kubernetes import client
 from portcullis.deploy.cluster import Cluster, rolled_out
 from portcullis.deploy.manifests import Subject, deployer_role, render
 from portcullis.deploy.settings import ServingSettings
+from portcullis.errors import GateFailedError
 
 NAMESPACE = "portcullis-serving"
 CLUSTER = {
@@ -63,8 +64,40 @@ class World:
         with rolled_out(api or self.api, wanted or objects(), may_go_back=may_go_back) as applied:
             return applied
 
+    def refuse(self, wanted, meanwhile):
+        """Roll out, and refuse it after something has happened meanwhile."""
+        with rolled_out(self.api, wanted, may_go_back=False):
+            meanwhile()
+            raise GateFailedError("no")
+
+    def between(self, kind, act):
+        """Act once, between the last look at the cluster and the first write: at the dry run of this kind."""
+
+        def webhook(it, dry_run):
+            if dry_run and it["kind"] == kind and self.server.webhook is webhook:
+                self.server.webhook = None
+                act()
+            return it
+
+        self.server.webhook = webhook
+
+    def answers(self, monkeypatch, change):
+        """Have `change(method, target, status, answer)` say what is answered in place of it."""
+        ask = self.server.ask
+
+        def changed(token, method, target, content_type, body):
+            status, answer = ask(token, method, target, content_type, body)
+            return change(method, target, status, copy.deepcopy(answer))
+
+        monkeypatch.setattr(self.server, "ask", changed)
+
     def edit(self, manager="mallory", **spec):
         self.admin("PATCH", f"{DEPLOYMENT}?fieldManager={manager}", {"spec": spec}, MERGE)
+
+    @property
+    def issued(self):
+        """Version of the admission that each object says it was deployed under."""
+        return {it["metadata"]["annotations"]["portcullis.dev/issued"] for it in self.stored.values()}
 
     @property
     def images(self):

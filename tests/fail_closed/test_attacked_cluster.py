@@ -6,7 +6,8 @@ The cluster is a simulator; tests/unit/test_deploy_simulator.py compares its ans
 import pytest
 from cluster.world import APPLY, BETTER, DEPLOYMENT, MERGE, NAMESPACE, objects, simulated_world
 
-from portcullis.errors import DeploymentError
+from portcullis.deploy.cluster import rolled_out
+from portcullis.errors import DeploymentError, GateFailedError
 
 
 @pytest.fixture
@@ -112,3 +113,88 @@ def test_an_object_of_someone_else_is_not_taken_over(world):
     with pytest.raises(DeploymentError, match="exists and was not made by Portcullis"):
         world.deploy()
     assert len(world.stored) == 1
+
+
+# Two deployments at once.
+
+
+@pytest.mark.parametrize("kind", ["ServiceAccount", "Deployment"])
+def test_an_older_deployment_does_not_win_over_a_newer_one_that_came_between(world, kind):
+    world.deploy(objects(issued=1))
+    world.between(kind, lambda: world.deploy(objects(issued=5)))
+    with pytest.raises(DeploymentError) as refusal:
+        world.deploy(objects(issued=2))
+    assert refusal.type is DeploymentError
+    assert str(refusal.value) == (
+        f"someone else changed ServiceAccount {NAMESPACE}/digits meanwhile; deploy again; nothing had been changed"
+    )
+    assert world.issued == {"5"}
+
+
+def test_of_two_first_deployments_the_later_does_not_overwrite_the_earlier(world):
+    world.between("Deployment", lambda: world.deploy(objects(issued=5)))
+    with pytest.raises(
+        DeploymentError, match=r"^someone else changed .* meanwhile; deploy again; nothing had been cha"
+    ):
+        world.deploy(objects(issued=2))
+    assert world.issued == {"5"}
+    assert len(world.stored) == 5
+
+
+def test_what_someone_deleted_meanwhile_is_not_brought_back(world):
+    world.deploy(objects(issued=1))
+    world.between("Deployment", lambda: world.admin("DELETE", DEPLOYMENT))
+    with pytest.raises(
+        DeploymentError, match=r"^someone else changed Deployment .*; rolled back to what was there befo"
+    ):
+        world.deploy(objects(issued=2))
+    assert (NAMESPACE, "deployments", "digits") not in world.stored
+    assert world.issued == {"1"}
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_rollback_leaves_what_someone_deployed_meanwhile(world, first):
+    if not first:
+        world.deploy(objects(issued=1))
+    with pytest.raises(GateFailedError, match=r"^no; the rollback did not hold: someone else deployed meanwhile$"):
+        world.refuse(objects(issued=2), lambda: world.deploy(objects(issued=5)))
+    assert world.issued == {"5"}
+    assert len(world.stored) == 5
+
+
+def test_a_rollback_takes_back_what_is_its_own_beside_what_someone_deployed_meanwhile(world):
+    world.deploy(objects(issued=1))
+    service = objects(issued=5)[2]
+    with pytest.raises(GateFailedError, match=r"^no; the rollback did not hold: someone else deployed meanwhile$"):
+        world.refuse(objects(issued=2, image=BETTER), lambda: world.api.apply(service, world.api.read(service)))
+    issued = {key[1]: it["metadata"]["annotations"]["portcullis.dev/issued"] for key, it in world.stored.items()}
+    assert issued.pop("services") == "5"
+    assert set(issued.values()) == {"1"}
+    assert BETTER not in world.images
+
+
+def test_a_rollback_does_not_go_over_what_comes_in_between(world, monkeypatch):
+    world.deploy(objects(issued=1))
+    read = world.api.read
+
+    def overtaken(self, it):
+        live = read(it)
+        if live["metadata"]["annotations"]["portcullis.dev/issued"] == "2":
+            monkeypatch.undo()
+            world.deploy(objects(issued=5))
+        return live
+
+    with pytest.raises(GateFailedError, match=r"^no; the rollback did not hold: someone else changed Deployment "):
+        world.refuse(objects(issued=2), lambda: monkeypatch.setattr(type(world.api), "read", overtaken))
+    assert world.issued == {"5"}
+
+
+def test_a_deployment_that_is_overtaken_while_it_is_asked_fails(world):
+    with (
+        pytest.raises(
+            DeploymentError, match=r"stores another .*; the rollback did not hold: someone else deployed mean"
+        ),
+        rolled_out(world.api, objects(issued=2), may_go_back=False),
+    ):
+        world.deploy(objects(issued=5))
+    assert world.issued == {"5"}

@@ -216,9 +216,59 @@ def test_an_object_that_took_the_place_of_the_one_meant_is_not_deleted(world):
     world.deploy()
     live = world.api.read(objects()[-1])
     live["metadata"]["uid"] = "another"
-    with pytest.raises(DeploymentError, match=r"answered 409: .* the UID in the precondition"):
-        world.api.delete(live)
+    with pytest.raises(DeploymentError, match=r"someone else changed Deployment .* meanwhile"):
+        world.api.delete(objects()[-1], live)
     assert world.api.read(live) is not None
+
+
+def restless(world, monkeypatch, methods, times):
+    """The Deployment's status moves on just before each write, so often."""
+    ask, left = world.server.ask, [times]
+
+    def moved(token, method, target, content_type, body):
+        live = world.server.objects.get((NAMESPACE, "deployments", "digits"))
+        if live and left[0] and method in methods and target.startswith(DEPLOYMENT) and "dryRun" not in target:
+            left[0] -= 1
+            world.server.versions += 1
+            live["metadata"]["resourceVersion"] = str(world.server.versions)
+            live["status"]["readyReplicas"] = left[0]
+        return ask(token, method, target, content_type, body)
+
+    monkeypatch.setattr(world.server, "ask", moved)
+    return left
+
+
+def test_a_status_that_moves_on_is_no_change_by_someone_else(world, monkeypatch):
+    world.deploy()
+    left = restless(world, monkeypatch, ["PATCH"], clusters.WRITE_ATTEMPTS - 1)
+    assert world.deploy(objects(image=BETTER)).changes == 5
+    assert (left, world.images) == ([0], [BETTER] * 2)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_status_that_moves_on_is_in_no_rollbacks_way(world, monkeypatch, first):
+    if not first:
+        world.deploy()
+    before = world.stored
+    left = []
+    with pytest.raises(GateFailedError, match="was deleted" if first else "rolled back to what was there before"):
+        world.refuse(
+            objects(image=BETTER),
+            lambda: left.append(restless(world, monkeypatch, ["PATCH", "DELETE"], clusters.WRITE_ATTEMPTS - 1)),
+        )
+    assert left == [[0]]
+    assert world.stored == before
+
+
+def test_a_status_that_never_rests_is_given_up(world, monkeypatch):
+    world.deploy()
+    before = world.stored
+    restless(world, monkeypatch, ["PATCH"], clusters.WRITE_ATTEMPTS)
+    with pytest.raises(
+        DeploymentError, match=r"^someone else changed Deployment .*; rolled back to what was there bef"
+    ):
+        world.deploy(objects(image=BETTER))
+    assert world.stored == before
 
 
 def test_a_short_outage_while_it_rolls_out_is_waited_for(world):
@@ -286,6 +336,107 @@ def test_an_answer_that_is_none(world, monkeypatch, body):
     with pytest.raises(DeploymentError, match="with no JSON object"):
         world.api.read(objects()[0])
     monkeypatch.undo()
+
+
+def part(*path, value=None, kind="Deployment", method="GET"):
+    """Set a part of what is answered about a kind; without a value, to null."""
+
+    def change(asked, target, status, answer):
+        if asked == method and status < 300 and answer["kind"] == kind:
+            inner = answer
+            for step in path[:-1]:
+                inner = inner[step]
+            inner[path[-1]] = value
+        return status, answer
+
+    return change
+
+
+def without(*path):
+    def change(method, target, status, answer):
+        if method == "GET" and status < 300 and answer["kind"] == "Deployment":
+            inner = answer
+            for step in path[:-1]:
+                inner = inner[step]
+            del inner[path[-1]]
+        return status, answer
+
+    return change
+
+
+ISSUED = ("metadata", "annotations", "portcullis.dev/issued")
+MALFORMED = {
+    "null metadata": part("metadata"),
+    "text as metadata": part("metadata", value="x"),
+    "null labels": part("metadata", "labels"),
+    "null annotations": part("metadata", "annotations"),
+    "a number as annotation": part(*ISSUED, value=5),
+    "null managed fields": part("metadata", "managedFields"),
+    "managed fields of text": part("metadata", "managedFields", value=["x"]),
+    "null owned fields": part("metadata", "managedFields", 0, "fieldsV1"),
+    "a list as owned labels": part("metadata", "managedFields", 0, "fieldsV1", "f:metadata", "f:labels", value=1),
+    "no uid": without("metadata", "uid"),
+    "a number as version": part("metadata", "resourceVersion", value=7),
+    "no generation": without("metadata", "generation"),
+    "text as generation": part("metadata", "generation", value="1"),
+    "null status": part("status"),
+    "text as status": part("status", value="x"),
+    "text as observed generation": part("status", "observedGeneration", value="x"),
+    "a truth as count": part("status", "replicas", value=True),
+    "null conditions": part("status", "conditions"),
+    "conditions of text": part("status", "conditions", value=["x"]),
+    "a condition of lists": part("status", "conditions", value=[{"type": [], "status": []}]),
+    "a condition of nothing": part("status", "conditions", value=[{}]),
+    "another namespace": part("metadata", "namespace", value="other"),
+    "no kind": without("kind"),
+    "a number as kind": part("kind", value=1),
+    "null annotations in a dry run": part("metadata", "annotations", method="PATCH"),
+}
+
+
+@pytest.mark.parametrize("change", MALFORMED.values(), ids=MALFORMED)
+def test_a_malformed_object_is_refused_and_nothing_is_changed(world, monkeypatch, change):
+    world.deploy()
+    before = world.stored
+    world.answers(monkeypatch, change)
+    with pytest.raises(DeploymentError, match=r"malformed Deployment|something else|which version"):
+        world.deploy(objects(image=BETTER))
+    assert world.stored == before
+
+
+@pytest.mark.parametrize("change", MALFORMED.values(), ids=MALFORMED)
+def test_a_rollback_that_reads_a_malformed_object_did_not_hold(world, monkeypatch, change):
+    world.deploy()
+    with pytest.raises(
+        GateFailedError, match=r"^no; the rollback did not hold: .*(malformed|something else|version it)"
+    ):
+        world.refuse(objects(image=BETTER), lambda: world.answers(monkeypatch, change))
+
+
+@pytest.mark.parametrize(
+    "details", [None, "x", [], {"causes": None}, {"causes": "x"}, {"causes": ["x"]}, {"causes": [{"reason": []}]}]
+)
+@pytest.mark.parametrize("status", [409, 422])
+def test_a_malformed_refusal_is_a_refusal(world, monkeypatch, details, status):
+    world.answers(
+        monkeypatch,
+        lambda method, target, code, answer: (
+            (status, {"message": None, "details": details}) if method == "PATCH" else (code, answer)
+        ),
+    )
+    with pytest.raises(DeploymentError, match=r"meanwhile; deploy again$|answered 422: None$"):
+        world.deploy()
+    assert world.stored == {}
+
+
+@pytest.mark.parametrize("version", ["", "-1", "+1", "1.0", " 1", "1\n", "\u0661", "9" * 19, "9" * 5000])
+def test_a_version_that_is_no_number_is_refused(world, monkeypatch, version):
+    world.deploy()
+    before = world.stored
+    world.answers(monkeypatch, part(*ISSUED, value=version))
+    with pytest.raises(DeploymentError, match="does not say which admission it was deployed under"):
+        world.deploy(objects(image=BETTER))
+    assert world.stored == before
 
 
 # The comparison on which all of it rests.

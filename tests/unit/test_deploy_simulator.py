@@ -30,6 +30,10 @@ def test_the_recording_covers_what_deploying_relies_on():
     statuses = {exchange["status"] for exchange in EXCHANGES.values()}
     assert statuses == {200, 201, 400, 401, 403, 404, 409, 415, 422, 500}
     assert EXCHANGES["get-after-dry-run"]["status"] == 404
+    for name in ("over-what-was-read-and-changed-since", "over-what-was-deleted", "create-what-exists"):
+        assert EXCHANGES[name]["status"] == 409
+    assert EXCHANGES["create"]["status"] == 201
+    assert EXCHANGES["delete-what-changed-since"]["status"] == 409
 
 
 @pytest.mark.parametrize("kind", ["ServiceAccount", "NetworkPolicy", "Service", "Deployment"])

@@ -7,12 +7,20 @@ import pytest
 import yaml
 from chains import NOW, STEPS, digest_of
 from chains import World as Chain
-from cluster.world import CLUSTER, URIS, simulated_world
+from cluster.world import CLUSTER, MERGE, URIS, simulated_world
 
 from portcullis.deploy import stage
 from portcullis.deploy.manifests import MANIFESTS, manifests_digest
 from portcullis.digest import sha256
-from portcullis.errors import AdmissionError, ConfigError, DeploymentError, GateFailedError, PolicyError, UsageError
+from portcullis.errors import (
+    AdmissionError,
+    ConfigError,
+    DeploymentError,
+    GateFailedError,
+    PolicyError,
+    TrustStoreError,
+    UsageError,
+)
 from portcullis.evidence import step as steps
 from portcullis.evidence.admission import admission_identity
 from portcullis.evidence.chain import join_bundle
@@ -191,6 +199,45 @@ def test_a_server_that_answers_anyone_gives_way_to_the_one_before(release):
     with pytest.raises(GateFailedError, match="; rolled back to what was there before"):
         release.deploy()
     assert release.cluster.stored == before
+
+
+@pytest.mark.parametrize("error", [TrustStoreError("the state is gone"), OSError("no space"), KeyboardInterrupt()])
+def test_no_passed_statement_stays_behind_a_rollback(release, monkeypatch, error):
+    def observe(store, *, deployed):
+        raise error
+
+    monkeypatch.setattr(stage, "observe", observe)
+    with pytest.raises(type(error)):
+        release.deploy()
+    assert release.untouched
+    assert not (release.root / "manifests").exists()
+
+
+def test_no_passed_statement_stays_when_another_deployment_came_between(release, monkeypatch):
+    observe = stage.observe
+
+    def overtaken(store, *, deployed):
+        service = next(it for it in release.cluster.stored.values() if it["kind"] == "Service")
+        patch = {"metadata": {"annotations": {MANIFESTS: "d" * 64}}}
+        path = f"/api/v1/namespaces/{CLUSTER['namespace']}/services/digits?fieldManager=another"
+        release.cluster.admin("PATCH", path, patch, MERGE)
+        assert service["metadata"]["annotations"][MANIFESTS] != "d" * 64
+        return observe(store, deployed=deployed)
+
+    monkeypatch.setattr(stage, "observe", overtaken)
+    with pytest.raises(DeploymentError, match="the rollback did not hold: someone else deployed meanwhile"):
+        release.deploy()
+    assert not (release.root / "deployment").exists() and not (release.root / "manifests").exists()
+
+
+def test_a_statement_that_cannot_be_written_is_rolled_back(release, monkeypatch):
+    def full(path, data):
+        raise OSError("no space")
+
+    monkeypatch.setattr(steps, "write_bytes", full)
+    with pytest.raises(OSError, match="no space"):
+        release.deploy()
+    assert release.untouched
 
 
 def test_a_server_that_cannot_be_reached_is_rolled_back(release, monkeypatch):

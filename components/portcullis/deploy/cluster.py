@@ -3,9 +3,11 @@
 1. The pods are judged by Pod Security `restricted`, before the cluster is asked anything.
 2. What lies there is read. It must be Portcullis's own, and not newer than what is to be applied.
 3. Every object is applied as a dry run: what the cluster would refuse, or store otherwise than rendered, ends it here.
-4. What would change is applied, server-side and never by force: a field that another manager owns is a conflict.
-5. The rollout is awaited, every object is read back and compared once more.
-6. When anything fails from 4 on, what was there before is applied again, and what was not there is deleted.
+4. What would change is applied, server-side and never by force: a field that another manager owns is a conflict. So is
+   an object that is no longer the one that was read: of two deployments at once, the older does not win by being late.
+5. The rollout is awaited, every object is read back and compared, and once more when the caller is done.
+6. When anything fails from 4 on, what was there before is applied again, and what was not there is deleted; but not
+   what someone else deployed meanwhile.
 
 Objects are addressed by fixed paths, so nothing is discovered and no list of a cluster's resources is cached on disk.
 """
@@ -13,10 +15,12 @@ Objects are addressed by fixed paths, so nothing is discovered and no list of a 
 import contextlib
 import json
 import os
+import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import yaml
 
@@ -37,6 +41,9 @@ MAX_ANSWER_BYTES = 4 << 20
 MAX_LINE = 1000  # characters of what an API server says that are quoted
 REQUEST_SECONDS = 30.0
 GRACE_SECONDS = 30.0  # beyond the rollout's own deadline, for the cluster to say that it has passed
+WRITE_ATTEMPTS = 5  # when only the status of what is written over has moved on
+
+_Written = TypeVar("_Written")
 
 _APPLY = "application/apply-patch+yaml"  # JSON is YAML
 _PATHS = {
@@ -68,11 +75,20 @@ _VERSIONS = {
 }
 # What the client's own reading of a malformed kubeconfig ends in.
 _UNREADABLE = (AttributeError, KeyError, TypeError, ValueError)
+_VERSION = re.compile("[0-9]{1,18}")
+# An object that is to be created is applied with a version that none has: etcd is at 1 before anything is stored. Over
+# one that exists after all it is a conflict (for a Service from Kubernetes 1.23 on, see kubernetes#106745).
+_NO_VERSION = "1"
+_COUNTS = ("replicas", "updatedReplicas", "availableReplicas")
 _FAILURES = {("ReplicaFailure", "True"), ("Progressing", "False")}
 
 
 class _UnavailableError(DeploymentError):
     """The API server did not answer, or said that it cannot for now."""
+
+
+class _ChangedError(DeploymentError):
+    """Nothing was written: the object is not the one that was read."""
 
 
 @dataclass(frozen=True)
@@ -96,31 +112,40 @@ class Cluster:
         status, answer = self._ask("GET", _path(it))
         if status == 404 and answer.get("reason") == "NotFound":
             return None
-        live = _accepted(f"reading {_named(it)}", status, answer)
-        if (live.get("kind"), live.get("metadata", {}).get("name")) != (it["kind"], it["metadata"]["name"]):
+        live = _object(it, _accepted("reading", it, status, answer))
+        if _identity(live) != _identity(it):
             raise DeploymentError(f"reading {_named(it)}: the API server answered with something else")
+        if not all(isinstance(live["metadata"].get(key), str) for key in ("uid", "resourceVersion")):
+            raise DeploymentError(f"reading {_named(it)}: the API server does not say which version it is")
         return live
 
-    def apply(self, it: Object, *, dry_run: bool = False) -> Object:
+    def apply(self, it: Object, over: Object | None = None, *, dry_run: bool = False) -> Object:
         """Apply one object server-side, without force, and return what the server stores (would store).
 
+        Args:
+            it: The object.
+            over: The very version that it goes over, as read; None when there is none. A dry run goes over any.
+            dry_run: Store nothing.
+
         Raises:
-            DeploymentError: Refused, in conflict with another manager, or not answered.
+            DeploymentError: Refused, in conflict with another manager or a change since, or not answered.
         """
         query = f"fieldManager={MANAGER}&force=false" + ("&dryRun=All" if dry_run else "")
-        status, answer = self._ask("PATCH", f"{_path(it)}?{query}", body=it, content_type=_APPLY)
-        return _accepted(f"applying {_named(it)}", status, answer)
+        read = {"resourceVersion": _NO_VERSION} if over is None else _version(over)
+        body = it if dry_run else {**it, "metadata": {**it["metadata"], **read}}
+        status, answer = self._ask("PATCH", f"{_path(it)}?{query}", body=body, content_type=_APPLY)
+        return _object(it, _accepted("applying", it, status, answer))
 
-    def delete(self, live: Object) -> None:
-        """Delete this very object: one of the same name that came after it stays.
+    def delete(self, it: Object, live: Object) -> None:
+        """Delete this very version of an object, as read: one that came after it stays.
 
         Raises:
-            DeploymentError: Refused or not answered.
+            DeploymentError: Refused, changed since, or not answered.
         """
-        body = {"preconditions": {"uid": live["metadata"]["uid"]}, "propagationPolicy": "Background"}
-        status, answer = self._ask("DELETE", _path(live), body=body, content_type="application/json")
+        body = {"preconditions": _version(live), "propagationPolicy": "Background"}
+        status, answer = self._ask("DELETE", _path(it), body=body, content_type="application/json")
         if status != 404:
-            _accepted(f"deleting {_named(live)}", status, answer)
+            _accepted("deleting", it, status, answer)
 
     def _ask(
         self, method: str, path: str, *, body: Object | None = None, content_type: str = ""
@@ -227,52 +252,81 @@ def rolled_out(cluster: Cluster, objects: Sequence[Object], *, may_go_back: bool
         stored = cluster.apply(it, dry_run=True)
         _require_same(it, stored)
         if live is None or _without_server_fields(live) != _without_server_fields(stored):
-            changed.append(it)
-    attempted: list[Object] = []
+            changed.append((it, live))
+    attempted: list[tuple[Object, Object | None]] = []
     try:
-        stale = _conditions(before[objects.index(deployment)]) if deployment in changed else []
-        for it in changed:
-            attempted.append(it)
-            _require_same(it, cluster.apply(it))
+        stale = [condition for it, live in changed if it is deployment for condition in _conditions(live)]
+        for it, live in changed:
+            attempted.append((it, live))
+            try:
+                _require_same(it, _written(cluster, it, live, partial(cluster.apply, it)))
+            except _ChangedError:
+                attempted.pop()
+                raise
         _await_rollout(cluster, deployment, stale=stale)
-        for it in objects:
-            _require_same(it, _live(cluster, it))
+        _require_all(cluster, objects)
         yield Applied(len(changed), deployment["spec"]["replicas"])
+        _require_all(cluster, objects)
     except PortcullisError as error:
-        raise type(error)(f"{error}; {_rolled_back(cluster, objects, before, attempted)}") from error
+        known = DeploymentError if isinstance(error, DeploymentError) else type(error)
+        raise known(f"{error}; {_rolled_back(cluster, before, attempted)}") from error
     except BaseException:
-        _rolled_back(cluster, objects, before, attempted)
+        _rolled_back(cluster, before, attempted)
         raise
 
 
+def _written(cluster: Cluster, it: Object, live: Object | None, write: Callable[[Any], _Written]) -> _Written:
+    """Write over what was read, or over what differs from it in its status alone: a Deployment's moves by itself."""
+    for _ in range(WRITE_ATTEMPTS - 1):
+        try:
+            return write(live)
+        except _ChangedError:
+            now = cluster.read(it)
+            if live is None or now is None or now["metadata"]["uid"] != live["metadata"]["uid"]:
+                raise
+            if _without_server_fields(now) != _without_server_fields(live):
+                raise
+            live = now
+    return write(live)
+
+
 def _rolled_back(
-    cluster: Cluster, objects: Sequence[Object], before: Sequence[Object | None], attempted: Sequence[Object]
+    cluster: Cluster, before: Sequence[Object | None], attempted: Sequence[tuple[Object, Object | None]]
 ) -> str:
-    """Undo what was attempted, and say how that went."""
+    """Undo what was attempted, but for what someone else deployed meanwhile, and say how that went."""
     if not attempted:
         return "nothing had been changed"
-    created = [it for it in attempted if before[objects.index(it)] is None]
-    overwritten = [it for it in attempted if before[objects.index(it)] is not None]
+    overtaken = False
+    restored = []
     try:
-        for it in reversed(created):
+        for it, old in reversed(attempted):
             live = cluster.read(it)
-            # Another deployment may have come in between; what it made is not this one's to delete.
-            if live is not None and _annotations(live).get(MANIFESTS) == _annotations(it)[MANIFESTS]:
-                cluster.delete(live)
-        if not overwritten:
-            return "what it had created was deleted"
-        previous = _previous(before)
-        restored = [previous[objects.index(it)] for it in overwritten]
-        for it in reversed(restored):
-            _require_same(it, cluster.apply(it))
+            digest = None if live is None else _annotations(live).get(MANIFESTS)
+            if live is not None and digest == _annotations(it)[MANIFESTS]:
+                if old is None:
+                    _written(cluster, it, live, partial(cluster.delete, it))
+                else:
+                    previous = _previous(before)[before.index(old)]
+                    _require_same(previous, _written(cluster, it, live, partial(cluster.apply, previous)))
+                    restored.append(previous)
+            elif (live is None) != (old is None) or (old is not None and digest != _annotations(old).get(MANIFESTS)):
+                overtaken = True
         for it in restored:
             if it["kind"] == "Deployment":
                 _await_rollout(cluster, it, stale=_conditions(_live(cluster, it)))
-        for it in restored:
-            _require_same(it, _live(cluster, it))
-    except DeploymentError as error:
+        _require_all(cluster, restored)
+    except PortcullisError as error:
         return f"the rollback did not hold: {error}"
-    return "rolled back to what was there before"
+    if overtaken:
+        return "the rollback did not hold: someone else deployed meanwhile"
+    if any(old is not None for _, old in attempted):
+        return "rolled back to what was there before"
+    return "what it had created was deleted"
+
+
+def _require_all(cluster: Cluster, objects: Sequence[Object]) -> None:
+    for it in objects:
+        _require_same(it, _live(cluster, it))
 
 
 def _previous(before: Sequence[Object | None]) -> list[Object]:
@@ -309,7 +363,7 @@ def _require_no_step_back(it: Object, live: Object, *, may_go_back: bool) -> Non
         raise DeploymentError(f"{_named(it)} exists and was not made by Portcullis; choose another namespace")
     for annotation, (error, what) in _VERSIONS.items():
         version = theirs.get(annotation, "")
-        if not (version.isascii() and version.isdigit()):
+        if not _VERSION.fullmatch(version):
             raise DeploymentError(f"{_named(it)} does not say which {what} it was deployed under; delete it to go on")
         if int(version) > int(ours[annotation]) and not (error is AdmissionError and may_go_back):
             hint = "; to go back on purpose, the policy's owner signs a rollback" if error is AdmissionError else ""
@@ -408,7 +462,7 @@ def _await_rollout(cluster: Cluster, deployment: Object, *, stale: Sequence[Any]
                 if any(condition not in stale for condition in failing):
                     raise DeploymentError(f"{_named(deployment)} does not roll out: {reasons}")
                 wanted = deployment["spec"]["replicas"]
-                counts = [status.get(name, 0) for name in ("replicas", "updatedReplicas", "availableReplicas")]
+                counts = [status.get(name, 0) for name in _COUNTS]
                 if counts == [wanted] * 3 and not status.get("unavailableReplicas"):
                     return
                 last = f"{counts[1]} of {wanted} pods updated, {counts[2]} available" + (reasons and f"; {reasons}")
@@ -441,18 +495,49 @@ def _named(it: Object) -> str:
     return f"{it['kind']} {it['metadata']['namespace']}/{it['metadata']['name']}"
 
 
-def _accepted(what: str, status: int, answer: Mapping[str, Any]) -> Object:
+def _identity(it: Object) -> tuple[Any, ...]:
+    return it.get("apiVersion"), it.get("kind"), it["metadata"].get("namespace"), it["metadata"].get("name")
+
+
+def _version(live: Object) -> Object:
+    return {key: live["metadata"][key] for key in ("uid", "resourceVersion")}
+
+
+def _accepted(doing: str, it: Object, status: int, answer: Mapping[str, Any]) -> Object:
     if 200 <= status < 300:
         return dict(answer)
+    what = f"{doing} {_named(it)}"
     message = _one_line(answer.get("message", ""))
-    causes = answer.get("details", {}).get("causes", [])
+    details = answer.get("details")
+    causes = details.get("causes") if isinstance(details, dict) else None
+    reasons = [cause.get("reason") for cause in causes if isinstance(cause, dict)] if isinstance(causes, list) else []
     if status == 401:
         raise DeploymentError("the API server does not know who asks: the token is missing, expired, or another's")
     if status == 403:
         raise DeploymentError(f"{what} is not allowed: {message}; bind the deployer's Role to this service account")
-    if any(cause.get("reason") == "FieldManagerConflict" for cause in causes):
+    if "FieldManagerConflict" in reasons:
         raise DeploymentError(f"{what}: {message}; nothing is forced, so that manager must give the field up first")
+    if status == 409:
+        raise _ChangedError(f"someone else changed {_named(it)} meanwhile; deploy again")
     raise DeploymentError(f"{what}: the API server answered {status}: {message}")
+
+
+def _object(it: Object, answer: Object) -> Object:
+    """Return an object that the API server answered with, each part of it that is relied on being of its type."""
+    try:
+        metadata, status = answer["metadata"], answer.get("status", {})
+        texts = [text for part in ("labels", "annotations") for text in metadata.get(part, {}).values()]
+        texts.extend(condition[key] for condition in status.get("conditions", []) for key in ("type", "status"))
+        numbers = [status.get(name, 0) for name in (*_COUNTS, "observedGeneration")]
+        if it["kind"] == "Deployment":
+            numbers.append(metadata["generation"])
+        _as_rendered(answer)
+        sound = all(isinstance(text, str) for text in texts) and all(type(number) is int for number in numbers)
+    except (*_UNREADABLE, RecursionError):
+        sound = False
+    if not sound:
+        raise DeploymentError(f"the API server answered with a malformed {_named(it)}")
+    return answer
 
 
 def _shown(value: Any) -> str:

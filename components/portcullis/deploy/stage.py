@@ -5,6 +5,7 @@ stops it when it has answered; `portcullis serve` starts the same runtime to sta
 server's manifests to a cluster, asks the server through its Service, and rolls back unless it answers as it must.
 """
 
+import contextlib
 import math
 import os
 import sys
@@ -25,7 +26,7 @@ from portcullis.evidence.dsse import Envelope
 from portcullis.evidence.statement import Figure, Statement
 from portcullis.evidence.step import KEYS_ENV, Step, begin_deployment, keys_base
 from portcullis.evidence.trust import STATE_ENV, TRUST_ENV, observe, state_directory
-from portcullis.files import write_bytes
+from portcullis.files import atomic_path, write_bytes
 from portcullis.keys import role_uri
 from portcullis.sealing.sealed import sealed_digest
 from portcullis.serving.admitted import read_admission
@@ -90,7 +91,7 @@ def deploy(
     )
     if settings is None:
         report = _probe_local(begun, sealed=sealed, admission=admission, evidence=evidence)
-        return _finish(begun, report, [], deployment=deployment, manifests=manifests)
+        return _passed(begun, _signed(begun, report, [], deployment=deployment, manifests=manifests))
     admitted = Admission.parse(Envelope.parse(data).payload)  # verified above
     if admitted.development:
         raise AdmissionError("admitted under development keys: deploys to the local target only, not to a cluster")
@@ -98,11 +99,18 @@ def deploy(
     objects = render(settings, name=name, subject=_subject(begun, admitted, data), uris=uris or {})
     may_go_back = admission_identity(data) in begun.store.revocations.rollbacks
     question = _question(begun)
-    with rolled_out(api or connect(), objects, may_go_back=may_go_back) as applied:
-        host, port = address or (f"{name}.{settings.namespace}.svc", PORT)
-        report = probe(host, port, **question)
-        statement = _finish(begun, report, objects, deployment=deployment, manifests=manifests, applied=vars(applied))
-        observe(begun.store, deployed=admitted.issued)
+    with contextlib.ExitStack() as published:
+        # They take their names on the way out, when nothing fails any more: what was rolled back must not say PASSED.
+        bundle = published.enter_context(atomic_path(deployment))
+        listing = None if manifests is None else published.enter_context(atomic_path(manifests))
+        with rolled_out(api or connect(), objects, may_go_back=may_go_back) as applied:
+            host, port = address or (f"{name}.{settings.namespace}.svc", PORT)
+            report = probe(host, port, **question)
+            statement = _signed(begun, report, objects, deployment=bundle, manifests=listing, applied=vars(applied))
+            if statement.verdict != "PASSED":
+                bundle.rename(deployment)
+            _passed(begun, statement)
+            observe(begun.store, deployed=admitted.issued)
     return statement
 
 
@@ -117,7 +125,7 @@ def _subject(begun: Step, admitted: Admission, data: bytes) -> Subject:
     )
 
 
-def _finish(
+def _signed(
     begun: Step,
     report: ProbeReport,
     objects: list[Object],
@@ -131,7 +139,10 @@ def _finish(
         answers["manifests"] = objects[0]["metadata"]["annotations"][MANIFESTS]
     if manifests is not None:
         write_bytes(manifests, to_yaml(objects).encode())
-    statement = begun.finish(bundle=deployment, figures=answers)
+    return begun.finish(bundle=deployment, figures=answers)
+
+
+def _passed(begun: Step, statement: Statement) -> Statement:
     if statement.verdict != "PASSED":
         raise GateFailedError(
             f"step {begun.rule.name!r}: the server did not answer as the policy demands: {statement.reason}"
