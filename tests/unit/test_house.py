@@ -19,7 +19,7 @@ FLOORS = [
     {"evidence", "table", "report"},
     {"dataset", "models"},
     {
-        *("preflight", "ingest", "pii", "split", "privacy", "training", "robustness", "watermark", "equivalence"),
+        *("preflight", "ingest", "pii", "quality", "split", "privacy", "training", "robustness", "watermark", "equivalence"),
         *("encryption", "signing", "attestation", "admission", "deploy", "serving"),
     },
     {"container", "harden"},
