@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from benchmarks import Record, command, compare
 from benchmarks.poisons import POISONS, part, poisoned
 from portcullis.dataset import Dataset
+from portcullis.errors import InconclusiveError
 from portcullis.evidence.statement import Check, Figure, judge
 from portcullis.ingest.readers import read_source
 from portcullis.quality.screen import screen
@@ -23,8 +24,11 @@ SHARE = 0.8
 def refused(dataset: Dataset, config: ReferenceConfig, seed: int) -> bool:
     """Tell whether the reference policy refuses a data set, with the reference network's seed."""
     figures: dict[str, Figure] = {}
-    for finding in screen(dataset, dataclasses.replace(config.screening, seed=seed)):
-        figures |= finding.figures
+    try:
+        for finding in screen(dataset, dataclasses.replace(config.screening, seed=seed)):
+            figures |= finding.figures
+    except InconclusiveError:
+        return True
     (step,) = (it for it in STEPS if it.name == "data_quality")
     checks = {name: Check(it.get("min"), it.get("max")) for name, it in step.checks(config).items()}
     return judge(figures, checks)[0] != "PASSED"

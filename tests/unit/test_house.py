@@ -19,8 +19,8 @@ FLOORS = [
     {"evidence", "table", "report"},
     {"dataset", "models"},
     {
-        *("preflight", "ingest", "pii", "quality", "split", "privacy", "training", "robustness", "watermark", "equivalence"),
-        *("encryption", "signing", "attestation", "admission", "deploy", "serving"),
+        *("preflight", "ingest", "pii", "quality", "split", "privacy", "training", "robustness", "watermark"),
+        *("equivalence", "encryption", "signing", "attestation", "admission", "deploy", "serving"),
     },
     {"container", "harden"},
 ]

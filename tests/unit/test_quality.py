@@ -132,6 +132,13 @@ def test_rows_that_a_trigger_alone_holds_fall_to_their_class_when_they_do_not_vo
     assert not len(around.reclassified(np.zeros(0, dtype=np.int64)))
 
 
+def test_a_crowd_of_near_copies_is_found():
+    points = np.random.default_rng(5).random((300, 16), dtype=np.float32)
+    assert not len(neighbourhood(points, np.arange(300) % 3).crowded(0.5))
+    points[40:60] = points[40] + np.random.default_rng(6).normal(0, 0.01, (20, 16)).astype(np.float32)
+    assert neighbourhood(points, np.arange(300) % 3).crowded(0.5).tolist() == list(range(40, 60))
+
+
 def test_too_few_voters_are_inconclusive():
     with pytest.raises(InconclusiveError, match="too few"):
         neighbourhood(neighbours=120)
@@ -149,6 +156,8 @@ def test_votes_are_those_of_the_nearest(seed, neighbours, rows, width):
     distances = ((points[:, None].astype(np.float64) - points[None]) ** 2).sum(axis=2)
     np.fill_diagonal(distances, np.inf)
     assert np.allclose(around.shares.sum(axis=1), 1)
+    last = np.sqrt(np.sort(distances, axis=1)[:, neighbours - 1])
+    assert np.allclose(around.radii, last, atol=2e-3)
     for row, order in enumerate(np.argsort(distances, axis=1)):
         edge = distances[row, order[neighbours - 1 : neighbours + 1]]
         if len(edge) == 2 and np.ptp(edge) > 1e-5:  # else single precision may take either
@@ -210,6 +219,9 @@ def test_a_trigger_is_common_among_suspects_and_rare_elsewhere():
         {"outlier_distance": 0},
         {"outlier_distance": math.nan},
         {"outlier_distance": math.inf},
+        {"crowding": 0},
+        {"crowding": 1},
+        {"crowding": math.nan},
         {"suspected": 0},
         {"suspected": 0.6},
         {"suspected": math.nan},
@@ -508,6 +520,7 @@ def test_the_component_does_what_the_stage_does(place):
         n_min=30,
         outlier_distance=6.0,
         neighbours=10,
+        crowding=0.5,
         suspected=0.2,
         epochs=10,
         seed=0,

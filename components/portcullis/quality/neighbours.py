@@ -1,4 +1,4 @@
-"""What a row's nearest neighbours say of its label."""
+"""What a row's nearest neighbours say of it: whether they call it by its label, and how near they are."""
 
 from dataclasses import dataclass
 
@@ -19,7 +19,8 @@ class Neighbourhood:
         labels: Class indices (N,), integers in [0, k).
         classes: k.
         neighbours: How many nearest rows vote.
-        shares: Votes (N, k) of each row's neighbours, itself left out; each row adds up to 1.
+        radii: How far the last of each row's neighbours is, itself left out, (N,).
+        shares: Their votes (N, k); each row adds up to 1.
         thresholds: For each class (k,), the mean share of its own votes: what such a row gets as a rule.
     """
 
@@ -27,6 +28,7 @@ class Neighbourhood:
     labels: NDArray[np.int64]
     classes: int
     neighbours: int
+    radii: NDArray[np.float32]
     shares: NDArray[np.float64]
     thresholds: NDArray[np.float64]
 
@@ -46,15 +48,27 @@ class Neighbourhood:
             InconclusiveError: There are not more rows than voters.
         """
         everyone = np.arange(len(points))
-        shares = _votes(points, labels, classes, neighbours, asked=everyone, voters=everyone)
+        shares, radii = _votes(points, labels, classes, neighbours, asked=everyone, voters=everyone)
         own = shares[everyone, labels]
         thresholds = np.array([own[labels == label].mean() for label in range(classes)])
-        return cls(points, labels, classes, neighbours, shares, thresholds)
+        return cls(points, labels, classes, neighbours, radii, shares, thresholds)
 
     @property
     def accuracy(self) -> float:
         """The share of rows that their neighbours call by their own label, 0..1."""
         return float((self.shares.argmax(axis=1) == self.labels).mean())
+
+    def crowded(self, share: float) -> NDArray[np.int64]:
+        """Find the rows whose neighbours are nearer than a share of the usual distance, the median of all rows'.
+
+        The distance to the k-th neighbour is a measure of density (Loftsgaarden and Quesenberry 1965,
+        doi:10.1214/aoms/1177700079), so a flood of copies that differ a little shows as a crowd. Where half of the rows
+        have k copies to the bit no row is: those are for `portcullis.quality.rows.copies` to count.
+
+        Returns:
+            Their indices.
+        """
+        return np.flatnonzero(self.radii < share * np.median(self.radii))
 
     def issues(self) -> NDArray[np.int64]:
         """Find the rows that their neighbours confidently call by another label.
@@ -85,7 +99,7 @@ class Neighbourhood:
             InconclusiveError: Too few others are left to vote.
         """
         voters = np.setdiff1d(np.arange(len(self.labels)), suspects)
-        shares = _votes(self.points, self.labels, self.classes, self.neighbours, asked=suspects, voters=voters)
+        shares, _ = _votes(self.points, self.labels, self.classes, self.neighbours, asked=suspects, voters=voters)
         return suspects[self._called_otherwise(shares, self.labels[suspects])]
 
     def _called_otherwise(self, shares: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -102,20 +116,21 @@ def _votes(
     *,
     asked: NDArray[np.int64],
     voters: NDArray[np.int64],
-) -> NDArray[np.float64]:
-    """Return the share of each class (len(asked), k) among the nearest voters of each row that is asked about."""
+) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+    """Return the share of each class (len(asked), k) among each row's nearest voters, and how far the last is."""
     if len(voters) <= neighbours:
         raise InconclusiveError(f"{len(voters)} rows are too few for a vote of {neighbours} neighbours")
-    others, shares = points[voters], np.empty((len(asked), classes))
+    others, shares, radii = points[voters], np.empty((len(asked), classes)), np.empty(len(asked), dtype=np.float32)
     lengths = (others**2).sum(axis=1)
     step = max(1, _CELLS // len(voters))
     for start in range(0, len(asked), step):
         block = asked[start : start + step]
-        # Squared distances, but for each row's own length, which orders nothing.
-        distances = lengths - 2 * (points[block] @ others.T)
-        distances[block[:, None] == voters[None]] = np.inf
-        nearest = labels[voters[np.argpartition(distances, neighbours - 1, axis=1)[:, :neighbours]]]
-        ballots = nearest + classes * np.arange(len(block))[:, None]
+        own = (points[block] ** 2).sum(axis=1, keepdims=True)
+        squares = np.maximum(own + lengths - 2 * (points[block] @ others.T), 0)
+        squares[block[:, None] == voters[None]] = np.inf
+        nearest = np.argpartition(squares, neighbours - 1, axis=1)[:, :neighbours]
+        radii[start : start + step] = np.sqrt(np.take_along_axis(squares, nearest, axis=1).max(axis=1))
+        ballots = labels[voters[nearest]] + classes * np.arange(len(block))[:, None]
         counts = np.bincount(ballots.ravel(), minlength=classes * len(block))
         shares[start : start + step] = counts.reshape(len(block), classes) / neighbours
-    return shares
+    return shares, radii

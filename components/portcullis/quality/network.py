@@ -39,9 +39,10 @@ def activations(
             optimiser = torch.optim.Adam(weights, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
             inputs, targets = torch.from_numpy(points), torch.from_numpy(labels)
             for _ in range(epochs):
-                for batch in torch.randperm(len(inputs)).split(BATCH):
+                for batch in torch.split(torch.randperm(len(inputs)), BATCH):
                     optimiser.zero_grad()
-                    torch.nn.functional.cross_entropy(last(hidden(inputs[batch])), targets[batch]).backward()
+                    loss = torch.nn.functional.cross_entropy(last(hidden(inputs[batch])), targets[batch])
+                    torch.autograd.backward(loss)
                     optimiser.step()
             with torch.no_grad():
                 values = hidden(inputs)

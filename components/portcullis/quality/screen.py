@@ -36,6 +36,7 @@ def screen(dataset: Dataset, settings: QualitySettings) -> Iterator[Finding]:
     - `duplicate_rows`, that repeat the features of an earlier row; `largest_group`, the share of the largest group of
       equal rows where rows repeat at all, else 0; `contradicting_rows`, of which an equal row bears another label;
     - `outlying_rows`, far from their class's median;
+    - `crowded_rows`, whose neighbours are much nearer than is usual;
     - `reference_accuracy`, of the nearest neighbours' vote; `label_issues`, that it confidently calls otherwise;
     - `reference_accuracy_network`, of the reference network on these rows; `spectral_suspects` and `cluster_suspects`,
       rows of the worst class that stand apart in its activations, by either method, and that the others confidently
@@ -63,13 +64,12 @@ def screen(dataset: Dataset, settings: QualitySettings) -> Iterator[Finding]:
     sizes = np.bincount(labels, minlength=len(classes))
     if sizes.min() < settings.n_min:
         name = classes[int(sizes.argmin())]
-        raise InconclusiveError(
-            f"class {name!r} has {sizes.min()} rows; with fewer than {settings.n_min} none is judged"
-        )
+        raise InconclusiveError(f"class {name!r} has {sizes.min()} rows; it is judged with {settings.n_min} or more")
     away = outliers(points, labels, distance=settings.outlier_distance)
     yield Finding({"outlying_rows": len(away) / len(labels)}, {"outlier": away})
     around = Neighbourhood.of(points, labels, classes=len(classes), neighbours=settings.neighbours)
-    issues = around.issues()
+    crowded, issues = around.crowded(settings.crowding), around.issues()
+    yield Finding({"crowded_rows": len(crowded) / len(labels)}, {"crowded": crowded})
     yield Finding({"reference_accuracy": around.accuracy, "label_issues": len(issues) / len(labels)}, {"label": issues})
     yield _backdoors(around, issues, dataset, settings)
 
