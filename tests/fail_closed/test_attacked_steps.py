@@ -437,7 +437,7 @@ def test_an_identifier_is_left_behind_and_the_gate_finds_it(steps, attacked, tmp
         ("labels flipped at random", "label_issues"),
         ("copies of one row", "duplicate_rows"),
         ("outliers, uniform noise", "outlying_rows"),
-        ("trigger, 2x2 corner pixels", "spectral_suspects"),
+        ("trigger, 2x2 corner pixels", "cluster_suspects"),
     ],
 )
 def test_the_data_are_poisoned_before_the_gate_looks(steps, attacked, tmp_path, kind, figure):

@@ -192,8 +192,8 @@ def test_of_equal_rows_none_lies_apart(rows):
     assert len(spectral_candidates(np.ones((rows, 16)), share=0.2)) == max(1, rows // 5)
 
 
-def test_the_smaller_cluster_is_at_most_half():
-    assert 0 < len(cluster_candidates(apart(60))) <= 50
+def test_of_two_clusters_the_smaller_is_meant():
+    assert cluster_candidates(apart(60)).tolist() == list(range(60, 100))
 
 
 def test_a_trigger_is_common_among_suspects_and_rare_elsewhere():
