@@ -67,7 +67,7 @@ def trigger_columns(points: NDArray[np.float32], suspects: NDArray[np.int64]) ->
         Column indices; none when there are fewer than five suspects.
     """
     if len(suspects) < TRIGGER_SUSPECTS or len(suspects) == len(points):
-        return np.zeros(0, dtype=np.int64)
+        return []
     one_value = np.abs(points - np.median(points[suspects], axis=0)) <= TRIGGER_WIDTH
     inside = np.zeros(len(points), dtype=bool)
     inside[suspects] = True
