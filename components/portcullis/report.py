@@ -94,12 +94,13 @@ def gate_section(statement: Statement, checks: Mapping[str, Check]) -> list[str]
     ]
 
 
-def gate_page(statement: Statement, rule: StepRule) -> str:
-    """Return the page of one gate, for KFP's user interface."""
+def gate_page(statement: Statement, rule: StepRule, details: Iterable[str] = ()) -> str:
+    """Return the page of one gate, for KFP's user interface; `details` is HTML made by this module's functions."""
     return page(
         f"{rule.stage}: {statement.verdict}",
         [
             *gate_section(statement, rule.checks),
+            *details,
             section("Parameters"),
             table(("parameter", "value"), statement.parameters.items()),
             paragraph(f"Run {statement.nonce}, judged at {format_time(statement.finished)}.", kind="dim"),

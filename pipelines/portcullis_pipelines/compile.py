@@ -26,6 +26,7 @@ STAGES = {
     "preflight": "preflight",
     "ingest": "ingest",
     "pii": "mask_pii",
+    "quality": "data_quality_gate",
     "split": "split",
     "privacy": "dp_noise",
     "training": "train",

@@ -5,6 +5,8 @@ and an unknown key is refused.
 
     dataset: {name: …, label: {…}, features: {…}, sensitive: {…}}
     masking: {entities: [EMAIL, …]}
+    screening: {n_min: 30, …}
+    quality: {label_issues: 0.004, …}
     split: {test_fraction: 0.2}
     model: {architecture: digits-cnn, options: {width: 24}}
     training: {method: pgd, epsilon: 0.15, …}
@@ -32,6 +34,7 @@ from portcullis.errors import ConfigError, DataError
 from portcullis.files import read_bytes
 from portcullis.pii.entities import Entity
 from portcullis.privacy.settings import NoisedColumn, noised_columns
+from portcullis.quality.settings import QualitySettings
 from portcullis.robustness.settings import RobustnessSettings
 from portcullis.strict_yaml import MAX_YAML_BYTES, load_yaml
 from portcullis.training.settings import TrainingSettings
@@ -68,6 +71,50 @@ class Thresholds:
             )
         if not (0 < self.agreement <= 1 and 0 <= self.accuracy_drop < 1):
             raise ConfigError("thresholds need 0 < agreement <= 1 and 0 <= accuracy_drop < 1")
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What the gate on the data demands; the defaults suit the reference data.
+
+    Data whose classes overlap, or whose rows repeat by nature, need other values: measure clean data, then leave a
+    margin. The higher a share, the more poison goes unseen.
+
+    Attributes:
+        missing_share: Most cells that may be missing in any column, as a share of it.
+        constant_share: Most feature columns that may hold one value, as a share of them.
+        class_balance: Least rows of the smallest class, as a share of the largest one's.
+        duplicate_rows: Most rows, as a share, that may repeat the features of an earlier one.
+        largest_group: Most rows, as a share, that may all have the same features.
+        contradicting_rows: Most rows, as a share, of which an equal row bears another label.
+        crowded_rows: Most rows, as a share, that others may crowd around: copies that differ a little.
+        outlying_rows: Most rows, as a share, that may lie far from their class.
+        reference_accuracy: Least accuracy of the reference models, in 0..1; below, labels and backdoors cannot be told.
+        label_issues: Most rows, as a share, that their neighbours may confidently call by another label.
+        spectral_suspects: Most rows of one class, as a share of all, that may look like another class's behind a
+            trigger, among those with the largest spectral scores.
+        cluster_suspects: The same, among the smaller cluster of its activations.
+    """
+
+    missing_share: float = 0.2
+    constant_share: float = 0.5
+    class_balance: float = 0.2
+    duplicate_rows: float = 0.005
+    largest_group: float = 0.005
+    contradicting_rows: float = 0.0
+    crowded_rows: float = 0.002
+    outlying_rows: float = 0.002
+    reference_accuracy: float = 0.8
+    label_issues: float = 0.004
+    spectral_suspects: float = 0.008
+    cluster_suspects: float = 0.012
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            if not 0 <= value <= 1:
+                raise ConfigError(f"quality.{name} must be a number from 0 to 1")
+        if not (self.class_balance > 0 and self.reference_accuracy > 0):
+            raise ConfigError("quality.class_balance and quality.reference_accuracy must be above 0")
 
 
 @dataclass(frozen=True)
@@ -133,6 +180,8 @@ class ReferenceConfig:
     Attributes:
         dataset: The description of the data.
         entities: Identifiers to mask.
+        screening: How the data are screened for poison.
+        quality: What they must keep.
         test_fraction: Expected share of test rows.
         architecture: Name of an installed architecture.
         options: Its options, name to number.
@@ -147,6 +196,8 @@ class ReferenceConfig:
 
     dataset: DatasetSpec
     entities: tuple[str, ...] = tuple(entity.value for entity in Entity)
+    screening: QualitySettings = field(default_factory=QualitySettings)
+    quality: Quality = field(default_factory=Quality)
     test_fraction: float = 0.2
     architecture: str = "digits-cnn"
     options: Mapping[str, float] = field(default_factory=dict)
@@ -186,7 +237,7 @@ class ReferenceConfig:
             ConfigError: A key is unknown, a value is of the wrong type, or `dataset` is missing.
         """
         names = {"dataset", "masking", "split", "model", "training", "robustness", "thresholds"}
-        names |= {"privacy", "watermark", "deployment"}
+        names |= {"screening", "quality", "privacy", "watermark", "deployment"}
         sections = _known(document, names, "the file")
         if "dataset" not in sections:
             raise ConfigError("the configuration has no section `dataset`")
@@ -196,6 +247,8 @@ class ReferenceConfig:
         return cls(
             dataset=DatasetSpec.from_dict(sections["dataset"]),
             entities=_entities(masking.get("entities", list(Entity))),
+            screening=_section(QualitySettings, sections.get("screening", {}), "screening"),
+            quality=_section(Quality, sections.get("quality", {}), "quality"),
             test_fraction=_fraction(split.get("test_fraction", 0.2)),
             architecture=_name(model.get("architecture", "digits-cnn")),
             options=_options(model.get("options", {})),
@@ -219,6 +272,7 @@ class ReferenceConfig:
             "data_uri": uri,
             "dataset_spec": json.dumps(self.dataset.to_dict()),
             "pii_entities": list(self.entities),
+            **{f"screen_{name}": value for name, value in dataclasses.asdict(self.screening).items()},
             "test_fraction": self.test_fraction,
             "architecture": self.architecture,
             "architecture_options": dict(self.options),
@@ -265,7 +319,7 @@ _REFERENCE_PRIVACY = Privacy(
 # YAML 1.1 reads 1e-3 as text.
 _KINDS = {float: "a finite number (write 1e-3 as 0.001)", int: "a whole number", str: "text"}
 
-T = TypeVar("T", TrainingSettings, RobustnessSettings, Thresholds)
+T = TypeVar("T", QualitySettings, Quality, TrainingSettings, RobustnessSettings, Thresholds)
 
 
 def _section(kind: type[T], value: Any, where: str) -> T:

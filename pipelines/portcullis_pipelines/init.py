@@ -22,10 +22,11 @@ from portcullis.ingest.csv_table import parse_csv
 from portcullis.ingest.jsonl_table import parse_jsonl
 from portcullis.pii.entities import Entity
 from portcullis.privacy.settings import NoisedColumn
+from portcullis.quality.settings import QualitySettings
 from portcullis.robustness.settings import RobustnessSettings
 from portcullis.table import MAX_BYTES, parse_parquet
 from portcullis.training.settings import TrainingSettings
-from portcullis_pipelines.config import Deployment, ReferenceConfig, Thresholds
+from portcullis_pipelines.config import Deployment, Quality, ReferenceConfig, Thresholds
 
 MAX_SHOWN_CLASSES = 50
 MAX_SHOWN_COLUMNS = 200
@@ -100,6 +101,8 @@ def configuration(suggestions: Sequence[str] = ()) -> str:
             "Identifiers that are masked in sensitive columns, and that may be left nowhere.",
             {"entities": [entity.value for entity in Entity]},
         ),
+        _of("screening", "How the data are screened for poison.", defaults.screening, QualitySettings),
+        _of("quality", "What the screening may find.", defaults.quality, Quality),
         _section(
             "split", "Which rows the model is tested with.", {"test_fraction": defaults.test_fraction}, ReferenceConfig
         ),

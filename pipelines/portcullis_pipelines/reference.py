@@ -22,6 +22,7 @@ from portcullis.ingest.component import ingest
 from portcullis.pii.component import mask_pii, residual_pii_gate
 from portcullis.preflight.component import preflight
 from portcullis.privacy.component import dp_noise
+from portcullis.quality.component import data_quality_gate
 from portcullis.robustness.component import robustness_gate
 from portcullis.signing.component import sign
 from portcullis.split.component import split
@@ -34,6 +35,13 @@ def secure_training(
     data_uri: str,
     dataset_spec: str,
     pii_entities: List[str],
+    screen_n_min: int,
+    screen_outlier_distance: float,
+    screen_neighbours: int,
+    screen_crowding: float,
+    screen_suspected: float,
+    screen_epochs: int,
+    screen_seed: int,
     test_fraction: float,
     architecture: str,
     architecture_options: Dict[str, float],
@@ -69,6 +77,13 @@ def secure_training(
         data_uri: The raw data.
         dataset_spec: Their description (YAML).
         pii_entities: Identifiers to mask.
+        screen_n_min: Fewest rows of each class with which the data are judged.
+        screen_outlier_distance: How far from its class's median a row is an outlier.
+        screen_neighbours: How many nearest rows vote on a row's label.
+        screen_crowding: Within what share of the usual distance that many others crowd around a row.
+        screen_suspected: Share of each class that is put to the vote of the others.
+        screen_epochs: Passes of the reference network over the rows.
+        screen_seed: Seed of the reference network.
         test_fraction: Expected share of test rows.
         architecture: Name of an installed architecture.
         architecture_options: Its options.
@@ -127,7 +142,20 @@ def secure_training(
         step="residual_pii",
         secret=secret_name("residual_pii"),
     )
-    sides = split(dataset=masked.outputs["masked"], evidence=clean.outputs["evidence"], test_fraction=test_fraction)
+    screened = data_quality_gate(
+        dataset=masked.outputs["masked"],
+        evidence=clean.outputs["evidence"],
+        n_min=screen_n_min,
+        outlier_distance=screen_outlier_distance,
+        neighbours=screen_neighbours,
+        crowding=screen_crowding,
+        suspected=screen_suspected,
+        epochs=screen_epochs,
+        seed=screen_seed,
+        step="data_quality",
+        secret=secret_name("data_quality"),
+    )
+    sides = split(dataset=masked.outputs["masked"], evidence=screened.outputs["evidence"], test_fraction=test_fraction)
     noised = dp_noise(
         dataset=sides.outputs["train"],
         evidence=sides.outputs["split_evidence"],

@@ -72,6 +72,20 @@ def _robustness_checks(config: ReferenceConfig) -> Bounds:
     }
 
 
+def _quality_checks(config: ReferenceConfig) -> Bounds:
+    least: dict[str, float] = {
+        "class_balance": config.quality.class_balance,
+        "reference_accuracy": config.quality.reference_accuracy,
+        "reference_accuracy_network": config.quality.reference_accuracy,
+    }
+    most = {name: value for name, value in dataclasses.asdict(config.quality).items() if name not in least}
+    bounds: dict[str, Mapping[Literal["min", "max"], float]] = {
+        **{name: {"min": value, "max": 1} for name, value in least.items()},
+        **{name: {"min": 0, "max": value} for name, value in most.items()},
+    }
+    return {**bounds, "smallest_class": {"min": config.screening.n_min}}
+
+
 STEPS: tuple[ReferenceStep, ...] = (
     ReferenceStep(
         name="preflight",
@@ -126,12 +140,25 @@ STEPS: tuple[ReferenceStep, ...] = (
         },
     ),
     ReferenceStep(
+        name="data_quality",
+        stage="data_quality_gate",
+        kind="gate",
+        inputs={"dataset": "mask_pii.dataset"},
+        outputs=("dataset",),
+        requires=("residual_pii",),
+        refuses="rows that repeat, contradict one another or lie far off; labels that their neighbours deny; backdoors",
+        threat="poisoned training data: flipped labels, floods, outliers, triggers",
+        limits="poison under correct labels, copies that differ a little, less poison than its measured rates",
+        parameters=lambda config: dataclasses.asdict(config.screening),
+        checks=_quality_checks,
+    ),
+    ReferenceStep(
         name="split",
         stage="split",
         kind="transform",
         inputs={"dataset": "mask_pii.dataset"},
         outputs=("train", "test"),
-        requires=("residual_pii",),
+        requires=("residual_pii", "data_quality"),
         refuses="test rows that occur in training; a class missing on either side; too few test rows",
         threat="a test set chosen to flatter the model, or learned from",
         limits="near-duplicates that differ in one pixel",

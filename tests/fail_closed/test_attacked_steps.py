@@ -11,6 +11,7 @@ import pytest
 import resting
 
 import portcullis.deploy.stage as deploying
+from benchmarks.poisons import poisoned
 from portcullis.admission.stage import admit
 from portcullis.at_rest import seal_dataset
 from portcullis.dataset import write_dataset
@@ -38,6 +39,7 @@ from portcullis.keys import role_uri, symmetric_key
 from portcullis.pii.stage import mask_pii, residual_pii
 from portcullis.privacy.noise import noise_dataset
 from portcullis.privacy.stage import dp_noise
+from portcullis.quality.stage import evaluate_quality
 from portcullis.robustness.stage import evaluate_robustness
 from portcullis.sealing.sealed import SIDECAR
 from portcullis.signing.stage import sign
@@ -60,7 +62,8 @@ class Steps:
         self.given = {
             "mask_pii": {"dataset": task("ingest/dataset"), "evidence": task("ingest/dataset_evidence")},
             "residual_pii": {"dataset": task("mask-pii/masked"), "evidence": task("mask-pii/masked_evidence")},
-            "split": {"dataset": task("mask-pii/masked"), "evidence": task("enforce/passed")},
+            "data_quality": {"dataset": task("mask-pii/masked"), "evidence": task("enforce/passed")},
+            "split": {"dataset": task("mask-pii/masked"), "evidence": task("enforce-2/passed")},
             "dp_noise": {"dataset": task("split/train"), "evidence": task("split/split_evidence")},
             "train": {"dataset": task("dp-noise/noised"), "evidence": task("dp-noise/noised_evidence")},
             "robustness:trained": {
@@ -68,7 +71,7 @@ class Steps:
                 "test": task("split/test"),
                 "evidence": task("train/model_evidence"),
             },
-            "watermark": {"model": task("train/model"), "evidence": task("enforce-2/passed")},
+            "watermark": {"model": task("train/model"), "evidence": task("enforce-3/passed")},
             "verify_watermark": {
                 "model": task("watermark/marked"),
                 "unmarked": task("train/model"),
@@ -77,15 +80,15 @@ class Steps:
             "robustness:watermarked": {
                 "model": task("watermark/marked"),
                 "test": task("split/test"),
-                "evidence": task("enforce-3/passed"),
+                "evidence": task("enforce-4/passed"),
             },
             "equivalence": {
                 "model": task("watermark/marked"),
                 "judged": task("train/model"),
                 "test": task("split/test"),
-                "evidence": task("enforce-4/passed"),
+                "evidence": task("enforce-5/passed"),
             },
-            "encrypt": {"model": task("watermark/marked"), "evidence": task("enforce-5/passed")},
+            "encrypt": {"model": task("watermark/marked"), "evidence": task("enforce-6/passed")},
             "sign": {"sealed": task("encrypt/sealed"), "evidence": task("encrypt/sealed_evidence")},
         }
 
@@ -98,6 +101,8 @@ class Steps:
                     return mask_pii(entities=config.entities, masked=out / "masked", **given)
                 case "residual_pii":
                     return residual_pii(entities=config.entities, report=out / "report", **given)
+                case "data_quality":
+                    return evaluate_quality(settings=config.screening, report=out / "report", **given)
                 case "split":
                     return split_dataset(
                         test_fraction=config.test_fraction, train=out / "train", test=out / "test", **given
@@ -155,6 +160,7 @@ def steps(attacked, tmp_path: Path) -> Steps:
 ARTIFACTS = [
     ("mask_pii", "dataset"),
     ("residual_pii", "dataset"),
+    ("data_quality", "dataset"),
     ("split", "dataset"),
     ("dp_noise", "dataset"),
     ("train", "dataset"),
@@ -172,6 +178,7 @@ ARTIFACTS = [
 MODULES = {
     "mask_pii": "portcullis.pii.stage",
     "residual_pii": "portcullis.pii.stage",
+    "data_quality": "portcullis.quality.stage",
     "split": "portcullis.split.stage",
     "dp_noise": "portcullis.privacy.stage",
     "train": "portcullis.training.stage",
@@ -368,9 +375,13 @@ def test_an_ancestors_key_is_revoked(steps, attacked):
         steps.call("encrypt")
 
 
-def test_the_residual_gate_is_left_out(steps):
-    with pytest.raises(EvidenceError, match="no evidence of step 'residual_pii'"):
-        steps.call("split", evidence=steps.given["residual_pii"]["evidence"])
+@pytest.mark.parametrize(
+    ("step", "gate"), [("data_quality", "residual_pii"), ("split", "residual_pii"), ("split", "data_quality")]
+)
+def test_a_gate_on_the_data_is_left_out(steps, step, gate):
+    with pytest.raises(EvidenceError, match="no evidence of step"):
+        steps.call(step, evidence=steps.given[gate]["evidence"])
+    assert steps.written() == []
 
 
 @pytest.mark.parametrize(
@@ -493,6 +504,39 @@ def test_an_identifier_is_left_behind_and_the_gate_finds_it(steps, attacked, tmp
         steps.call("split", dataset=left, evidence=steps.folder / "bundle")
 
 
+@pytest.mark.parametrize(
+    ("kind", "figure"),
+    [
+        ("labels flipped at random", "label_issues"),
+        ("copies of one row", "duplicate_rows"),
+        ("outliers, uniform noise", "outlying_rows"),
+        ("trigger, 2x2 corner pixels", "cluster_suspects"),
+    ],
+)
+def test_the_data_are_poisoned_before_the_gate_looks(steps, attacked, tmp_path, kind, figure):
+    """The masking step is the attacker's: it signs a data set of which a twentieth is poisoned."""
+    masked = read_dataset(steps.given["data_quality"]["dataset"])
+    theirs = tmp_path / "theirs"
+    write_dataset(theirs, poisoned(masked, kind, 0.05, seed=1).table, masked.spec)
+    evidence, source = tmp_path / "evidence", steps.given["data_quality"]["evidence"]
+    lines = []
+    for line in split_bundle(source.read_bytes()):
+        statement = Statement.parse(Envelope.parse(line).payload)
+        if statement.step in ("mask_pii", "residual_pii"):
+            judged_too = {"inputs": {"dataset": tree_digest(theirs)}} if statement.kind == "gate" else {}
+            line = attacked.sign(statement.replace(outputs={"dataset": tree_digest(theirs)}, **judged_too))
+        lines.append(line)
+    evidence.write_bytes(join_bundle(lines))
+    statement = steps.call("data_quality", dataset=theirs, evidence=evidence)
+    assert statement.verdict == "FAILED" and f"{figure} = " in statement.reason
+    bundle, passed = steps.folder / "bundle", tmp_path / "passed"
+    with attacked.environment(), pytest.raises(GateFailedError, match=figure):
+        enforce("data_quality", subject=tree_digest(theirs), evidence=bundle, passed=passed)
+    assert not passed.exists()
+    with pytest.raises(GateFailedError):
+        steps.call("split", dataset=theirs, evidence=bundle)
+
+
 def judged(steps, run, tmp_path, gate, model):
     """Let a gate judge a model that the marking step claims to have made, see it refused, and return its verdict."""
     evidence = tmp_path / f"{gate}.evidence"
@@ -559,7 +603,7 @@ def test_enforce_is_shown_another_subject_than_the_gate_judged(attacked, tmp_pat
 
 def test_enforce_is_pointed_at_a_step_that_is_no_gate(attacked, tmp_path):
     with attacked.environment(), pytest.raises(PolicyError, match="no gate"):
-        enforce("train", subject="0" * 64, evidence=attacked.task("enforce-2/passed"), passed=tmp_path / "passed")
+        enforce("train", subject="0" * 64, evidence=attacked.task("enforce-3/passed"), passed=tmp_path / "passed")
 
 
 def test_the_pipeline_calls_a_step_with_weaker_parameters_than_the_policys(steps):

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from portcullis.digest import canonical_json, parse_json
 from portcullis.errors import ConfigError, UsageError
+from portcullis.quality.settings import QualitySettings
 from portcullis.robustness.settings import RobustnessSettings
 from portcullis.training.settings import TrainingSettings
-from portcullis_pipelines.config import ReferenceConfig, Thresholds
+from portcullis_pipelines.config import Quality, ReferenceConfig, Thresholds
 
 DATASET = """\
 dataset:
@@ -53,6 +54,8 @@ def test_every_section_reaches_the_configuration(load):
 masking: {entities: [EMAIL, PHONE]}
 split: {test_fraction: 0.5}
 model: {architecture: mine, options: {width: 8, rate: 0.5}}
+screening: {n_min: 50, neighbours: 5}
+quality: {label_issues: 0.05, duplicate_rows: 1}
 training: {method: trades, epsilon: 0.2, epochs: 3, learning_rate: 1}
 robustness: {epsilon: 0.05, n_min: 7}
 thresholds: {robust_accuracy: 0.5, clean_accuracy: 1, samples: 9}
@@ -64,6 +67,8 @@ thresholds: {robust_accuracy: 0.5, clean_accuracy: 1, samples: 9}
     assert type(config.training.learning_rate) is float
     assert config.robustness == RobustnessSettings(epsilon=0.05, n_min=7)
     assert config.thresholds == Thresholds(0.5, 1.0, 9)
+    assert config.screening == QualitySettings(n_min=50, neighbours=5)
+    assert config.quality == Quality(label_issues=0.05, duplicate_rows=1.0)
 
 
 def test_what_the_pipeline_is_called_with_is_plain_json(load):
@@ -120,6 +125,15 @@ REFUSED = {
     "out of range": ("training: {epsilon: 0.5}", "below 0.5"),
     "unknown method": ("training: {method: none}", "one of pgd, trades, plain"),
     "PGD cannot cross its ball": ("robustness: {pgd_steps: 1}", "at least twice epsilon"),
+    "quality above one": ("quality: {label_issues: 1.1}", "quality.label_issues must be a number from 0 to 1"),
+    "quality below zero": ("quality: {outlying_rows: -0.1}", "quality.outlying_rows must be"),
+    "quality NaN": ("quality: {label_issues: .nan}", "quality.label_issues is nan"),
+    "quality text": ("quality: {label_issues: none}", "quality.label_issues is 'none'"),
+    "quality without balance": ("quality: {class_balance: 0}", "must be above 0"),
+    "quality without accuracy": ("quality: {reference_accuracy: 0}", "must be above 0"),
+    "quality unknown": ("quality: {bogus: 1}", "quality knows no 'bogus'"),
+    "more voters than rows": ("screening: {neighbours: 30}", "neighbours must be fewer than n_min"),
+    "screening of the wrong type": ("screening: {n_min: 30.5}", "screening.n_min is 30.5"),
     "threshold NaN": ("thresholds: {robust_accuracy: .nan}", "thresholds.robust_accuracy is nan"),
     "threshold zero": ("thresholds: {robust_accuracy: 0}", "thresholds need"),
     "threshold negative": ("thresholds: {robust_accuracy: -1}", "thresholds need"),
@@ -231,14 +245,17 @@ def test_a_file_that_cannot_be_read(tmp_path, what):
 
 NAMES = [
     *("epsilon", "epochs", "method", "entities", "test_fraction", "options", "samples", "columns", "budget", "owner"),
-    *("target", "cluster", "environment", "other"),
+    *("target", "cluster", "environment", "label_issues", "n_min", "other"),
 ]
 
 
 @given(
     st.dictionaries(
         st.sampled_from(
-            ["masking", "split", "model", "training", "robustness", "thresholds", "privacy", "watermark", "deployment"]
+            [
+                *("masking", "screening", "quality", "split", "model", "training", "robustness", "thresholds"),
+                *("privacy", "watermark", "deployment"),
+            ]
         ),
         st.recursive(
             st.none()

@@ -16,9 +16,10 @@ from portcullis.cli.main import _guarded
 from portcullis.dataset import DatasetSpec
 from portcullis.errors import ConfigError
 from portcullis.privacy.settings import NoisedColumn
+from portcullis.quality.settings import QualitySettings
 from portcullis.robustness.settings import RobustnessSettings
 from portcullis.training.settings import TrainingSettings
-from portcullis_pipelines.config import Deployment, ReferenceConfig, Thresholds
+from portcullis_pipelines.config import Deployment, Quality, ReferenceConfig, Thresholds
 from portcullis_pipelines.init import WIDTH, configuration, suggest
 
 ROWS = """\
@@ -67,6 +68,8 @@ def test_every_section_and_setting_is_there():
     known = str(caught.value).partition("it knows ")[2].split(", ")
     assert sorted(written) == sorted(known)
     for section, kind in {
+        "screening": QualitySettings,
+        "quality": Quality,
         "training": TrainingSettings,
         "robustness": RobustnessSettings,
         "thresholds": Thresholds,
@@ -78,7 +81,7 @@ def test_every_section_and_setting_is_there():
 
 def test_every_setting_says_what_it_means():
     lines = configuration().splitlines()
-    for kind in (TrainingSettings, RobustnessSettings, Thresholds, Deployment):
+    for kind in (QualitySettings, Quality, TrainingSettings, RobustnessSettings, Thresholds, Deployment):
         for field in dataclasses.fields(kind):
             at = [index for index, line in enumerate(lines) if line.startswith(f"  {field.name}: ")]
             assert at and all(lines[index - 1].startswith("  # ") for index in at), field.name

@@ -7,7 +7,13 @@ import sys
 from importlib import resources
 from pathlib import Path
 
+import pyarrow.csv as pa_csv
 import pytest
+
+from benchmarks.poisons import poisoned
+from portcullis.dataset import Dataset
+from portcullis.ingest.readers import read_source
+from portcullis_pipelines.config import ReferenceConfig
 
 pytestmark = pytest.mark.slow
 
@@ -49,6 +55,37 @@ def test_plain_training_is_refused_by_the_robustness_gate(tmp_path):
     assert gate["status"] == "FAILED"
     assert gate["figures"]["robust_accuracy"] < 0.75 < gate["figures"]["clean_accuracy"]
     assert "FAILED" in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("kind", "figure"),
+    [("labels flipped at random", "label_issues"), ("trigger, a pattern blended in at 20 %", "cluster_suspects")],
+)
+def test_poisoned_data_are_refused_before_they_are_split(tmp_path, kind, figure):
+    config = configuration(tmp_path / "own.yaml")
+    source = read_source("builtin:cheque-digits", ReferenceConfig.load(None).dataset)
+    table = poisoned(Dataset(source.table, source.spec), kind, 0.05, seed=1).table
+    pa_csv.write_csv(table, tmp_path / "rows.csv")
+    command = ("run", "--data", tmp_path / "rows.csv", "--config", config, "--output", tmp_path / "out")
+    done = portcullis(tmp_path / "home", *command)
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("GateFailedError: step 'data_quality'") and figure in last
+    facts = nothing_deployable(tmp_path / "out")
+    assert [step["step"] for step in facts["steps"]][-1] == "data_quality"
+    assert facts["steps"][-1]["status"] == "FAILED"
+
+
+def test_too_few_rows_to_tell_poison_are_refused(tmp_path):
+    config = configuration(tmp_path / "own.yaml")
+    source = read_source("builtin:cheque-digits", ReferenceConfig.load(None).dataset)
+    pa_csv.write_csv(source.table.slice(0, 250), tmp_path / "rows.csv")
+    command = ("run", "--data", tmp_path / "rows.csv", "--config", config, "--output", tmp_path / "out")
+    done = portcullis(tmp_path / "home", *command)
+    assert done.returncode == 3
+    assert "step 'data_quality'" in done.stderr and "it is judged with 30 or more" in done.stderr
+    facts = nothing_deployable(tmp_path / "out")
+    assert facts["steps"][-1]["figures"]["rows"] == 250
 
 
 def test_a_gate_that_cannot_judge_exits_with_3(tmp_path):

@@ -15,13 +15,13 @@ SOURCES = sorted([*LIBRARY.rglob("*.py"), *PIPELINES.rglob("*.py")])
 # Lowest first; a module imports from its own floor or a lower one.
 FLOORS = [
     {"errors"},
-    {"digest", "files", "strict_yaml", "keys", "remote", "sealing"},
+    {"digest", "files", "strict_yaml", "keys", "remote", "sealing", "kubernetes_names"},
     {"evidence", "table", "report"},
     {"dataset", "models"},
     {"at_rest"},
     {
-        *("preflight", "ingest", "pii", "split", "privacy", "training", "robustness", "watermark", "equivalence"),
-        *("encryption", "signing", "attestation", "admission", "deploy", "serving"),
+        *("preflight", "ingest", "pii", "quality", "split", "privacy", "training", "robustness", "watermark"),
+        *("equivalence", "encryption", "signing", "attestation", "admission", "deploy", "serving"),
     },
     {"container", "harden"},
 ]

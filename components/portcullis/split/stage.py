@@ -19,7 +19,7 @@ def split_dataset(
     Args:
         step: This step's name in the policy.
         dataset: The data set's directory.
-        evidence: Its bundle of evidence, the residual PII gate's verdict included.
+        evidence: Its bundle of evidence, the verdicts of the gates on it included.
         test_fraction: Expected share of test rows, above 0 and below 1.
         train: Where the training rows go.
         test: Where the test rows go.
