@@ -149,6 +149,7 @@ STEPS: tuple[ReferenceStep, ...] = (
         refuses="rows that repeat, contradict one another or lie far off; labels that their neighbours deny; backdoors",
         threat="poisoned training data: flipped labels, floods, outliers, triggers",
         limits="poison under correct labels, copies that differ a little, less poison than its measured rates",
+        keys=(READS,),
         parameters=lambda config: dataclasses.asdict(config.screening),
         checks=_quality_checks,
     ),

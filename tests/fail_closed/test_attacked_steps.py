@@ -515,23 +515,23 @@ def test_an_identifier_is_left_behind_and_the_gate_finds_it(steps, attacked, tmp
 )
 def test_the_data_are_poisoned_before_the_gate_looks(steps, attacked, tmp_path, kind, figure):
     """The masking step is the attacker's: it signs a data set of which a twentieth is poisoned."""
-    masked = read_dataset(steps.given["data_quality"]["dataset"])
+    masked = steps.rows("data_quality", "dataset")
     theirs = tmp_path / "theirs"
-    write_dataset(theirs, poisoned(masked, kind, 0.05, seed=1).table, masked.spec)
+    digest = steps.seal(theirs, poisoned(masked, kind, 0.05, seed=1).table, masked.spec)
     evidence, source = tmp_path / "evidence", steps.given["data_quality"]["evidence"]
     lines = []
     for line in split_bundle(source.read_bytes()):
         statement = Statement.parse(Envelope.parse(line).payload)
         if statement.step in ("mask_pii", "residual_pii"):
-            judged_too = {"inputs": {"dataset": tree_digest(theirs)}} if statement.kind == "gate" else {}
-            line = attacked.sign(statement.replace(outputs={"dataset": tree_digest(theirs)}, **judged_too))
+            judged_too = {"inputs": {"dataset": digest}} if statement.kind == "gate" else {}
+            line = attacked.sign(statement.replace(outputs={"dataset": digest}, **judged_too))
         lines.append(line)
     evidence.write_bytes(join_bundle(lines))
     statement = steps.call("data_quality", dataset=theirs, evidence=evidence)
     assert statement.verdict == "FAILED" and f"{figure} = " in statement.reason
     bundle, passed = steps.folder / "bundle", tmp_path / "passed"
     with attacked.environment(), pytest.raises(GateFailedError, match=figure):
-        enforce("data_quality", subject=tree_digest(theirs), evidence=bundle, passed=passed)
+        enforce("data_quality", subject=digest, evidence=bundle, passed=passed)
     assert not passed.exists()
     with pytest.raises(GateFailedError):
         steps.call("split", dataset=theirs, evidence=bundle)

@@ -1,20 +1,20 @@
 """The data-quality gate: what each screening finds, and that whatever the gate cannot judge is FAILED."""
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+import resting
 from chains import World
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kfp import dsl
 
-from portcullis.dataset import Dataset, DatasetSpec, Features, Label, write_dataset
-from portcullis.digest import sha256, tree_digest
+from portcullis.dataset import Dataset, DatasetSpec, Features, Label
+from portcullis.digest import sha256
 from portcullis.errors import (
     ConfigError,
     EvidenceError,
@@ -310,9 +310,11 @@ class Place:
         for step in STEPS:
             write_bytes(root / "keys" / f"{step['name']}.pem", world.keys[step["name"]].private_pem(), mode=0o600)
 
-    def furnish(self, table: pa.Table, spoil: Callable[[Path], object] = lambda root: None) -> None:
-        write_dataset(self.root / "dataset", table, SPEC)
-        spoil(self.root / "dataset")  # whoever made it attested it
+    def furnish(self, table: pa.Table, spoilt: bool = False) -> None:
+        resting.write_keys(self.root / "keys")
+        resting.seal(self.root / "dataset", table, SPEC)
+        if spoilt:  # whoever made it attested it
+            resting.spoil(self.root / "dataset", data_parquet=b"\0" * 64)
         nonce = preflight(step="preflight", bundle=self.root / "first")
         begun = begin(
             "source",
@@ -321,7 +323,7 @@ class Place:
             parameters={},
             evidence=[self.root / "first"],
         )
-        outputs = {"dataset": tree_digest(self.root / "dataset")}
+        outputs = {"dataset": resting.content(self.root / "dataset")}
         begun.finish(bundle=self.root / "evidence", outputs=outputs, figures={})
 
     def judge(self, plan: QualitySettings = SETTINGS, **replaced: Path) -> Statement:
@@ -334,7 +336,7 @@ class Place:
     def enforce(self) -> None:
         enforce(
             "data_quality",
-            subject=tree_digest(self.root / "dataset"),
+            subject=resting.content(self.root / "dataset"),
             evidence=self.root / "out" / "bundle",
             passed=self.root / "out" / "passed",
         )
@@ -354,7 +356,7 @@ def test_clean_data_pass(place):
     place.furnish(squares())
     statement = place.judge()
     assert (statement.verdict, statement.reason) == ("PASSED", "")
-    assert statement.outputs == {"dataset": tree_digest(place.root / "dataset")}
+    assert statement.outputs == {"dataset": resting.content(place.root / "dataset")}
     assert set(statement.figures) > set(CHECKS)
     assert (statement.figures["rows"], statement.figures["smallest_class"]) == (180, 60)
     place.enforce()
@@ -426,22 +428,22 @@ def without(kind: str, left: int) -> pa.Table:
 
 
 INCONCLUSIVE = {
-    "few rows": (lambda: squares(60), lambda folder: None, "class 'a' has 20 rows", True),
-    "few rows of one class": (lambda: without("b", 29), lambda folder: None, "class 'b' has 29 rows", True),
-    "a class without rows": (lambda: without("c", 0), lambda folder: None, "class 'c' has 0 rows", True),
-    "one row": (lambda: squares(1), lambda folder: None, "class 'b' has 0 rows", True),
-    "feature empty": (lambda: squares(v03=[None] + [0.5] * 179), lambda folder: None, "v03", True),
-    "feature NaN": (lambda: squares(v03=[math.nan] * 180), lambda folder: None, "v03", True),
-    "feature out of bounds": (lambda: squares(v03=[1.5] * 180), lambda folder: None, "not in", True),
-    "unknown label": (lambda: squares(kind=["d"] * 180), lambda folder: None, "not one of the 3 classes", True),
-    "spoilt": (squares, lambda folder: (folder / "data.parquet").write_bytes(b"\0" * 64), "data.parquet", False),
+    "few rows": (lambda: squares(60), False, "class 'a' has 20 rows", True),
+    "few rows of one class": (lambda: without("b", 29), False, "class 'b' has 29 rows", True),
+    "a class without rows": (lambda: without("c", 0), False, "class 'c' has 0 rows", True),
+    "one row": (lambda: squares(1), False, "class 'b' has 0 rows", True),
+    "feature empty": (lambda: squares(v03=[None] + [0.5] * 179), False, "v03", True),
+    "feature NaN": (lambda: squares(v03=[math.nan] * 180), False, "v03", True),
+    "feature out of bounds": (lambda: squares(v03=[1.5] * 180), False, "not in", True),
+    "unknown label": (lambda: squares(kind=["d"] * 180), False, "not one of the 3 classes", True),
+    "spoilt": (squares, True, "data.parquet", False),
 }
 
 
 @pytest.mark.parametrize("name", INCONCLUSIVE)
 def test_what_cannot_be_judged_is_inconclusive(place, name):
-    make, spoil, message, measured = INCONCLUSIVE[name]
-    place.furnish(make(), spoil)
+    make, spoilt, message, measured = INCONCLUSIVE[name]
+    place.furnish(make(), spoilt)
     statement = place.judge()
     assert statement.verdict == "FAILED" and statement.reason.startswith("inconclusive: ")
     assert message in statement.reason
@@ -496,7 +498,7 @@ def test_a_weaker_plan_than_the_policys_is_refused(place):
 
 def test_another_data_set_is_refused_and_nothing_is_written(place):
     place.furnish(squares())
-    write_dataset(place.root / "other", squares().slice(1), SPEC)
+    resting.seal(place.root / "other", squares().slice(1), SPEC)
     with pytest.raises(EvidenceError, match="swapped or altered"):
         place.judge(dataset=place.root / "other")
     assert place.written() == []

@@ -6,7 +6,7 @@ from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Output
 
 from portcullis.container import component, gate_pipeline
 from portcullis.evidence.component import enforce
-from portcullis.harden import LARGE, TRUST_CONFIG_MAP, harden
+from portcullis.harden import LARGE, harden
 
 
 @component
@@ -96,7 +96,7 @@ def data_quality_gate(
         epochs: Passes of the reference network over the rows.
         seed: Of the reference network.
         step: Name of this gate in the policy.
-        secret: Name of the Kubernetes Secret with the keys of its `evaluate`.
+        secret: Name of the Kubernetes Secret with its keys.
 
     Returns:
         evidence: The evidence with the PASSED verdict.
@@ -115,6 +115,6 @@ def data_quality_gate(
     )
     held = enforce(subject=dataset, evidence=judged.outputs["verdict_evidence"], gate=step)
     harden(judged, secret=secret, resources=LARGE)
-    harden(held, trust=TRUST_CONFIG_MAP)
+    harden(held, secret=secret)  # it opens the data set, to see that it is the one that was judged
     outputs = NamedTuple("Outputs", [("evidence", Artifact)])
     return outputs(evidence=held.outputs["passed"])

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from portcullis.dataset import parse_dataset, read_dataset_files
+from portcullis.at_rest import read_input
+from portcullis.dataset import parse_dataset
 from portcullis.digest import content_digest
 from portcullis.errors import DataError, InconclusiveError
 from portcullis.evidence.statement import Figure, Statement
@@ -38,9 +39,10 @@ def evaluate_quality(
     Raises:
         EvidenceError: The evidence does not hold for this very data set.
         DataError: The data set's directory is not one.
+        SealError: The data set was altered, or lies in plain text though a step made it.
         MissingDependencyError: PyTorch is not installed.
     """
-    files = read_dataset_files(dataset)
+    files = read_input(step, "dataset", dataset)
     begun = begin(
         step,
         stage="data_quality_gate",
