@@ -99,9 +99,13 @@ def test_another_key_gives_other_tokens() -> None:
     assert masked(["ann@example.com"]) != masked(["ann@example.com"], key=bytes(32))
 
 
-def test_a_disguised_identifier_costs_the_whole_cell() -> None:
-    assert masked(["123\u200b-45-6789"]) == [token(KEY, Entity.US_SSN, "123456789")]
-    assert masked(["see 123\u200b-45-6789 here"]) == [token(KEY, Entity.US_SSN, "123456789")]
+def test_a_disguised_identifier_has_its_own_token() -> None:
+    ssn = token(KEY, Entity.US_SSN, "123456789")
+    assert masked(["123\u200b-45-6789"]) == [ssn]
+    assert masked(["see 123\u200b-45-6789 here"]) == [f"see {ssn} here"]
+    assert masked(["naïve 123\u200b-45-6789, ①②③ ann＠example.com é"]) == [
+        f"naïve {ssn}, ①②③ {mail('ann@example.com')} é"
+    ]
 
 
 def test_text_that_masking_lays_bare_is_masked_whole() -> None:

@@ -18,6 +18,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
+import numpy as np
+
 from portcullis.pii.folding import fold
 
 
@@ -30,6 +32,9 @@ class Entity(StrEnum):
     US_SSN = "US_SSN"
     IP_ADDRESS = "IP_ADDRESS"
     PHONE = "PHONE"
+
+
+PRIORITY = {entity: rank for rank, entity in enumerate(Entity)}
 
 
 # ISO 13616 (SWIFT IBAN registry, release 99): total length by country.
@@ -73,6 +78,12 @@ _ISSUERS = (
     (r"50|5[6-8]|6", {12, 13, 14, 15, 16, 17, 18, 19}),  # Maestro
 )
 _ISSUER_LENGTHS = tuple((re.compile(prefix), frozenset(lengths)) for prefix, lengths in _ISSUERS)
+# The same by the first four digits: bit n is set where n digits are issued.
+CARD_LENGTHS = np.zeros(10_000, np.int32)
+for _prefix in range(10_000):
+    for _pattern, _lengths in _ISSUER_LENGTHS:
+        if _pattern.match(f"{_prefix:04}"):
+            CARD_LENGTHS[_prefix] |= sum(1 << length for length in _lengths)
 _LUHN_DOUBLED = str.maketrans("0123456789", "0246813579")
 
 _BLANK = " \\t\\xa0\\u2007\\u2009\\u202f"
@@ -274,8 +285,14 @@ PHONE_CUE = _cue(
     rf"{_PHONE_NOUN}|office|home|work",
     rf"{_PHONE_NOUN}",
 )
+# How the words above begin: where none of these is near, no word is.
+PHONE_CUE_STEMS = (
+    *("pho", "tel", "mob", "cel", "fax", "lan", "msi", "wha", "sms", "con", "hot", "hel", "voi", "pag", "cal", "dia"),
+    *("ans", "off", "hom", "wor"),
+)
 _SSN_NOUN = r"ssn|social[\s_-]?sec(?:urity)?|tax[\s_-]?id|tin"
 SSN_CUE = _cue(rf"(?:{_SSN_NOUN})(?:[\s_]?(?:numbers?|no|nr|num))?", _SSN_NOUN, _SSN_NOUN)
+SSN_CUE_STEMS = ("ssn", "soc", "tax", "tin")
 
 # RFC 5321's atoms and dots, without the marks that delimit in URLs, JSON and markup (/ = ? ` { | }).
 _LOCAL_MARKS = r".!#$%&'*+^~\-"
