@@ -26,7 +26,7 @@ def mask_pii(
     Args:
         dataset: The data set.
         evidence: Its evidence.
-        entities: What to look for: EMAIL, IBAN, CREDIT_CARD, US_SSN, IP_ADDRESS, PHONE.
+        entities: What to look for, by the names in the table of identifiers.
         step: Name of this step in the policy.
         masked: The masked data set.
         masked_evidence: The evidence with this step's statement.
@@ -103,7 +103,7 @@ def residual_pii_gate(
     Args:
         dataset: The masked data set.
         evidence: Its evidence.
-        entities: What to look for: EMAIL, IBAN, CREDIT_CARD, US_SSN, IP_ADDRESS, PHONE.
+        entities: What to look for, by the names in the table of identifiers.
         step: Name of this gate in the policy.
         secret: Name of the Kubernetes Secret with the keys of its `evaluate`.
 

@@ -5,7 +5,7 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from portcullis.errors import DataError
-from portcullis.pii.entities import PRIORITY, RECOGNISERS, Cue, Entity, Recogniser
+from portcullis.pii.entities import PRIORITY, Cue, Entity, Recogniser
+from portcullis.pii.locales import RECOGNISERS
 from portcullis.pii.reading import ENCODING, Bytes, Ints, Reading, buffers, readings
 from portcullis.pii.structure import Spans, joined, survey
 
@@ -156,9 +157,9 @@ def _scan(
     values: Any, first: int, entities: Collection[Entity], column: str
 ) -> tuple[Ints, Ints, Ints, npt.NDArray[np.uint8]]:
     """Return, of each finding in `values`, its value's number from `first`, its start, end and rank."""
-    recognisers = [recogniser for recogniser in RECOGNISERS if recogniser.entity in entities]
+    recognisers = [_for_column(it, column) for it in RECOGNISERS if it.entity in entities and not it.recall]
     speaking = {it.entity for it in recognisers if it.cue is not None and _names(it.cue, column)}
-    parts = [_read(reading, recognisers, entities, speaking, column) for reading in readings(values, first)]
+    parts = [_read(reading, recognisers, speaking, column) for reading in readings(values, first)]
     numbers, starts, ends, ranks = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     if len(parts) == 1:
         return numbers, starts, ends, ranks
@@ -172,22 +173,29 @@ def _scan(
     return first + cells, united.starts - base, united.ends - base, united.ranks
 
 
+def _for_column(recogniser: Recogniser, column: str) -> Recogniser:
+    """Return a recogniser with a hint as it is in a column whose name may speak for it: without need of a cue."""
+    if recogniser.hint is None or recogniser.cue is None or not _names(recogniser.cue, column):
+        return recogniser
+    return replace(recogniser, cue=None)
+
+
 def _read(
-    reading: Reading,
-    recognisers: Sequence[Recogniser],
-    entities: Collection[Entity],
-    speaking: Collection[Entity],
-    column: str,
+    reading: Reading, recognisers: Sequence[Recogniser], speaking: Collection[Entity], column: str
 ) -> tuple[Ints, Ints, Ints, npt.NDArray[np.uint8]]:
-    seen = survey(reading.text, entities, speaking)
-    cells = reading.cell_of(seen.spans.starts)
+    seen = survey(reading.text, recognisers, speaking)
     spans = seen.spans
+    parts = [spans]
     if len(seen.deferred):
         deferred = np.unique(reading.cell_of(seen.deferred))
-        settled = ~np.isin(cells, deferred)
-        slow = _recognised(reading, deferred, recognisers, column)
-        spans = joined([Spans(spans.starts[settled], spans.ends[settled], spans.ranks[settled]), slow])
-        cells = reading.cell_of(spans.starts)
+        settled = ~np.isin(reading.cell_of(spans.starts), deferred)
+        parts = [Spans(spans.starts[settled], spans.ends[settled], spans.ranks[settled])]
+        general = [recogniser for recogniser in recognisers if recogniser.hint is None]
+        parts.append(_recognised(reading, deferred, general, column))
+    parts += [_recognised(reading, np.unique(reading.cell_of(at)), [it], column) for it, at in seen.hinted]
+    if len(parts) > 1:
+        spans = joined(parts)
+    cells = reading.cell_of(spans.starts)
     starts, ends = reading.original(cells, spans.starts, spans.ends)
     return reading.values[cells], starts, ends, spans.ranks
 

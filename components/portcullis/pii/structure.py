@@ -9,8 +9,9 @@ usual spelling between two words is a finding, and one that cannot hold any is n
 the value is deferred: the recognisers themselves read it.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -19,10 +20,12 @@ from numpy.lib.stride_tricks import sliding_window_view
 from portcullis.pii.entities import (
     CARD_LENGTHS,
     IBAN_LENGTHS,
-    PHONE_CUE_STEMS,
+    PHONE_CUE,
     PRIORITY,
-    SSN_CUE_STEMS,
+    SSN_CUE,
+    Cue,
     Entity,
+    Recogniser,
 )
 from portcullis.pii.reading import DASH, LETTER, Bytes, Ints
 
@@ -40,10 +43,17 @@ class Spans:
 
 @dataclass(frozen=True)
 class Survey:
-    """What the fast path found, and a place in each value that it leaves to the recognisers."""
+    """What the fast path found, and where it leaves values to the recognisers.
+
+    Attributes:
+        spans: What it found.
+        deferred: A place in each value that recognisers without a hint must read.
+        hinted: For each recogniser with a hint, a place in each value that it must read; those without one are absent.
+    """
 
     spans: Spans
     deferred: Ints
+    hinted: Sequence[tuple[Recogniser, Ints]]
 
 
 def joined(parts: Collection[Spans]) -> Spans:
@@ -68,32 +78,37 @@ def spans_of(starts: Ints, ends: Ints, entity: Entity) -> Spans:
     return Spans(starts, ends, np.full(len(starts), PRIORITY[entity], np.uint8))
 
 
-def survey(text: Bytes, entities: Collection[Entity], speaking: Collection[Entity]) -> Survey:
+def survey(text: Bytes, recognisers: Sequence[Recogniser], speaking: Collection[Entity]) -> Survey:
     """Find what has a usual spelling, and where else something may be.
 
     Args:
         text: A reading's text, with its margins.
-        entities: What to look for.
-        speaking: The entities that the column's name speaks for.
+        recognisers: Those that are asked for. Of those without a hint, all that are known of an entity.
+        speaking: The entities of recognisers without a hint that the column's name speaks for.
     """
+    entities = {recogniser.entity for recogniser in recognisers if recogniser.hint is None}
     found: list[Spans] = [spans_of(_NONE, _NONE, Entity.EMAIL)]
     deferred: list[Ints] = []
+    hinted: list[tuple[Recogniser, Ints]] = []
     if Entity.EMAIL in entities:
         found.append(_emails(text, deferred))
     if Entity.IP_ADDRESS in entities:
         found.append(_ipv6(text, deferred))
-    if not {Entity.IBAN, Entity.CREDIT_CARD, Entity.US_SSN, Entity.IP_ADDRESS, Entity.PHONE}.isdisjoint(entities):
-        is_digit = text - ord("0") < 10  # unsigned: what lies below wraps around
-        edges = np.flatnonzero(is_digit[1:] != is_digit[:-1]) + 1
-        starts, ends = edges[::2], edges[1::2]
-        if Entity.IBAN in entities:
-            found.append(_ibans(text, starts, ends))
-        regions = _regions(text, starts, ends)
-        if len(regions.first):
-            regions = regions.outside(joined(found), text)
-        if len(regions.first):
-            found.append(_Judgement(text, regions, entities, speaking).settle(deferred))
-    return Survey(joined(found), np.concatenate(deferred) if deferred else _NONE)
+    if Entity.MAC_ADDRESS in entities:
+        found.append(_macs(text))
+    is_digit = text - ord("0") < 10  # unsigned: what lies below wraps around
+    edges = np.flatnonzero(is_digit[1:] != is_digit[:-1]) + 1
+    starts, ends = edges[::2], edges[1::2]
+    if Entity.IBAN in entities:
+        found.append(_ibans(text, starts, ends))
+    regions = _regions(text, starts, ends)
+    if len(regions.first):
+        regions = regions.outside(joined(found), text)
+    if len(regions.first):
+        words = _Words(text, recognisers)
+        found.append(_Judgement(text, regions, entities, speaking, words).settle(deferred))
+        hinted = _hinted(text, regions, recognisers, words)
+    return Survey(joined(found), np.concatenate(deferred) if deferred else _NONE, hinted)
 
 
 _NONE = np.zeros(0, np.intp)
@@ -219,6 +234,35 @@ def _ipv6(text: Bytes, deferred: list[Ints]) -> Spans:
     return spans_of(starts[usual], ends[usual], Entity.IP_ADDRESS)
 
 
+# --- MAC addresses --------------------------------------------------------------------------------------------------
+
+_HEX = _table(b"0123456789abcdefABCDEF")
+
+
+def _macs(text: Bytes) -> Spans:
+    """Find every MAC address: this is the whole rule, so nothing is deferred."""
+    found = []
+    for mark in b":-":
+        marks = np.flatnonzero(text == mark)
+        if len(marks) < 5:
+            continue
+        near = np.append(0, np.cumsum(np.diff(marks) == 3))
+        starts = marks[:-4][near[4:] - near[:-4] == 4] - 2
+        window = sliding_window_view(text, 17)[starts]
+        pairs = np.arange(17) % 3 < 2
+        good = _HEX[window[:, pairs]].all(1)
+        before, after = text[starts - 1], text[starts + 17]
+        good &= ~_ALNUM[before] & ~(_COLON_OR_DASH[before] & _ALNUM[text[starts - 2]])
+        good &= ~_ALNUM[after] & ~(_COLON_OR_DASH[after] & _ALNUM[text[starts + 18]])
+        digits = window[:, pairs] | 32
+        good &= (digits != ord("0") | 32).any(1) & (digits != ord("f")).any(1)
+        found.append(spans_of(starts[good], starts[good] + 17, Entity.MAC_ADDRESS))
+    return joined([spans_of(_NONE, _NONE, Entity.MAC_ADDRESS), *found])
+
+
+_COLON_OR_DASH = _table(b":-")
+
+
 # --- IBAN -----------------------------------------------------------------------------------------------------------
 
 _IBAN_REACH = 34 * 2
@@ -340,16 +384,101 @@ def _extension(here: Bytes, after: Bytes) -> Bools:
     return found
 
 
+class _Words:
+    """Where words begin that may be a cue's; looked up once, when first asked."""
+
+    def __init__(self, text: Bytes, recognisers: Sequence[Recogniser]) -> None:
+        self.text = text
+        cues = dict.fromkeys(it.cue for it in recognisers if it.cue is not None)
+        self.bits = {cue: np.uint32(1 << bit) for bit, cue in enumerate(cues)}
+
+    @cached_property
+    def _hits(self) -> tuple[Ints, npt.NDArray[np.uint32]]:
+        stems = np.zeros(1 << 15, np.uint32)
+        for cue, bit in self.bits.items():
+            for stem in cue.stems:
+                one, two, three = (letter & 31 for letter in stem.encode())
+                stems[(one << 10) | (two << 5) | three] |= bit
+        letters = np.where(_ASCII_LETTER, np.arange(256) & 31, 0).astype(np.uint16)[self.text]
+        code = (letters[:-2] << 10) | (letters[1:-1] << 5) | letters[2:]
+        hits = np.flatnonzero((stems != 0)[code])
+        hits = hits[~_ALNUM[self.text[hits - 1]]]
+        return hits, stems[code[hits]]
+
+    def near(self, cues: Sequence[Cue], starts: Ints, ends: Ints) -> Bools:
+        """Tell where a word of one of the cues may be near enough to `text[starts:ends]`."""
+        hits, bits = self._hits
+        wanted = np.bitwise_or.reduce([self.bits[cue] for cue in cues if cue in self.bits] or [np.uint32(0)])
+        hits = hits[(bits & wanted) != 0]
+        low = np.searchsorted(hits, starts - _CUE_REACH)
+        found: Bools = np.searchsorted(hits, ends + _CUE_REACH) > low
+        return found
+
+
+def _hinted(
+    text: Bytes, regions: _Regions, recognisers: Sequence[Recogniser], words: _Words
+) -> list[tuple[Recogniser, Ints]]:
+    """Return the recognisers with a hint that may match, and a place near each candidate."""
+    enough = regions.kept(regions.total >= 6)
+    if not len(enough.first):
+        return []
+    offset = np.cumsum(enough.runs) - enough.runs
+    left = np.repeat(enough.runs + offset, enough.runs) - np.arange(int(enough.runs.sum()))
+    index = np.repeat(enough.first - offset, enough.runs) + np.arange(len(left))
+    starts, ends = enough.starts[index], enough.ends[index]
+    size = ends - starts
+    found = []
+    for recogniser in recognisers:
+        hint = recogniser.hint
+        if hint is None:
+            continue
+        begins, stops = [], []
+        for group in hint.groups:
+            which = np.flatnonzero((size == group[0]) & (left >= len(group)))
+            for place, wanted in enumerate(group[1:], 1):
+                which = which[size[which + place] == wanted]
+            begins.append(starts[which])
+            stops.append(ends[which + len(group) - 1])
+        if not hint.groups:
+            begins.append(starts)
+            stops.append(ends)
+        begin, stop = np.concatenate(begins), np.concatenate(stops)
+        good = _table(hint.first.encode())[text[begin]]
+        good &= _beside(text, begin, -1, hint.lead) & _beside(text, stop - 1, 1, hint.tail)
+        begin, stop = begin[good], stop[good]
+        if recogniser.cue is not None and len(begin):
+            begin = begin[words.near([recogniser.cue], begin, stop)]
+        if len(begin):
+            found.append((recogniser, begin))
+    return found
+
+
+def _beside(text: Bytes, places: Ints, step: int, letters: str) -> Bools:
+    """Tell where one of the letters is the next character in a direction, or the one after a blank or mark."""
+    if not letters:
+        return np.ones(len(places), np.bool_)
+    table = _table((letters + letters.lower()).encode())
+    near = text[places + step]
+    found: Bools = table[near] | (_GAP[near] & table[text[places + 2 * step]])
+    return found
+
+
 class _Judgement:
     """Judges regions of digits: findings, nothing, or to be deferred."""
 
     def __init__(
-        self, text: Bytes, regions: _Regions, entities: Collection[Entity], speaking: Collection[Entity]
+        self,
+        text: Bytes,
+        regions: _Regions,
+        entities: Collection[Entity],
+        speaking: Collection[Entity],
+        words: _Words,
     ) -> None:
         self.text = text
         self.regions = regions
         self.entities = entities
         self.speaking = speaking
+        self.words = words
         self.first = regions.first
         self.last = regions.first + regions.runs - 1
         self.runs = regions.runs
@@ -403,7 +532,8 @@ class _Judgement:
         flagged = open_ & (phones | others | self._lead_flag())
         rest = np.flatnonzero(open_ & ~flagged & (self.total >= 6))
         if len(rest):
-            flagged[rest[self._cued(rest)]] = True
+            near = self.words.near([PHONE_CUE, SSN_CUE], self.starts[rest], self.ends[rest])
+            flagged[rest[near]] = True
         deferred.append(self.starts[flagged])
         return Spans(begins[found], self.ends[found], rank[found])
 
@@ -578,19 +708,6 @@ class _Judgement:
         inner = np.searchsorted(opening, self.ends) > np.searchsorted(opening, self.starts)
         may: Bools = (lead & ((self.total >= 8) | self.extended)) | (inner & (self.total >= 8))
         return may
-
-    def _cued(self, which: Ints) -> Bools:
-        """Tell where a word near enough may say what the digits are."""
-        stems = np.zeros((32, 32, 32), np.bool_)
-        for entity, words in ((Entity.PHONE, PHONE_CUE_STEMS), (Entity.US_SSN, SSN_CUE_STEMS)):
-            for word in words if entity in self.entities else ():
-                stems[tuple(letter & 31 for letter in word.encode())] = True
-        code = np.where(_ASCII_LETTER, np.arange(256) & 31, 0).astype(np.uint16)[self.text]
-        hits = np.flatnonzero(stems.reshape(-1)[(code[:-2] << 10) | (code[1:-1] << 5) | code[2:]])
-        hits = hits[~_ALNUM[self.text[hits - 1]]]
-        low = np.searchsorted(hits, self.starts[which] - _CUE_REACH)
-        near: Bools = np.searchsorted(hits, self.ends[which] + _CUE_REACH) > low
-        return near
 
     def _shape(self, sizes: tuple[int, ...]) -> Ints:
         """Return the clean regions of runs of these sizes."""
