@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from benchmarks import chain, overhead, publish, watermark
+from benchmarks import chain, overhead, pii, publish, watermark
 
 
 def main() -> None:
@@ -12,7 +12,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="less work, fewer rounds")
     parser.add_argument("--json", type=Path, default=Path("build/benchmarks.json"), help="write the records here")
     arguments = parser.parse_args()
-    parts = (chain, overhead, watermark)
+    parts = (chain, overhead, pii, watermark)
     publish([record for part in parts for record in part.measure(arguments.quick)], arguments.json)
 
 
