@@ -35,7 +35,7 @@ residual_pii_gate = components.load_component_from_file(str(STAGES / "pii" / "ga
 
 
 @secure_pipeline(name=NAME)
-def mask_and_hash(data_uri: str, description: str, entities: list[str]) -> NamedTuple(
+def mask_and_hash(data_uri: str, description: str, entities: list[str], detection: str) -> NamedTuple(
     "Outputs", [("masked", Dataset), ("evidence", Artifact)]
 ):
     """Read, attest, mask, and search again.
@@ -44,6 +44,7 @@ def mask_and_hash(data_uri: str, description: str, entities: list[str]) -> Named
         data_uri: The raw data.
         description: What they mean (YAML).
         entities: Identifiers to mask.
+        detection: `strict` or `recall`.
 
     Returns:
         masked: The masked data.
@@ -63,6 +64,7 @@ def mask_and_hash(data_uri: str, description: str, entities: list[str]) -> Named
         dataset=raw.outputs["dataset"],
         evidence=raw.outputs["dataset_evidence"],
         entities=entities,
+        detection=detection,
         step="mask_pii",
         secret=secret_name("mask_pii"),
         **NO_GPU,
@@ -88,6 +90,7 @@ def run(config: ReferenceConfig, uri: str, output: Path) -> homes.Home:
         "data_uri": uri,
         "description": json.dumps(config.dataset.to_dict()),
         "entities": list(config.entities),
+        "detection": config.detection,
     }
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)

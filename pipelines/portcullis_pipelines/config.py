@@ -4,7 +4,7 @@ A configuration file is YAML. Only `dataset` is required; the other sections tak
 and an unknown key is refused.
 
     dataset: {name: …, label: {…}, features: {…}, sensitive: {…}}
-    masking: {entities: [EMAIL, …]}
+    masking: {entities: [EMAIL, …], detection: strict}
     split: {test_fraction: 0.2}
     model: {architecture: digits-cnn, options: {width: 24}}
     training: {method: pgd, epsilon: 0.15, …}
@@ -23,7 +23,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from portcullis.dataset import DatasetSpec
 from portcullis.deploy.settings import ServingSettings, require_server_name
@@ -31,6 +31,7 @@ from portcullis.digest import canonical_json
 from portcullis.errors import ConfigError, DataError
 from portcullis.files import read_bytes
 from portcullis.pii.entities import Entity
+from portcullis.pii.plan import Detection
 from portcullis.privacy.settings import NoisedColumn, noised_columns
 from portcullis.robustness.settings import RobustnessSettings
 from portcullis.strict_yaml import MAX_YAML_BYTES, load_yaml
@@ -133,6 +134,7 @@ class ReferenceConfig:
     Attributes:
         dataset: The description of the data.
         entities: Identifiers to mask.
+        detection: `strict`: a check digit must hold; `recall`: or a word names the number.
         test_fraction: Expected share of test rows.
         architecture: Name of an installed architecture.
         options: Its options, name to number.
@@ -147,6 +149,7 @@ class ReferenceConfig:
 
     dataset: DatasetSpec
     entities: tuple[str, ...] = tuple(entity.value for entity in Entity)
+    detection: str = "strict"
     test_fraction: float = 0.2
     architecture: str = "digits-cnn"
     options: Mapping[str, float] = field(default_factory=dict)
@@ -190,12 +193,13 @@ class ReferenceConfig:
         sections = _known(document, names, "the file")
         if "dataset" not in sections:
             raise ConfigError("the configuration has no section `dataset`")
-        masking = _known(sections.get("masking", {}), {"entities"}, "masking")
+        masking = _known(sections.get("masking", {}), {"entities", "detection"}, "masking")
         split = _known(sections.get("split", {}), {"test_fraction"}, "split")
         model = _known(sections.get("model", {}), {"architecture", "options"}, "model")
         return cls(
             dataset=DatasetSpec.from_dict(sections["dataset"]),
             entities=_entities(masking.get("entities", list(Entity))),
+            detection=_detection(masking.get("detection", "strict")),
             test_fraction=_fraction(split.get("test_fraction", 0.2)),
             architecture=_name(model.get("architecture", "digits-cnn")),
             options=_options(model.get("options", {})),
@@ -219,6 +223,7 @@ class ReferenceConfig:
             "data_uri": uri,
             "dataset_spec": json.dumps(self.dataset.to_dict()),
             "pii_entities": list(self.entities),
+            "pii_detection": self.detection,
             "test_fraction": self.test_fraction,
             "architecture": self.architecture,
             "architecture_options": dict(self.options),
@@ -296,6 +301,12 @@ def _entities(value: Any) -> tuple[str, ...]:
     if len(set(value)) != len(value):
         raise ConfigError("masking.entities names one twice")
     return tuple(str(name) for name in value)
+
+
+def _detection(value: Any) -> str:
+    if value not in get_args(Detection):
+        raise ConfigError(f"masking.detection is {' or '.join(get_args(Detection))}")
+    return str(value)
 
 
 def _options(value: Any) -> dict[str, float]:

@@ -91,7 +91,7 @@ def configuration(suggestions: Sequence[str] = ()) -> str:
         _section(
             "masking",
             "Identifiers that are masked in sensitive columns, and that may be left nowhere.",
-            {"entities": [entity.value for entity in Entity]},
+            {"entities": [entity.value for entity in Entity], "detection": defaults.detection},
         ),
         _section(
             "split", "Which rows the model is tested with.", {"test_fraction": defaults.test_fraction}, ReferenceConfig

@@ -34,6 +34,7 @@ def secure_training(
     data_uri: str,
     dataset_spec: str,
     pii_entities: List[str],
+    pii_detection: str,
     test_fraction: float,
     architecture: str,
     architecture_options: Dict[str, float],
@@ -69,6 +70,7 @@ def secure_training(
         data_uri: The raw data.
         dataset_spec: Their description (YAML).
         pii_entities: Identifiers to mask.
+        pii_detection: `strict` or `recall`.
         test_fraction: Expected share of test rows.
         architecture: Name of an installed architecture.
         architecture_options: Its options.
@@ -119,7 +121,12 @@ def secure_training(
     }
     started = preflight()
     raw = ingest(nonce=started.outputs["nonce"], evidence=started.outputs["evidence"], uri=data_uri, spec=dataset_spec)
-    masked = mask_pii(dataset=raw.outputs["dataset"], evidence=raw.outputs["dataset_evidence"], entities=pii_entities)
+    masked = mask_pii(
+        dataset=raw.outputs["dataset"],
+        evidence=raw.outputs["dataset_evidence"],
+        entities=pii_entities,
+        detection=pii_detection,
+    )
     clean = residual_pii_gate(
         dataset=masked.outputs["masked"],
         evidence=masked.outputs["masked_evidence"],

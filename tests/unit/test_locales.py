@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from portcullis import pii
-
+from portcullis.errors import ConfigError
 from portcullis.pii.entities import Entity, canonical, valid_mac
 from portcullis.pii.locales import RECOGNISERS
 from portcullis.pii.locales.eu import (
@@ -22,9 +22,11 @@ from portcullis.pii.locales.eu import (
     valid_vat,
 )
 from portcullis.pii.locales.us import valid_aba, valid_ein, valid_itin
+from portcullis.pii.mask import mask_table
 from portcullis.pii.plan import MaskingPlan
 from portcullis.pii.residual import residual_figures
 from portcullis.pii.scan import find, named_identifier
+from portcullis.pii.tokens import token
 
 ALL = tuple(Entity)
 VALID = {
@@ -153,6 +155,42 @@ def test_a_columns_name_speaks_for_it(column: str, text: str, entity: str) -> No
     assert [span.entity for span in find([text], ALL, column=column)[0]] == [entity]
     assert named_identifier(column, (Entity(entity),))
     assert residual_figures(pa.table({column: [text]}), MaskingPlan((entity,), {}))["residual_identifiers"] == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "entity"),
+    [
+        ("card 4111 1111 1111 1112", "CREDIT_CARD"),
+        ("visa: 4111111111111112", "CREDIT_CARD"),
+        ("iban GB82 WEST 1234 5698 7654 31", "IBAN"),
+        ("routing 021000022", "US_ABA"),
+        ("IdNr. 86095742718", "DE_STEUER_ID"),
+        ("nir 255081416802539", "FR_NIR"),
+        ("dni 12345678A", "ES_DNI"),
+        ("nie X1234567A", "ES_NIE"),
+        ("vat DE136695978", "EU_VAT"),
+    ],
+)
+def test_where_a_check_digit_fails_a_word_is_enough_for_recall_alone(text: str, entity: str) -> None:
+    assert not [it for it in find([text], ALL).get(0, ()) if it.entity == entity]
+    assert [it.entity for it in find([text], ALL, recall=True)[0]] == [entity]
+    number = text[text.index(" ") + 1 :]
+    assert not [it for it in find([number], ALL, recall=True).get(0, ()) if it.entity == entity]
+    assert [it.entity for it in find([number], ALL, recall=True, column=text.split()[0].strip(":.").lower())[0]] == [
+        entity
+    ]
+
+
+def test_recall_is_a_choice_of_the_plan() -> None:
+    table = pa.table({"text": ["card 4111 1111 1111 1112"]})
+    strict, recall = (
+        mask_table(table, MaskingPlan(ALL, {}, detection), key=bytes(32))[0]["text"][0].as_py()
+        for detection in ("strict", "recall")
+    )
+    assert strict == "card 4111 1111 1111 1112"
+    assert recall == f"card {token(bytes(32), Entity.CREDIT_CARD, '4111111111111112')}"
+    with pytest.raises(ConfigError, match="strict, recall"):
+        MaskingPlan(ALL, {}, "loose")
 
 
 def test_spellings_have_one_canonical_form() -> None:

@@ -18,6 +18,7 @@ def mask_pii(
     masked_evidence: Output[Artifact],
     metrics: Output[Metrics],
     step: str = "mask_pii",
+    detection: str = "strict",
 ) -> NamedTuple("Outputs", [("digest", str)]):
     """Replace identifiers in every text column by keyed tokens, and declared columns as the data set declares.
 
@@ -28,6 +29,7 @@ def mask_pii(
         evidence: Its evidence.
         entities: What to look for, by the names in the table of identifiers.
         step: Name of this step in the policy.
+        detection: `strict`: a check digit must hold; `recall`: or a word names the number.
         masked: The masked data set.
         masked_evidence: The evidence with this step's statement.
         metrics: How many were masked in each column.
@@ -45,6 +47,7 @@ def mask_pii(
         dataset=Path(dataset.path),
         evidence=Path(evidence.path),
         entities=entities,
+        detection=detection,
         masked=Path(masked.path),
         bundle=Path(masked_evidence.path),
     )

@@ -60,11 +60,11 @@ def mask_table(table: Any, plan: MaskingPlan, *, key: bytes) -> tuple[Any, Maski
         if action == "keep":
             columns[name] = values
         elif action != "drop":
-            findings = scan(text_of(values), plan.entities, column=name)
+            findings = scan(text_of(values), plan.entities, column=name, recall=plan.detection == "recall")
             if action == "token":
                 masked, found = _tokenise(findings, key)
             else:
-                masked, found = _replace(findings, plan.entities, name, key)
+                masked, found = _replace(findings, plan, name, key)
             columns[name] = _like(values.type, masked, name)
             counts[name] = dict(sorted(found.items()))
     if not columns:
@@ -104,7 +104,7 @@ def _check_numbers(name: str, values: Any, entities: tuple[Entity, ...]) -> None
         raise DataError(f"column {name!r} holds numbers that its name calls identifiers; declare it token or drop")
 
 
-def _replace(findings: Findings, entities: tuple[Entity, ...], name: str, key: bytes) -> tuple[Any, Counter[str]]:
+def _replace(findings: Findings, plan: MaskingPlan, name: str, key: bytes) -> tuple[Any, Counter[str]]:
     """Put a token in the place of each finding.
 
     Replacing changes what stands beside the rest of a text, so the result is scanned again: should that show anything,
@@ -112,7 +112,8 @@ def _replace(findings: Findings, entities: tuple[Entity, ...], name: str, key: b
     """
     distinct = _with_tokens(findings, key)
     touched = np.unique(findings.values)
-    again = scan_values(distinct.take(pa.array(touched)), entities, column=name)
+    left = distinct.take(pa.array(touched))
+    again = scan_values(left, plan.entities, column=name, recall=plan.detection == "recall")
     bare, firsts = np.unique(again.values, return_index=True)
     if len(bare):
         texts = findings.distinct.take(pa.array(touched[bare])).to_pylist()

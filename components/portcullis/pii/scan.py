@@ -83,7 +83,7 @@ def rows_of(codes: Any, distinct: int) -> npt.NDArray[np.int64]:
     return np.bincount(codes.drop_null().to_numpy(), minlength=distinct)
 
 
-def scan(values: Any, entities: Collection[Entity], *, column: str = "") -> Findings:
+def scan(values: Any, entities: Collection[Entity], *, column: str = "", recall: bool = False) -> Findings:
     """Find the identifiers in a column of text.
 
     Each distinct value is scanned once where values repeat. A value with any character that is not printable ASCII is
@@ -93,6 +93,7 @@ def scan(values: Any, entities: Collection[Entity], *, column: str = "") -> Find
         values: A string or large_string Array or ChunkedArray; nulls have no findings.
         entities: What to look for.
         column: The column's name, which may say what bare digits are (`phone`, `ssn`).
+        recall: Find numbers whose check digit fails too, where a word or the column's name says what they are.
 
     Raises:
         DataError: Another type, or text that is not valid UTF-8.
@@ -105,27 +106,45 @@ def scan(values: Any, entities: Collection[Entity], *, column: str = "") -> Find
         raise DataError("a string column holds malformed text; write it as UTF-8") from error
     text = values.cast(pa.large_string())
     distinct, codes = _distinct(text.combine_chunks() if isinstance(text, pa.ChunkedArray) else text)
-    return _findings(distinct, codes, entities, column)
+    return _findings(distinct, codes, _Request(entities, column, recall))
 
 
-def scan_values(values: Any, entities: Collection[Entity], *, column: str = "") -> Findings:
+def scan_values(values: Any, entities: Collection[Entity], *, column: str = "", recall: bool = False) -> Findings:
     """As `scan`, of a large_string array without nulls, each value on its own."""
-    return _findings(values, pa.array(np.arange(len(values))), entities, column)
+    return _findings(values, pa.array(np.arange(len(values))), _Request(entities, column, recall))
 
 
-def find(texts: Sequence[str], entities: Collection[Entity], *, column: str = "") -> dict[int, tuple[Span, ...]]:
+def find(
+    texts: Sequence[str], entities: Collection[Entity], *, column: str = "", recall: bool = False
+) -> dict[int, tuple[Span, ...]]:
     """Return the spans found in each text that has any, in characters, by its index; as `scan`, for texts in memory."""
-    spans = scan_values(pa.array(texts, pa.large_string()), entities, column=column).spans
+    spans = scan_values(pa.array(texts, pa.large_string()), entities, column=column, recall=recall).spans
     return {index: tuple(_in_characters(texts[index], span) for span in found) for index, found in spans.items()}
 
 
-def _findings(values: Any, codes: Any, entities: Collection[Entity], column: str) -> Findings:
+@dataclass(frozen=True)
+class _Request:
+    entities: Collection[Entity]
+    column: str
+    recall: bool
+
+    @cached_property
+    def recognisers(self) -> list[Recogniser]:
+        asked = [it for it in RECOGNISERS if it.entity in self.entities and (self.recall or not it.recall)]
+        return [_for_column(it, self.column) for it in asked]
+
+    @cached_property
+    def speaking(self) -> set[Entity]:
+        return {it.entity for it in self.recognisers if it.cue is not None and _names(it.cue, self.column)}
+
+
+def _findings(values: Any, codes: Any, request: _Request) -> Findings:
     offsets, _ = buffers(values)
     parts = [(_NONE, _NONE, _NONE, np.zeros(0, np.uint8))]
     first = 0
     while first < len(values):
         last = max(int(np.searchsorted(offsets, offsets[first] + _CHUNK, "right")) - 1, first + 1)
-        parts.append(_scan(values.slice(first, last - first), first, entities, column))
+        parts.append(_scan(values.slice(first, last - first), first, request))
         first = last
     numbers, starts, ends, ranks = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     return Findings(values, codes, numbers, starts, ends, ranks)
@@ -153,13 +172,9 @@ def _distinct(text: Any) -> tuple[Any, Any]:
     return encoded.dictionary, encoded.indices
 
 
-def _scan(
-    values: Any, first: int, entities: Collection[Entity], column: str
-) -> tuple[Ints, Ints, Ints, npt.NDArray[np.uint8]]:
+def _scan(values: Any, first: int, request: _Request) -> tuple[Ints, Ints, Ints, npt.NDArray[np.uint8]]:
     """Return, of each finding in `values`, its value's number from `first`, its start, end and rank."""
-    recognisers = [_for_column(it, column) for it in RECOGNISERS if it.entity in entities and not it.recall]
-    speaking = {it.entity for it in recognisers if it.cue is not None and _names(it.cue, column)}
-    parts = [_read(reading, recognisers, speaking, column) for reading in readings(values, first)]
+    parts = [_read(reading, request) for reading in readings(values, first)]
     numbers, starts, ends, ranks = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     if len(parts) == 1:
         return numbers, starts, ends, ranks
@@ -180,10 +195,9 @@ def _for_column(recogniser: Recogniser, column: str) -> Recogniser:
     return replace(recogniser, cue=None)
 
 
-def _read(
-    reading: Reading, recognisers: Sequence[Recogniser], speaking: Collection[Entity], column: str
-) -> tuple[Ints, Ints, Ints, npt.NDArray[np.uint8]]:
-    seen = survey(reading.text, recognisers, speaking)
+def _read(reading: Reading, request: _Request) -> tuple[Ints, Ints, Ints, npt.NDArray[np.uint8]]:
+    recognisers, column = request.recognisers, request.column
+    seen = survey(reading.text, recognisers, request.speaking)
     spans = seen.spans
     parts = [spans]
     if len(seen.deferred):

@@ -8,7 +8,7 @@ _CARD_NOUN = r"credit|debit|cards?|visa|master[\s_-]?card|amex|cc"
 _CARD_CUE = cue(
     rf"(?:{_CARD_NOUN})(?:[\s_]?(?:numbers?|no|nr|num))?",
     _CARD_NOUN,
-    r"(?:credit|debit|card|pan|cc)(?:[\s_-]?(?:card|numbers?|no|nr|num))*",
+    r"(?:credit|debit|card|pan|visa|cc)(?:[\s_-]?(?:card|numbers?|no|nr|num))*",
     ("cre", "deb", "car", "vis", "mas", "ame"),
 )
 _IBAN_NOUN = r"iban|accounts?|konto|compte|cuenta"
