@@ -109,9 +109,14 @@ _EXTENSION = f"(?:[{_BLANK},]{{0,2}}(?:x|ext\\.?|extension|#)[{_BLANK}.:]{{0,2}}
 _NOT_INSIDE_NUMBER = r"(?<!\d\d)(?<!\d[.,]\d)"
 _NOT_BEFORE_WORD = r"(?![^\W_])"
 
+_NO_DIGITS = bytes(code for code in range(256) if not chr(code).isdecimal())
+_NO_WORD = bytes(code for code in range(256) if not chr(code).isalnum())
+
 
 def digits(text: str) -> str:
     """Return the decimal digits of `text`, those of other scripts as ASCII."""
+    if text.isascii():
+        return text.encode().translate(None, _NO_DIGITS).decode()
     kept = "".join(filter(str.isdecimal, text))
     return kept if kept.isascii() else "".join(str(unicodedata.decimal(digit)) for digit in kept)
 
@@ -209,7 +214,10 @@ def valid_cued_phone(text: str) -> bool:
 
 def alphanumeric(text: str) -> str:
     """Return the letters and digits of `text`, folded, in upper case."""
-    return "".join(filter(str.isalnum, fold(text))).upper()
+    folded = fold(text)
+    if folded.isascii():
+        return folded.encode().translate(None, _NO_WORD).decode().upper()
+    return "".join(filter(str.isalnum, folded)).upper()
 
 
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

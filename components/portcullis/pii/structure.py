@@ -265,7 +265,8 @@ _COLON_OR_DASH = _table(b":-")
 
 # --- IBAN -----------------------------------------------------------------------------------------------------------
 
-_IBAN_REACH = 34 * 2
+# Blanks between groups of four; and between all of 34 characters.
+_IBAN_REACH, _IBAN_FAR_REACH = 44, 34 * 2
 _COUNTRY_LENGTH = np.zeros((32, 32), np.intp)
 for _country, _length in IBAN_LENGTHS.items():
     _COUNTRY_LENGTH[ord(_country[0]) & 31, ord(_country[1]) & 31] = _length
@@ -282,17 +283,25 @@ def _ibans(text: Bytes, starts: Ints, ends: Ints) -> Spans:
     starts = starts[usual] - 2
     length = _COUNTRY_LENGTH[text[starts] & 31, text[starts + 1] & 31]
     starts, length = starts[length > 0], length[length > 0]
+    near, beyond = _spelled_ibans(text, starts, length, _IBAN_REACH)
+    far, _ = _spelled_ibans(text, *beyond, _IBAN_FAR_REACH)
+    return joined([near, far])
+
+
+def _spelled_ibans(text: Bytes, starts: Ints, length: Ints, reach: int) -> tuple[Spans, tuple[Ints, Ints]]:
+    """Return the IBANs of these lengths that end within reach of these starts, and the starts and lengths beyond it."""
     if not len(starts):
-        return spans_of(_NONE, _NONE, Entity.IBAN)
-    window = sliding_window_view(text, _IBAN_REACH + 1)[starts]
+        return spans_of(_NONE, _NONE, Entity.IBAN), (starts, length)
+    window = sliding_window_view(text, reach + 1)[starts]
     alnum = _ALNUM[window]
     place = np.cumsum(alnum, 1, dtype=np.uint8)
     last = np.argmax(place >= length[:, None], 1)
-    within = np.arange(_IBAN_REACH + 1) <= last[:, None]
+    short = place[:, -1] < length
+    beyond = starts[short], length[short]
+    within = np.arange(reach + 1) <= last[:, None]
     gap = within & ~alnum
     torn = (gap & ~_BLANK_OR_DASH[window]).any(1) | (gap[:, 1:] & gap[:, :-1]).any(1)
-    rows = np.arange(len(starts))
-    good = (place[:, -1] >= length) & ~torn & ~alnum[rows, np.minimum(last + 1, _IBAN_REACH)]
+    good = ~short & ~torn & ~_ALNUM[text[starts + last + 1]]
     starts, length, last, window, place = starts[good], length[good], last[good], window[good], place[good]
     row, column = np.nonzero(within[good] & alnum[good])
     value = _VALUE[window[row, column]]
@@ -306,7 +315,7 @@ def _ibans(text: Bytes, starts: Ints, ends: Ints) -> Spans:
         rest = np.where(step < length, (rest * np.where(values[step] < 10, 10, 100) + values[step]) % 97, rest)
     rest[row[value == _NO_VALUE]] = 0
     valid = rest == 1
-    return spans_of(starts[valid], (starts + last + 1)[valid], Entity.IBAN)
+    return spans_of(starts[valid], (starts + last + 1)[valid], Entity.IBAN), beyond
 
 
 # --- regions of digits ----------------------------------------------------------------------------------------------
