@@ -60,7 +60,13 @@ def signed(config: ReferenceConfig, home: Home, out: Path) -> None:
     ingest(step="ingest", nonce=nonce, evidence=out / "e0", uri=URI, spec=spec, dataset=out / "raw", bundle=out / "e1")
     names = config.entities
     mask_pii(
-        step="mask_pii", dataset=out / "raw", evidence=out / "e1", entities=names, masked=out / "m", bundle=out / "e2"
+        step="mask_pii",
+        dataset=out / "raw",
+        evidence=out / "e1",
+        entities=names,
+        detection=config.detection,
+        masked=out / "m",
+        bundle=out / "e2",
     )
     residual_pii(
         step="residual_pii", dataset=out / "m", evidence=out / "e2", entities=names, report=out / "r", bundle=out / "e3"
@@ -164,7 +170,7 @@ def bare(config: ReferenceConfig, home: Home, out: Path) -> None:
     source = read_source(URI, config.dataset)
     write_dataset(out / "raw", source.table, source.spec)
     raw = read_dataset(out / "raw")
-    plan = masking_plan(raw.spec, config.entities)
+    plan = masking_plan(raw.spec, config.entities, config.detection)
     table, _ = mask_table(raw.table, plan, key=symmetric_key(f"file:{home.keys / 'masking.key'}"))
     write_dataset(out / "m", table, raw.spec)
     residual_figures(read_dataset(out / "m").table, plan)

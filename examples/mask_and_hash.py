@@ -38,7 +38,7 @@ residual_pii_gate = components.load_component_from_file(str(STAGES / "pii" / "ga
 
 
 @secure_pipeline(name=NAME)
-def mask_and_hash(data_uri: str, description: str, entities: list[str]) -> NamedTuple(
+def mask_and_hash(data_uri: str, description: str, entities: list[str], detection: str) -> NamedTuple(
     "Outputs", [("masked", Dataset), ("evidence", Artifact)]
 ):
     """Read, attest, mask, and search again.
@@ -47,6 +47,7 @@ def mask_and_hash(data_uri: str, description: str, entities: list[str]) -> Named
         data_uri: The raw data.
         description: What they mean (YAML).
         entities: Identifiers to mask.
+        detection: `strict` or `recall`.
 
     Returns:
         masked: The masked data.
@@ -66,6 +67,7 @@ def mask_and_hash(data_uri: str, description: str, entities: list[str]) -> Named
         dataset=raw.outputs["dataset"],
         evidence=raw.outputs["dataset_evidence"],
         entities=entities,
+        detection=detection,
         step="mask_pii",
         secret=secret_name("mask_pii"),
         **NO_GPU,
@@ -91,6 +93,7 @@ def run(config: ReferenceConfig, uri: str, output: Path) -> homes.Home:
         "data_uri": uri,
         "description": json.dumps(config.dataset.to_dict()),
         "entities": list(config.entities),
+        "detection": config.detection,
     }
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)

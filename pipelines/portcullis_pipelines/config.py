@@ -4,7 +4,7 @@ A configuration file is YAML. Only `dataset` is required; the other sections tak
 and an unknown key is refused.
 
     dataset: {name: …, label: {…}, features: {…}, sensitive: {…}}
-    masking: {entities: [EMAIL, …]}
+    masking: {entities: [EMAIL, …], detection: strict}
     screening: {n_min: 30, …}
     quality: {label_issues: 0.004, …}
     split: {test_fraction: 0.2}
@@ -25,7 +25,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from portcullis.dataset import DatasetSpec
 from portcullis.deploy.settings import ServingSettings, require_server_name
@@ -33,6 +33,7 @@ from portcullis.digest import canonical_json
 from portcullis.errors import ConfigError, DataError
 from portcullis.files import read_bytes
 from portcullis.pii.entities import Entity
+from portcullis.pii.plan import Detection
 from portcullis.privacy.settings import NoisedColumn, noised_columns
 from portcullis.quality.settings import QualitySettings
 from portcullis.robustness.settings import RobustnessSettings
@@ -180,6 +181,7 @@ class ReferenceConfig:
     Attributes:
         dataset: The description of the data.
         entities: Identifiers to mask.
+        detection: `strict`: a check digit must hold; `recall`: or a word names the number.
         screening: How the data are screened for poison.
         quality: What they must keep.
         test_fraction: Expected share of test rows.
@@ -196,6 +198,7 @@ class ReferenceConfig:
 
     dataset: DatasetSpec
     entities: tuple[str, ...] = tuple(entity.value for entity in Entity)
+    detection: str = "strict"
     screening: QualitySettings = field(default_factory=QualitySettings)
     quality: Quality = field(default_factory=Quality)
     test_fraction: float = 0.2
@@ -241,12 +244,13 @@ class ReferenceConfig:
         sections = _known(document, names, "the file")
         if "dataset" not in sections:
             raise ConfigError("the configuration has no section `dataset`")
-        masking = _known(sections.get("masking", {}), {"entities"}, "masking")
+        masking = _known(sections.get("masking", {}), {"entities", "detection"}, "masking")
         split = _known(sections.get("split", {}), {"test_fraction"}, "split")
         model = _known(sections.get("model", {}), {"architecture", "options"}, "model")
         return cls(
             dataset=DatasetSpec.from_dict(sections["dataset"]),
             entities=_entities(masking.get("entities", list(Entity))),
+            detection=_detection(masking.get("detection", "strict")),
             screening=_section(QualitySettings, sections.get("screening", {}), "screening"),
             quality=_section(Quality, sections.get("quality", {}), "quality"),
             test_fraction=_fraction(split.get("test_fraction", 0.2)),
@@ -272,6 +276,7 @@ class ReferenceConfig:
             "data_uri": uri,
             "dataset_spec": json.dumps(self.dataset.to_dict()),
             "pii_entities": list(self.entities),
+            "pii_detection": self.detection,
             **{f"screen_{name}": value for name, value in dataclasses.asdict(self.screening).items()},
             "test_fraction": self.test_fraction,
             "architecture": self.architecture,
@@ -350,6 +355,12 @@ def _entities(value: Any) -> tuple[str, ...]:
     if len(set(value)) != len(value):
         raise ConfigError("masking.entities names one twice")
     return tuple(str(name) for name in value)
+
+
+def _detection(value: Any) -> str:
+    if value not in get_args(Detection):
+        raise ConfigError(f"masking.detection is {' or '.join(get_args(Detection))}")
+    return str(value)
 
 
 def _options(value: Any) -> dict[str, float]:

@@ -99,7 +99,7 @@ def configuration(suggestions: Sequence[str] = ()) -> str:
         _section(
             "masking",
             "Identifiers that are masked in sensitive columns, and that may be left nowhere.",
-            {"entities": [entity.value for entity in Entity]},
+            {"entities": [entity.value for entity in Entity], "detection": defaults.detection},
         ),
         _of("screening", "How the data are screened for poison.", defaults.screening, QualitySettings),
         _of("quality", "What the screening may find.", defaults.quality, Quality),
@@ -219,8 +219,16 @@ def _section(name: str, title: str, values: Mapping[str, Any], kind: type | None
     meanings = _attributes(kind) if kind else {}
     for key, value in values.items():
         lines += _comment(meanings[key], "  # ") if key in meanings else []
-        lines.append(f"  {key}: {_flow(value)}")
+        lines += _setting(key, value)
     return "\n".join(lines)
+
+
+def _setting(key: str, value: Any) -> list[str]:
+    line = f"{key}: {_flow(value)}"
+    if not isinstance(value, list) or not all(isinstance(name, str) and name.isidentifier() for name in value):
+        return [f"  {line}"]
+    first, *others = _comment(line, "    ")
+    return [first[2:], *others]
 
 
 def _meaning(kind: type, *, indent: str) -> Iterator[str]:

@@ -35,6 +35,7 @@ def secure_training(
     data_uri: str,
     dataset_spec: str,
     pii_entities: List[str],
+    pii_detection: str,
     screen_n_min: int,
     screen_outlier_distance: float,
     screen_neighbours: int,
@@ -77,6 +78,7 @@ def secure_training(
         data_uri: The raw data.
         dataset_spec: Their description (YAML).
         pii_entities: Identifiers to mask.
+        pii_detection: `strict` or `recall`.
         screen_n_min: Fewest rows of each class with which the data are judged.
         screen_outlier_distance: How far from its class's median a row is an outlier.
         screen_neighbours: How many nearest rows vote on a row's label.
@@ -134,7 +136,12 @@ def secure_training(
     }
     started = preflight()
     raw = ingest(nonce=started.outputs["nonce"], evidence=started.outputs["evidence"], uri=data_uri, spec=dataset_spec)
-    masked = mask_pii(dataset=raw.outputs["dataset"], evidence=raw.outputs["dataset_evidence"], entities=pii_entities)
+    masked = mask_pii(
+        dataset=raw.outputs["dataset"],
+        evidence=raw.outputs["dataset_evidence"],
+        entities=pii_entities,
+        detection=pii_detection,
+    )
     clean = residual_pii_gate(
         dataset=masked.outputs["masked"],
         evidence=masked.outputs["masked_evidence"],

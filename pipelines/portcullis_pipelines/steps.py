@@ -119,7 +119,7 @@ STEPS: tuple[ReferenceStep, ...] = (
         threat="identifiers in training data, artifacts, logs and reports",
         limits="names and addresses in free text; numbers that are not declared",
         keys=("masking.key", READS, WRITES),
-        parameters=lambda config: {"entities": list(config.entities)},
+        parameters=lambda config: {"entities": list(config.entities), "detection": config.detection},
     ),
     ReferenceStep(
         name="residual_pii",

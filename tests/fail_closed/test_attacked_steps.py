@@ -98,7 +98,9 @@ class Steps:
         with self.run.environment():
             match step:
                 case "mask_pii":
-                    return mask_pii(entities=config.entities, masked=out / "masked", **given)
+                    return mask_pii(
+                        entities=config.entities, detection=config.detection, masked=out / "masked", **given
+                    )
                 case "residual_pii":
                     return residual_pii(entities=config.entities, report=out / "report", **given)
                 case "data_quality":

@@ -51,7 +51,7 @@ def test_only_the_data_set_is_required(load):
 def test_every_section_reaches_the_configuration(load):
     config = load(
         """
-masking: {entities: [EMAIL, PHONE]}
+masking: {entities: [EMAIL, PHONE], detection: recall}
 split: {test_fraction: 0.5}
 model: {architecture: mine, options: {width: 8, rate: 0.5}}
 screening: {n_min: 50, neighbours: 5}
@@ -62,6 +62,7 @@ thresholds: {robust_accuracy: 0.5, clean_accuracy: 1, samples: 9}
 """
     )
     assert (config.entities, config.test_fraction, config.architecture) == (("EMAIL", "PHONE"), 0.5, "mine")
+    assert config.detection == "recall"
     assert config.options == {"width": 8, "rate": 0.5}
     assert config.training == TrainingSettings(method="trades", epsilon=0.2, epochs=3, learning_rate=1.0)
     assert type(config.training.learning_rate) is float
@@ -145,6 +146,8 @@ REFUSED = {
     "entities as text": ("masking: {entities: EMAIL}", "masking.entities is a list of EMAIL"),
     "unknown entity": ("masking: {entities: [NAME]}", "masking.entities is a list of EMAIL"),
     "entity that is a list": ("masking: {entities: [[EMAIL]]}", "masking.entities is a list of EMAIL"),
+    "unknown detection": ("masking: {detection: loose}", "masking.detection is strict or recall"),
+    "detection that is a list": ("masking: {detection: [strict]}", "masking.detection is strict or recall"),
     "entity twice": ("masking: {entities: [EMAIL, EMAIL]}", "twice"),
     "test fraction zero": ("split: {test_fraction: 0}", "split.test_fraction"),
     "test fraction one": ("split: {test_fraction: 1}", "split.test_fraction"),

@@ -6,7 +6,6 @@ import pytest
 
 from portcullis.pii.entities import (
     IBAN_LENGTHS,
-    RECOGNISERS,
     Entity,
     canonical,
     digits,
@@ -19,6 +18,7 @@ from portcullis.pii.entities import (
     valid_ssn,
 )
 from portcullis.pii.folding import fold
+from portcullis.pii.locales import RECOGNISERS
 
 
 @pytest.mark.parametrize(

@@ -99,9 +99,13 @@ def test_another_key_gives_other_tokens() -> None:
     assert masked(["ann@example.com"]) != masked(["ann@example.com"], key=bytes(32))
 
 
-def test_a_disguised_identifier_costs_the_whole_cell() -> None:
-    assert masked(["123\u200b-45-6789"]) == [token(KEY, Entity.US_SSN, "123456789")]
-    assert masked(["see 123\u200b-45-6789 here"]) == [token(KEY, Entity.US_SSN, "123456789")]
+def test_a_disguised_identifier_has_its_own_token() -> None:
+    ssn = token(KEY, Entity.US_SSN, "123456789")
+    assert masked(["123\u200b-45-6789"]) == [ssn]
+    assert masked(["see 123\u200b-45-6789 here"]) == [f"see {ssn} here"]
+    assert masked(["naïve 123\u200b-45-6789, ①②③ ann＠example.com é"]) == [
+        f"naïve {ssn}, ①②③ {mail('ann@example.com')} é"
+    ]
 
 
 def test_text_that_masking_lays_bare_is_masked_whole() -> None:
@@ -263,6 +267,10 @@ def test_neither_report_nor_refusal_quotes_a_value() -> None:
 
 DATA = Path(os.environ.get("PORTCULLIS_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
 LABELS = {"EMAIL_ADDRESS": "EMAIL", "IBAN_CODE": "IBAN", "PHONE_NUMBER": "PHONE"}
+LABELLED = (
+    *(Entity.EMAIL, Entity.IBAN, Entity.CREDIT_CARD, Entity.US_SSN, Entity.IP_ADDRESS, Entity.PHONE),
+    Entity.US_DRIVER_LICENSE,
+)
 
 # Forms with a checksum or fixed structure have no excuse. National telephone numbers are only known by a word beside
 # them or by their punctuation, so one in twenty characters may escape.
@@ -286,14 +294,16 @@ def test_labelled_text_leaks_next_to_nothing() -> None:
         for span in document["spans"]:
             entity = LABELS.get(span["entity_type"], span["entity_type"])
             labelled.setdefault(entity, set()).update(range(span["start_position"], span["end_position"]))
-        for entity in ALL:
+        for entity in LABELLED:
             total[entity] += len(labelled.get(entity, ()))
             leaked[entity] += len(labelled.get(entity, set()) - covered)
         for span in spans:
             all_found[span.entity] += 1
             right[span.entity] += bool(labelled.get(span.entity, set()).intersection(range(span.start, span.end)))
-    for entity in ALL:
-        assert total[entity] > 200
+    # The texts hold no other kind: whatever is called so, is not.
+    assert sum(all_found[entity] for entity in set(ALL).difference(LABELLED)) <= 2
+    for entity in LABELLED:
+        assert total[entity] > 100
         assert leaked[entity] / total[entity] <= MOST_LEAKED[entity]
         assert right[entity] / all_found[entity] >= LEAST_PRECISION
     texts = pa.table({"text": [document["full_text"] for document in documents]})

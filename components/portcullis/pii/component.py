@@ -18,6 +18,7 @@ def mask_pii(
     masked_evidence: Output[Artifact],
     metrics: Output[Metrics],
     step: str = "mask_pii",
+    detection: str = "strict",
 ) -> NamedTuple("Outputs", [("digest", str)]):
     """Replace identifiers in every text column by keyed tokens, and declared columns as the data set declares.
 
@@ -26,8 +27,9 @@ def mask_pii(
     Args:
         dataset: The data set.
         evidence: Its evidence.
-        entities: What to look for: EMAIL, IBAN, CREDIT_CARD, US_SSN, IP_ADDRESS, PHONE.
+        entities: What to look for, by the names in the table of identifiers.
         step: Name of this step in the policy.
+        detection: `strict`: a check digit must hold; `recall`: or a word names the number.
         masked: The masked data set.
         masked_evidence: The evidence with this step's statement.
         metrics: How many were masked in each column.
@@ -45,6 +47,7 @@ def mask_pii(
         dataset=Path(dataset.path),
         evidence=Path(evidence.path),
         entities=entities,
+        detection=detection,
         masked=Path(masked.path),
         bundle=Path(masked_evidence.path),
     )
@@ -103,7 +106,7 @@ def residual_pii_gate(
     Args:
         dataset: The masked data set.
         evidence: Its evidence.
-        entities: What to look for: EMAIL, IBAN, CREDIT_CARD, US_SSN, IP_ADDRESS, PHONE.
+        entities: What to look for, by the names in the table of identifiers.
         step: Name of this gate in the policy.
         secret: Name of the Kubernetes Secret with its keys.
 

@@ -14,9 +14,11 @@ is found although nineteen digits fail the checksum.
 import ipaddress
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+
+import numpy as np
 
 from portcullis.pii.folding import fold
 
@@ -28,8 +30,23 @@ class Entity(StrEnum):
     IBAN = "IBAN"
     CREDIT_CARD = "CREDIT_CARD"
     US_SSN = "US_SSN"
+    US_ITIN = "US_ITIN"
+    US_EIN = "US_EIN"
+    US_ABA = "US_ABA"
+    US_PASSPORT = "US_PASSPORT"
+    US_DRIVER_LICENSE = "US_DRIVER_LICENSE"
+    UK_NINO = "UK_NINO"
+    DE_STEUER_ID = "DE_STEUER_ID"
+    FR_NIR = "FR_NIR"
+    ES_DNI = "ES_DNI"
+    ES_NIE = "ES_NIE"
+    EU_VAT = "EU_VAT"
     IP_ADDRESS = "IP_ADDRESS"
+    MAC_ADDRESS = "MAC_ADDRESS"
     PHONE = "PHONE"
+
+
+PRIORITY = {entity: rank for rank, entity in enumerate(Entity)}
 
 
 # ISO 13616 (SWIFT IBAN registry, release 99): total length by country.
@@ -73,20 +90,33 @@ _ISSUERS = (
     (r"50|5[6-8]|6", {12, 13, 14, 15, 16, 17, 18, 19}),  # Maestro
 )
 _ISSUER_LENGTHS = tuple((re.compile(prefix), frozenset(lengths)) for prefix, lengths in _ISSUERS)
+# The same by the first four digits: bit n is set where n digits are issued.
+CARD_LENGTHS = np.zeros(10_000, np.int32)
+for _prefix in range(10_000):
+    for _pattern, _lengths in _ISSUER_LENGTHS:
+        if _pattern.match(f"{_prefix:04}"):
+            CARD_LENGTHS[_prefix] |= sum(1 << length for length in _lengths)
 _LUHN_DOUBLED = str.maketrans("0123456789", "0246813579")
 
 _BLANK = " \\t\\xa0\\u2007\\u2009\\u202f"
 _DASH = "\\-\\u2010-\\u2015\\u2212"
 _GAPS = f"[{_BLANK}{_DASH}./]{{0,3}}"
 _GAP = f"(?:[{_BLANK}]?[{_DASH}./][{_BLANK}]?|[{_BLANK}])"
+# Between two groups of digits.
+_MARK = f"[{_BLANK}{_DASH}./]"
 _EXTENSION = f"(?:[{_BLANK},]{{0,2}}(?:x|ext\\.?|extension|#)[{_BLANK}.:]{{0,2}}\\d{{1,6}})"
 # A number begins neither inside a run of digits nor as the fraction of a decimal.
 _NOT_INSIDE_NUMBER = r"(?<!\d\d)(?<!\d[.,]\d)"
 _NOT_BEFORE_WORD = r"(?![^\W_])"
 
+_NO_DIGITS = bytes(code for code in range(256) if not chr(code).isdecimal())
+_NO_WORD = bytes(code for code in range(256) if not chr(code).isalnum())
+
 
 def digits(text: str) -> str:
     """Return the decimal digits of `text`, those of other scripts as ASCII."""
+    if text.isascii():
+        return text.encode().translate(None, _NO_DIGITS).decode()
     kept = "".join(filter(str.isdecimal, text))
     return kept if kept.isascii() else "".join(str(unicodedata.decimal(digit)) for digit in kept)
 
@@ -104,7 +134,7 @@ def valid_email(text: str) -> bool:
 
 def valid_iban(text: str) -> bool:
     """Tell whether `text` is an IBAN: ISO 13616, country's length and ISO 7064 MOD 97-10; blanks and case are free."""
-    compact = _alphanumeric(text)
+    compact = alphanumeric(text)
     if len(compact) != IBAN_LENGTHS.get(compact[:2]) or not compact.isascii():
         return False
     rearranged = compact[4:] + compact[:4]
@@ -150,6 +180,11 @@ def valid_ip(text: str) -> bool:
     return len(groups) >= 3 or allocated or "." in text
 
 
+def valid_mac(text: str) -> bool:
+    """Tell whether `text` is a 48-bit address that a device was given: IEEE 802, not all zeros or ones."""
+    return alphanumeric(text) not in {"0" * 12, "F" * 12}
+
+
 def valid_phone(text: str) -> bool:
     """Tell whether `text` is a telephone number by its form alone.
 
@@ -177,8 +212,12 @@ def valid_cued_phone(text: str) -> bool:
     return 6 + (number == text) <= len(number) <= 17 and _DATE.match(text) is None
 
 
-def _alphanumeric(text: str) -> str:
-    return "".join(filter(str.isalnum, fold(text))).upper()
+def alphanumeric(text: str) -> str:
+    """Return the letters and digits of `text`, folded, in upper case."""
+    folded = fold(text)
+    if folded.isascii():
+        return folded.encode().translate(None, _NO_WORD).decode().upper()
+    return "".join(filter(str.isalnum, folded)).upper()
 
 
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
@@ -214,14 +253,16 @@ _DATE = re.compile(
 def canonical(entity: Entity, text: str) -> str:
     """Return the one spelling of an identifier, so that one identifier has one token however it is written.
 
-    Folded, then: e-mail and unparsable addresses in lower case; IBAN in upper case without blanks; IP as RFC 5952 and
-    RFC 791 write it; the others digits only, a telephone number without NANP's leading 1.
+    Folded, then: e-mail and unparsable addresses in lower case; what has letters in upper case without blanks and
+    marks; IP as RFC 5952 and RFC 791 write it; the others digits only, a telephone number without NANP's leading 1.
     """
     match entity:
         case Entity.EMAIL:
             return fold(text).strip().lower()
-        case Entity.IBAN:
-            return _alphanumeric(text)
+        case Entity.IBAN | Entity.MAC_ADDRESS | Entity.US_PASSPORT | Entity.US_DRIVER_LICENSE:
+            return alphanumeric(text)
+        case Entity.UK_NINO | Entity.FR_NIR | Entity.ES_DNI | Entity.ES_NIE | Entity.EU_VAT:
+            return alphanumeric(text)
         case Entity.IP_ADDRESS:
             return str(_address(text) or fold(text).strip().lower())
         case Entity.PHONE:
@@ -235,11 +276,19 @@ _NANP_PREFIX = re.compile(r"^(?:00)?1(?=[2-9]\d\d[2-9]\d{6,12}$)")
 
 @dataclass(frozen=True)
 class Cue:
-    """Words that say what the number beside them is: before it, after it, or as the column's name."""
+    """Words that say what the number beside them is: before it, after it, or as the column's name.
+
+    Attributes:
+        before: Ends where the number starts.
+        after: Starts where the number ends.
+        column: Is searched in the column's name.
+        stems: How the words begin, three letters each: where no word begins so, none of them is.
+    """
 
     before: re.Pattern[str]
     after: re.Pattern[str]
     column: re.Pattern[str]
+    stems: tuple[str, ...]
 
     def speaks_for(self, text: str, start: int, end: int) -> bool:
         """Tell whether a word close to `text[start:end]` names the entity; no other number may lie in between."""
@@ -250,32 +299,101 @@ class Cue:
 
 
 @dataclass(frozen=True)
+class Hint:
+    """What must stand in a text for a recogniser to match in it: quickly seen, and no match is without it.
+
+    Attributes:
+        groups: Sizes of groups of digits that stand together, any of these; where there are none, any six digits do.
+        first: The first of these digits is one of these.
+        lead: The letter before them is one of these, with at most one blank or mark between.
+        tail: The letter after them likewise.
+    """
+
+    groups: tuple[tuple[int, ...], ...] = ()
+    first: str = "0123456789"
+    lead: str = ""
+    tail: str = ""
+
+
+@dataclass(frozen=True)
 class Recogniser:
-    """One way to recognise an entity: group 1 of `pattern` is a candidate, `valid` decides, `cue` must agree if set."""
+    """One way to recognise an entity: group 1 of `pattern` is a candidate, `valid` decides, `cue` must agree if set.
+
+    Attributes:
+        entity: What it recognises.
+        pattern: Its group 1 is a candidate.
+        valid: Tells whether a candidate, or a shorter prefix of it, is one.
+        cue: Must agree where it is set.
+        hint: Where it is not, none of its matches is; None for those that read what `portcullis.pii.structure` defers.
+        recall: It serves the mode `recall` alone, where a word makes up for a check digit that fails.
+    """
 
     entity: Entity
     pattern: re.Pattern[str]
     valid: Callable[[str], bool]
     cue: Cue | None = None
+    hint: Hint | None = None
+    recall: bool = False
 
 
-def _cue(before: str, after: str, column: str) -> Cue:
+def shaped(
+    entity: Entity,
+    groups: Sequence[tuple[int, ...]],
+    valid: Callable[[str], bool],
+    *,
+    first: str = "0123456789",
+    lead: str = "",
+    prefix: str = "",
+    tail: str = "",
+    suffix: str = "",
+    cue: Cue | None = None,
+    recall: bool = False,
+) -> Recogniser:
+    """Return a recogniser of digits in groups between two words, with one blank or mark between groups.
+
+    Args:
+        entity: What it recognises.
+        groups: The sizes of the groups, one tuple for each spelling.
+        valid: Decides on a candidate.
+        first: What its first digit may be.
+        lead: The letters, one of which must stand before the digits.
+        prefix: The pattern of what stands before the digits, `lead` included.
+        tail: The letters, one of which must stand after the digits.
+        suffix: The pattern of what stands after the digits, `tail` included.
+        cue: Must agree where it is set.
+        recall: It serves the mode `recall` alone.
+    """
+    numbers = "|".join(_MARK.join(rf"\d{{{size}}}" for size in group) for group in groups)
+    decimal = "" if suffix else r"(?![.,]\d)"
+    pattern = re.compile(
+        rf"(?<![^\W_])(?<!\d[.,])({prefix}(?:{numbers}){suffix}){_NOT_BEFORE_WORD}{decimal}", re.IGNORECASE
+    )
+    return Recogniser(entity, pattern, valid, cue, Hint(tuple(groups), first, lead, tail), recall)
+
+
+def cue(before: str, after: str, column: str, stems: tuple[str, ...]) -> Cue:
+    """Return the cue of words, given as patterns; see `Cue`."""
     return Cue(
         re.compile(rf"(?<![^\W_])(?:{before})(?:[^\w<>\0][^\d<>\0]*)?\Z", re.IGNORECASE),
         re.compile(rf"[\s\\,:;(/-]{{0,3}}(?:{after})(?![^\W_])", re.IGNORECASE),
         re.compile(rf"(?<![^\W_])(?:{column})(?![^\W_])", re.IGNORECASE),
+        stems,
     )
 
 
 _PHONE_NOUN = r"(?:tele)?phones?|tel|mob|mobiles?|cell(?:ular|phone)?s?|fax|landline|msisdn|whatsapp|sms"
-PHONE_CUE = _cue(
+PHONE_CUE = cue(
     rf"{_PHONE_NOUN}|(?:{_PHONE_NOUN}|contact)[\s_]?(?:numbers?|no|nr|num)|hotline|helpline|voicemail|pager|contact"
     r"|call(?:s|ed|ing|er)?|dial(?:s|led|ed|ing)?|answering",
     rf"{_PHONE_NOUN}|office|home|work",
     rf"{_PHONE_NOUN}",
+    (
+        *("pho", "tel", "mob", "cel", "fax", "lan", "msi", "wha", "sms", "con", "hot", "hel", "voi", "pag", "cal"),
+        *("dia", "ans", "off", "hom", "wor"),
+    ),
 )
 _SSN_NOUN = r"ssn|social[\s_-]?sec(?:urity)?|tax[\s_-]?id|tin"
-SSN_CUE = _cue(rf"(?:{_SSN_NOUN})(?:[\s_]?(?:numbers?|no|nr|num))?", _SSN_NOUN, _SSN_NOUN)
+SSN_CUE = cue(rf"(?:{_SSN_NOUN})(?:[\s_]?(?:numbers?|no|nr|num))?", _SSN_NOUN, _SSN_NOUN, ("ssn", "soc", "tax", "tin"))
 
 # RFC 5321's atoms and dots, without the marks that delimit in URLs, JSON and markup (/ = ? ` { | }).
 _LOCAL_MARKS = r".!#$%&'*+^~\-"
@@ -319,6 +437,14 @@ RECOGNISERS = (
         Entity.IP_ADDRESS,
         re.compile(r"([\da-fA-F:](?<![^\W_].)[\da-fA-F]{0,3}:[\da-fA-F:.]{1,43}(?:%\w{1,15})?)"),
         valid_ip,
+    ),
+    Recogniser(
+        Entity.MAC_ADDRESS,
+        re.compile(
+            r"(?<![^\W_])(?<![^\W_][:-])([\da-fA-F]{2}(?:(?::[\da-fA-F]{2}){5}|(?:-[\da-fA-F]{2}){5}))"
+            r"(?![^\W_]|[:-][^\W_])"
+        ),
+        valid_mac,
     ),
     Recogniser(
         Entity.PHONE,

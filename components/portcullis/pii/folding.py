@@ -42,4 +42,4 @@ def fold(text: str) -> str:
 
     Source: Unicode Standard Annex #15 (NFKC), and the general categories and decimal values of UAX #44.
     """
-    return text.translate(_FOLDS)
+    return text if text.isascii() and text.isprintable() else text.translate(_FOLDS)

@@ -12,8 +12,10 @@ import pyarrow.compute as pc
 from portcullis.errors import DataError
 from portcullis.pii.columns import Kind, checked_names, kind, long_numbers, text_of
 from portcullis.pii.entities import Entity, canonical, valid_card
+from portcullis.pii.folding import fold
 from portcullis.pii.plan import MaskingPlan
-from portcullis.pii.scan import Findings, Span, find, named_identifier, rows_of, scan
+from portcullis.pii.reading import buffers
+from portcullis.pii.scan import ENTITIES, Findings, Span, named_identifier, rows_of, scan, scan_values
 from portcullis.pii.tokens import VALUE, require_key, token
 
 
@@ -58,11 +60,11 @@ def mask_table(table: Any, plan: MaskingPlan, *, key: bytes) -> tuple[Any, Maski
         if action == "keep":
             columns[name] = values
         elif action != "drop":
-            findings = scan(text_of(values), plan.entities, column=name)
+            findings = scan(text_of(values), plan.entities, column=name, recall=plan.detection == "recall")
             if action == "token":
                 masked, found = _tokenise(findings, key)
             else:
-                masked, found = _replace(findings, plan.entities, name, key)
+                masked, found = _replace(findings, plan, name, key)
             columns[name] = _like(values.type, masked, name)
             counts[name] = dict(sorted(found.items()))
     if not columns:
@@ -75,7 +77,7 @@ def _resolve(table: Any, plan: MaskingPlan) -> dict[str, str]:
     names = checked_names(table)
     if missing := sorted(set(plan.columns) - set(names)):
         raise DataError(f"the plan names columns that the table lacks: {', '.join(map(repr, missing))}")
-    if scan(pa.array(names), plan.entities).spans:
+    if len(scan(pa.array(names), plan.entities).values):
         raise DataError("a column's name holds an identifier; is the header missing?")
     return {name: _action(name, table.column(name), plan) for name in names}
 
@@ -102,30 +104,47 @@ def _check_numbers(name: str, values: Any, entities: tuple[Entity, ...]) -> None
         raise DataError(f"column {name!r} holds numbers that its name calls identifiers; declare it token or drop")
 
 
-def _replace(findings: Findings, entities: tuple[Entity, ...], name: str, key: bytes) -> tuple[Any, Counter[str]]:
+def _replace(findings: Findings, plan: MaskingPlan, name: str, key: bytes) -> tuple[Any, Counter[str]]:
     """Put a token in the place of each finding.
 
     Replacing changes what stands beside the rest of a text, so the result is scanned again: should that show anything,
     the whole text becomes one token. Hence masked text scans clean, whatever it was.
     """
-    indices = sorted(findings.spans)
-    texts = findings.distinct.take(pa.array(indices, pa.int64())).to_pylist()
-    masked = [_with_tokens(text, findings.spans[index], key) for index, text in zip(indices, texts, strict=True)]
-    for again, spans in find(masked, entities, column=name).items():
-        entity = spans[0].entity
-        masked[again] = token(key, entity, canonical(entity, texts[again]))
-    hits = np.zeros(len(findings.distinct), bool)
-    hits[indices] = True
-    distinct = pc.replace_with_mask(findings.distinct, pa.array(hits), pa.array(masked, pa.large_string()))
+    distinct = _with_tokens(findings, key)
+    touched = np.unique(findings.values)
+    left = distinct.take(pa.array(touched))
+    again = scan_values(left, plan.entities, column=name, recall=plan.detection == "recall")
+    bare, firsts = np.unique(again.values, return_index=True)
+    if len(bare):
+        texts = findings.distinct.take(pa.array(touched[bare])).to_pylist()
+        kinds = [ENTITIES[rank] for rank in again.ranks[firsts].tolist()]
+        whole = [token(key, entity, canonical(entity, text)) for entity, text in zip(kinds, texts, strict=True)]
+        hits = np.zeros(len(distinct), bool)
+        hits[touched[bare]] = True
+        distinct = pc.replace_with_mask(distinct, pa.array(hits), pa.array(whole, pa.large_string()))
     return distinct.take(findings.codes), Counter({str(entity): n for entity, n in findings.counts().items()})
 
 
-def _with_tokens(text: str, spans: tuple[Span, ...], key: bytes) -> str:
-    pieces, position = [], 0
-    for start, end, entity in spans:
-        pieces += [text[position:start], token(key, entity, canonical(entity, text[start:end]))]
+def _with_tokens(findings: Findings, key: bytes) -> Any:
+    """Return the distinct values with a token in the place of each finding, a large_string array."""
+    offsets, data = buffers(findings.distinct)
+    starts = offsets[findings.values] + findings.starts
+    ends = offsets[findings.values] + findings.ends
+    text = data.tobytes()
+    pieces: list[bytes] = []
+    lengths = np.zeros(len(starts), np.int64)
+    position = 0
+    found = zip(starts.tolist(), ends.tolist(), findings.ranks.tolist(), strict=True)
+    for index, (start, end, rank) in enumerate(found):
+        entity = ENTITIES[rank]
+        made = token(key, entity, canonical(entity, text[start:end].decode())).encode()
+        pieces += [text[position:start], made]
+        lengths[index] = len(made)
         position = end
-    return "".join([*pieces, text[position:]])
+    pieces.append(text[position:])
+    growth = np.append(0, np.cumsum(lengths - (ends - starts)))
+    shifted = offsets + growth[np.searchsorted(findings.values, np.arange(len(offsets)))]
+    return pa.LargeStringArray.from_buffers(len(offsets) - 1, pa.py_buffer(shifted), pa.py_buffer(b"".join(pieces)))
 
 
 def _tokenise(findings: Findings, key: bytes) -> tuple[Any, Counter[str]]:
@@ -135,13 +154,19 @@ def _tokenise(findings: Findings, key: bytes) -> tuple[Any, Counter[str]]:
     tokens: list[str] = []
     for index, text in enumerate(texts):
         spans = findings.spans.get(index, ())
-        whole = len(spans) == 1 and text[spans[0].start : spans[0].end] == text.strip()
+        whole = len(spans) == 1 and _is_all_of(text, spans[0])
         entities.append(spans[0].entity if whole else VALUE)
         tokens.append(token(key, entities[-1], canonical(spans[0].entity, text) if whole else text))
     counts: Counter[str] = Counter()
     for entity, rows in zip(entities, rows_of(findings.codes, len(texts)), strict=True):
         counts[str(entity)] += int(rows)
     return pa.array(tokens, pa.large_string()).take(findings.codes), counts
+
+
+def _is_all_of(text: str, span: Span) -> bool:
+    """Tell whether nothing that is seen stands beside the span, which is in bytes."""
+    written = text.encode()
+    return not fold((written[: span.start] + written[span.end :]).decode()).strip()
 
 
 def _like(type_: Any, masked: Any, name: str) -> Any:

@@ -18,7 +18,9 @@ import pyarrow.compute as pc
 
 from portcullis.errors import DataError
 from portcullis.pii.columns import Kind, checked_names, kind, long_numbers
-from portcullis.pii.entities import IBAN_LENGTHS, Entity, valid_card, valid_iban, valid_ip, valid_ssn
+from portcullis.pii.entities import IBAN_LENGTHS, Entity, valid_card, valid_iban, valid_ip, valid_mac, valid_ssn
+from portcullis.pii.locales.eu import valid_dni, valid_nie, valid_nino, valid_nir, valid_steuer_id, valid_vat
+from portcullis.pii.locales.us import valid_aba, valid_ein, valid_itin
 from portcullis.pii.plan import MaskingPlan
 from portcullis.pii.tokens import TOKEN
 
@@ -33,6 +35,31 @@ _IPV4 = re.compile(r"(?<![\w.])\d{1,3}(?:[\[(]?\.[\])]?\d{1,3}){3}(?!\w|\.\d)")
 _IPV6 = re.compile(r"(?<![^\W_])[0-9A-Fa-f:]{3,}+")
 _NANP = re.compile(rf"(?<![^\W_])(?<!\d[.,])1?[2-9]\d\d(?:{_GAP})?[2-9]\d\d(?:{_GAP})?\d{{4}}{_END}")
 _E164 = re.compile(rf"\+(?:{_GAP})?[1-9](?:(?:{_GAP})?\d){{7,14}}{_END}")
+_MAC = re.compile(r"(?<![^\W_:-])[\dA-Fa-f]{2}(?:[:-][\dA-Fa-f]{2}){5}(?![^\W_]|[:-][^\W_])")
+_ITIN = re.compile(rf"(?<!\d)9\d\d{_GAP}\d\d{_GAP}\d{{4}}(?!\d)")
+# After a word that names it, with anything but digits and tokens between.
+_BETWEEN = r"[^\d<>|]{0,25}?"
+_CUED_ITIN = re.compile(rf"(?:itin|tax.?(?:payer.?)?id){_BETWEEN}(?<!\d)(9\d{{8}}){_END}", re.IGNORECASE)
+_EIN = re.compile(rf"(?:ein|employer.?id|tax.?id){_BETWEEN}(?<!\d)(\d\d(?:{_GAP})?\d{{7}}){_END}", re.IGNORECASE)
+_ABA = re.compile(rf"(?:aba|routing|rtn){_BETWEEN}(?<!\d)(\d{{9}}){_END}", re.IGNORECASE)
+_PASSPORT = re.compile(rf"passport{_BETWEEN}(?<![^\W_])((?:[A-Z]\d{{8}}|\d{{9}})){_END}", re.IGNORECASE)
+_LICENSE = re.compile(
+    rf"(?:driv\w{{1,5}}\W{{0,3}}licen[cs]e|licen[cs]e.?(?:number|no|num)){_BETWEEN}"
+    rf"(?<![^\W_])([A-Z]{{0,2}}(?:\d(?:{_GAP})?){{5,13}}\d[A-Z]?){_END}",
+    re.IGNORECASE,
+)
+_NINO = re.compile(rf"(?<![^\W_])[A-Za-z]{{2}}(?:(?:{_GAP})?\d\d){{3}}(?:{_GAP})?[A-Da-d]{_END}")
+_STEUER_ID = re.compile(rf"(?<![^\W_])(?<!\d[.,])(?:\d{{11}}|\d\d(?:{_GAP}\d{{3}}){{3}}){_END}(?![.,]\d)")
+_NIR = re.compile(
+    rf"(?<![^\W_])(?<!\d[.,])[123478](?:(?:{_GAP})?\d\d){{2}}(?:{_GAP})?(?:\d\d|2[ABab])"
+    rf"(?:(?:{_GAP})?\d{{3}}){{2}}(?:{_GAP})?\d\d{_END}(?![.,]\d)"
+)
+_DNI = re.compile(rf"(?<![^\W_])(?:\d{{8}}|\d\d(?:{_GAP}\d{{3}}){{2}})(?:{_GAP})?[A-Za-z]{_END}")
+_NIE = re.compile(rf"(?<![^\W_])[X-Zx-z](?:{_GAP})?(?:\d{{7}}|\d{_GAP}\d{{3}}{_GAP}\d{{3}})(?:{_GAP})?[A-Za-z]{_END}")
+_VAT = re.compile(
+    rf"(?<![^\W_])(?:ATU|BE|DE|DK|EL|FI|FR|GB|IT|LU|NL|PL|PT|SE)(?:(?:{_GAP})?\d){{8,12}}(?:(?:{_GAP})?B\d\d)?",
+    re.IGNORECASE,
+)
 
 
 def residual_figures(table: Any, plan: MaskingPlan) -> dict[str, int]:
@@ -185,11 +212,41 @@ def _phones(text: str) -> int:
     return sum(1 for _ in _NANP.finditer(text)) + sum(1 for _ in _E164.finditer(text))
 
 
+def _matching(pattern: re.Pattern[str], valid: Callable[[str], bool]) -> Callable[[str], int]:
+    """Return the search that counts valid matches: of group 1 where the pattern has one."""
+    return lambda text: sum(valid(match[pattern.groups]) for match in pattern.finditer(text))
+
+
+def _vat_numbers(text: str) -> int:
+    return sum(any(map(valid_vat, _beginnings(text, match))) for match in _VAT.finditer(text))
+
+
+def _beginnings(text: str, match: re.Match[str]) -> Iterator[str]:
+    """Yield what a match begins with, up to each place where a word ends."""
+    for end in range(match.start() + 1, match.end() + 1):
+        if text[end - 1].isalnum() and not text[end : end + 1].isalnum():
+            yield text[match.start() : end]
+
+
+_itins, _cued_itins = _matching(_ITIN, valid_itin), _matching(_CUED_ITIN, valid_itin)
+
 _SEARCHES: Mapping[Entity, Callable[[str], int]] = {
     Entity.EMAIL: _emails,
     Entity.IBAN: _ibans,
     Entity.CREDIT_CARD: _cards,
     Entity.US_SSN: _ssns,
+    Entity.US_ITIN: lambda text: _itins(text) + _cued_itins(text),
+    Entity.US_EIN: _matching(_EIN, valid_ein),
+    Entity.US_ABA: _matching(_ABA, valid_aba),
+    Entity.US_PASSPORT: _matching(_PASSPORT, bool),
+    Entity.US_DRIVER_LICENSE: _matching(_LICENSE, bool),
+    Entity.UK_NINO: _matching(_NINO, valid_nino),
+    Entity.DE_STEUER_ID: _matching(_STEUER_ID, valid_steuer_id),
+    Entity.FR_NIR: _matching(_NIR, valid_nir),
+    Entity.ES_DNI: _matching(_DNI, valid_dni),
+    Entity.ES_NIE: _matching(_NIE, valid_nie),
+    Entity.EU_VAT: _vat_numbers,
     Entity.IP_ADDRESS: _addresses,
+    Entity.MAC_ADDRESS: _matching(_MAC, valid_mac),
     Entity.PHONE: _phones,
 }

@@ -5,27 +5,32 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from portcullis.errors import DataError
-from portcullis.pii.entities import RECOGNISERS, Cue, Entity, Recogniser, canonical
-from portcullis.pii.folding import fold
+from portcullis.pii.entities import PRIORITY, Cue, Entity, Recogniser
+from portcullis.pii.locales import RECOGNISERS
+from portcullis.pii.reading import ENCODING, Bytes, Ints, Reading, buffers, readings
+from portcullis.pii.structure import Spans, joined, survey
 
-# Distinct values held as Python strings at a time; bounds the memory, not the result.
-_BATCH = 1 << 14
+# Bytes scanned at a time; bounds the memory, not the result.
+_CHUNK = 8 << 20
+# Sampled to tell whether a column repeats its values.
+_SAMPLE = 1 << 12
 # No pattern matches it, so values joined by it are searched in one go and no finding crosses two of them.
 _SEPARATOR = "\0"
-_PLAIN = re.compile(r"[\t\n\r -~]*")
-_PRIORITY = {entity: rank for rank, entity in enumerate(Entity)}
+ENTITIES = tuple(Entity)
 
 
 class Span(NamedTuple):
-    """An identifier at characters `start` (inclusive) to `end` (exclusive) of a value."""
+    """An identifier at `start` (inclusive) to `end` (exclusive) of a value, in bytes or in characters as is said."""
 
     start: int
     end: int
@@ -37,14 +42,30 @@ class Findings:
     """What a scan found, once per distinct value.
 
     Attributes:
-        distinct: The distinct values, a large_string array without nulls.
-        codes: The index into `distinct` of each row, int32, null where the row is null.
-        spans: The spans of each distinct value that has any, in order of position, not overlapping.
+        distinct: The distinct values, a large_string array without nulls; where values hardly repeat, all that there
+            are, repetitions included.
+        codes: The index into `distinct` of each row, an integer array, null where the row is null.
+        values: The index into `distinct` of each finding, ascending; within a value by position, not overlapping.
+        starts: The byte of its value where each finding starts.
+        ends: And where it ends, exclusive.
+        ranks: The place in `Entity` of each finding's entity.
     """
 
     distinct: Any
     codes: Any
-    spans: Mapping[int, tuple[Span, ...]]
+    values: Ints
+    starts: Ints
+    ends: Ints
+    ranks: npt.NDArray[np.uint8]
+
+    @cached_property
+    def spans(self) -> Mapping[int, tuple[Span, ...]]:
+        """The spans, in bytes, of each distinct value that has any."""
+        found: dict[int, list[Span]] = {}
+        rows = zip(self.values.tolist(), self.starts.tolist(), self.ends.tolist(), self.ranks.tolist(), strict=True)
+        for value, start, end, rank in rows:
+            found.setdefault(value, []).append(Span(start, end, ENTITIES[rank]))
+        return {value: tuple(spans) for value, spans in found.items()}
 
     def __getitem__(self, row: int) -> tuple[Span, ...]:
         """Return the spans in the value of `row`."""
@@ -52,12 +73,9 @@ class Findings:
 
     def counts(self) -> Counter[Entity]:
         """Return how many identifiers of each entity all rows hold together."""
-        rows = rows_of(self.codes, len(self.distinct))
-        total: Counter[Entity] = Counter()
-        for value, spans in self.spans.items():
-            for span in spans:
-                total[span.entity] += int(rows[value])
-        return total
+        rows = rows_of(self.codes, len(self.distinct))[self.values]
+        totals = np.bincount(self.ranks, weights=rows, minlength=len(ENTITIES)).astype(np.int64)
+        return Counter({ENTITIES[rank]: int(total) for rank, total in enumerate(totals) if total})
 
 
 def rows_of(codes: Any, distinct: int) -> npt.NDArray[np.int64]:
@@ -65,17 +83,17 @@ def rows_of(codes: Any, distinct: int) -> npt.NDArray[np.int64]:
     return np.bincount(codes.drop_null().to_numpy(), minlength=distinct)
 
 
-def scan(values: Any, entities: Collection[Entity], *, column: str = "") -> Findings:
+def scan(values: Any, entities: Collection[Entity], *, column: str = "", recall: bool = False) -> Findings:
     """Find the identifiers in a column of text.
 
-    Each distinct value is scanned once. A value with any character that is not printable ASCII is scanned a second time
-    after folding (see `portcullis.pii.folding`); when that shows an identifier that the value itself did not, the
-    whole value is one finding.
+    Each distinct value is scanned once where values repeat. A value with any character that is not printable ASCII is
+    scanned as written and folded (see `portcullis.pii.folding`), and what either shows is found.
 
     Args:
         values: A string or large_string Array or ChunkedArray; nulls have no findings.
         entities: What to look for.
         column: The column's name, which may say what bare digits are (`phone`, `ssn`).
+        recall: Find numbers whose check digit fails too, where a word or the column's name says what they are.
 
     Raises:
         DataError: Another type, or text that is not valid UTF-8.
@@ -87,28 +105,128 @@ def scan(values: Any, entities: Collection[Entity], *, column: str = "") -> Find
     except pa.ArrowInvalid as error:
         raise DataError("a string column holds malformed text; write it as UTF-8") from error
     text = values.cast(pa.large_string())
-    encoded = (text.combine_chunks() if isinstance(text, pa.ChunkedArray) else text).dictionary_encode()
-    distinct = encoded.dictionary
-    spans: dict[int, tuple[Span, ...]] = {}
-    for first in range(0, len(distinct), _BATCH):
-        found = find(distinct.slice(first, _BATCH).to_pylist(), entities, column=column)
-        spans.update((first + index, value) for index, value in found.items())
-    return Findings(distinct, encoded.indices, spans)
+    distinct, codes = _distinct(text.combine_chunks() if isinstance(text, pa.ChunkedArray) else text)
+    return _findings(distinct, codes, _Request(entities, column, recall))
 
 
-def find(texts: Sequence[str], entities: Collection[Entity], *, column: str = "") -> dict[int, tuple[Span, ...]]:
-    """Return the spans found in each text that has any, by its index; as `scan`, for texts in memory."""
-    recognisers = [recogniser for recogniser in RECOGNISERS if recogniser.entity in entities]
-    found = _find(texts, recognisers, column)
-    odd = [index for index, text in enumerate(texts) if not _PLAIN.fullmatch(text)]
-    folded = [fold(texts[index]) for index in odd]
-    for position, spans in _find(folded, recognisers, column).items():
-        index = odd[position]
-        hidden = _identities(folded[position], spans) - _identities(texts[index], found.get(index, ()))
-        if hidden:
-            entity = min((entity for entity, _ in hidden), key=_PRIORITY.__getitem__)
-            found[index] = (Span(0, len(texts[index]), entity),)
-    return found
+def scan_values(values: Any, entities: Collection[Entity], *, column: str = "", recall: bool = False) -> Findings:
+    """As `scan`, of a large_string array without nulls, each value on its own."""
+    return _findings(values, pa.array(np.arange(len(values))), _Request(entities, column, recall))
+
+
+def find(
+    texts: Sequence[str], entities: Collection[Entity], *, column: str = "", recall: bool = False
+) -> dict[int, tuple[Span, ...]]:
+    """Return the spans found in each text that has any, in characters, by its index; as `scan`, for texts in memory."""
+    spans = scan_values(pa.array(texts, pa.large_string()), entities, column=column, recall=recall).spans
+    return {index: tuple(_in_characters(texts[index], span) for span in found) for index, found in spans.items()}
+
+
+@dataclass(frozen=True)
+class _Request:
+    entities: Collection[Entity]
+    column: str
+    recall: bool
+
+    @cached_property
+    def recognisers(self) -> list[Recogniser]:
+        asked = [it for it in RECOGNISERS if it.entity in self.entities and (self.recall or not it.recall)]
+        return [_for_column(it, self.column) for it in asked]
+
+    @cached_property
+    def speaking(self) -> set[Entity]:
+        return {it.entity for it in self.recognisers if it.cue is not None and _names(it.cue, self.column)}
+
+
+def _findings(values: Any, codes: Any, request: _Request) -> Findings:
+    offsets, _ = buffers(values)
+    parts = [(_NONE, _NONE, _NONE, np.zeros(0, np.uint8))]
+    first = 0
+    while first < len(values):
+        last = max(int(np.searchsorted(offsets, offsets[first] + _CHUNK, "right")) - 1, first + 1)
+        parts.append(_scan(values.slice(first, last - first), first, request))
+        first = last
+    numbers, starts, ends, ranks = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return Findings(values, codes, numbers, starts, ends, ranks)
+
+
+_NONE = np.zeros(0, np.intp)
+
+
+def _in_characters(text: str, span: Span) -> Span:
+    if text.isascii():
+        return span
+    written = text.encode()
+    start, end = (len(written[:place].decode()) for place in (span.start, span.end))
+    return Span(start, end, span.entity)
+
+
+def _distinct(text: Any) -> tuple[Any, Any]:
+    """Return the distinct values of a large_string array and each row's code; all values where they hardly repeat."""
+    sample = text.slice(0, _SAMPLE)
+    if len(text) > _SAMPLE and pc.count_distinct(sample).as_py() > len(sample) // 2:
+        present = text.is_valid()
+        codes = pc.if_else(present, pc.subtract(pc.cumulative_sum(present.cast(pa.int64())), 1), None)
+        return (text.drop_null() if text.null_count else text), codes
+    encoded = text.dictionary_encode()
+    return encoded.dictionary, encoded.indices
+
+
+def _scan(values: Any, first: int, request: _Request) -> tuple[Ints, Ints, Ints, npt.NDArray[np.uint8]]:
+    """Return, of each finding in `values`, its value's number from `first`, its start, end and rank."""
+    parts = [_read(reading, request) for reading in readings(values, first)]
+    numbers, starts, ends, ranks = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    if len(parts) == 1:
+        return numbers, starts, ends, ranks
+    # Several readings of one value may find the same: as places in all values' bytes, one after the other.
+    offsets, _ = buffers(values)
+    # A byte between two values, so that findings that touch stay two.
+    base = offsets[numbers - first] + (numbers - first)
+    united = joined([Spans(base + starts, base + ends, ranks)])
+    cells = np.searchsorted(offsets[:-1] + np.arange(len(values)), united.starts, "right") - 1
+    base = offsets[cells] + cells
+    return first + cells, united.starts - base, united.ends - base, united.ranks
+
+
+def _for_column(recogniser: Recogniser, column: str) -> Recogniser:
+    """Return a recogniser with a hint as it is in a column whose name may speak for it: without need of a cue."""
+    if recogniser.hint is None or recogniser.cue is None or not _names(recogniser.cue, column):
+        return recogniser
+    return replace(recogniser, cue=None)
+
+
+def _read(reading: Reading, request: _Request) -> tuple[Ints, Ints, Ints, npt.NDArray[np.uint8]]:
+    recognisers, column = request.recognisers, request.column
+    seen = survey(reading.text, recognisers, request.speaking)
+    spans = seen.spans
+    parts = [spans]
+    if len(seen.deferred):
+        deferred = np.unique(reading.cell_of(seen.deferred))
+        settled = ~np.isin(reading.cell_of(spans.starts), deferred)
+        parts = [Spans(spans.starts[settled], spans.ends[settled], spans.ranks[settled])]
+        general = [recogniser for recogniser in recognisers if recogniser.hint is None]
+        parts.append(_recognised(reading, deferred, general, column))
+    parts += [_recognised(reading, np.unique(reading.cell_of(at)), [it], column) for it, at in seen.hinted]
+    if len(parts) > 1:
+        spans = joined(parts)
+    cells = reading.cell_of(spans.starts)
+    starts, ends = reading.original(cells, spans.starts, spans.ends)
+    return reading.values[cells], starts, ends, spans.ranks
+
+
+def _recognised(reading: Reading, cells: Ints, recognisers: Sequence[Recogniser], column: str) -> Spans:
+    """Return what the recognisers find in some cells of a reading."""
+    firsts, stops = reading.starts[cells], reading.stops()[cells]
+    text: Bytes = reading.text
+    pieces = zip(firsts.tolist(), stops.tolist(), strict=True)
+    found = _find([text[start:stop].tobytes().decode(ENCODING) for start, stop in pieces], recognisers, column)
+    rows = [
+        (firsts[index] + span.start, firsts[index] + span.end, PRIORITY[span.entity])
+        for index, spans in found.items()
+        for span in spans
+    ]
+    table = np.array(rows, np.intp).reshape(-1, 3)
+    return Spans(table[:, 0], table[:, 1], table[:, 2].astype(np.uint8))
 
 
 def named_identifier(column: str, entities: Collection[Entity]) -> bool:
@@ -118,10 +236,6 @@ def named_identifier(column: str, entities: Collection[Entity]) -> bool:
 
 
 _CAMEL_CASE = re.compile(r"(?<=[a-z])(?=[A-Z])")
-
-
-def _identities(text: str, spans: Sequence[Span]) -> Counter[tuple[Entity, str]]:
-    return Counter((span.entity, canonical(span.entity, text[span.start : span.end])) for span in spans)
 
 
 def _find(texts: Sequence[str], recognisers: Sequence[Recogniser], column: str) -> dict[int, tuple[Span, ...]]:
@@ -174,7 +288,7 @@ def _united(candidates: Sequence[Span]) -> Iterator[Span]:
                 yield current
             current = span
         else:
-            entity = min(current.entity, span.entity, key=_PRIORITY.__getitem__)
+            entity = min(current.entity, span.entity, key=PRIORITY.__getitem__)
             current = Span(current.start, max(current.end, span.end), entity)
     if current is not None:
         yield current

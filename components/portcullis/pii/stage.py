@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 from portcullis.at_rest import pipeline_recipient, read_input, seal_dataset
 from portcullis.dataset import DatasetSpec, parse_dataset
@@ -13,26 +14,26 @@ from portcullis.files import write_bytes
 from portcullis.keys import role_uri, symmetric_key
 from portcullis.pii.entities import Entity
 from portcullis.pii.mask import mask_table
-from portcullis.pii.plan import MaskingPlan
+from portcullis.pii.plan import Detection, MaskingPlan
 from portcullis.pii.residual import residual_figures
 from portcullis.report import gate_page
 
 
-def masking_plan(spec: DatasetSpec, entities: Sequence[str]) -> MaskingPlan:
+def masking_plan(spec: DatasetSpec, entities: Sequence[str], detection: str = "strict") -> MaskingPlan:
     """Return the plan for a data set: its declared columns, and the entities to look for in every text column.
 
     Raises:
-        ConfigError: An entity is unknown.
+        ConfigError: An entity or the detection is unknown.
     """
     try:
         kinds = tuple(Entity(name) for name in entities)
     except ValueError as error:
         raise ConfigError(f"{error}; known entities: {', '.join(Entity)}") from error
-    return MaskingPlan(entities=kinds, columns=dict(spec.sensitive))
+    return MaskingPlan(kinds, dict(spec.sensitive), cast("Detection", detection))
 
 
 def mask_pii(
-    *, step: str, dataset: Path, evidence: Path, entities: Sequence[str], masked: Path, bundle: Path
+    *, step: str, dataset: Path, evidence: Path, entities: Sequence[str], detection: str, masked: Path, bundle: Path
 ) -> Statement:
     """Mask a data set with the masking key, consistently across columns, files and runs.
 
@@ -41,6 +42,7 @@ def mask_pii(
         dataset: The data set's directory.
         evidence: Its bundle of evidence.
         entities: Names of `Entity` to look for in every text column.
+        detection: `strict` or `recall`; see `MaskingPlan`.
         masked: Where the masked data set goes.
         bundle: Where the evidence goes.
 
@@ -55,12 +57,12 @@ def mask_pii(
         step,
         stage="mask_pii",
         inputs={"dataset": content_digest(files)},
-        parameters={"entities": list(entities)},
+        parameters={"entities": list(entities), "detection": detection},
         evidence=[evidence],
     )
     source = parse_dataset(files)
     key = symmetric_key(role_uri(keys_base(), "masking.key"))
-    table, report = mask_table(source.table, masking_plan(source.spec, entities), key=key)
+    table, report = mask_table(source.table, masking_plan(source.spec, entities, detection), key=key)
     digest = seal_dataset(masked, table, source.spec, recipient=pipeline_recipient())
     figures = {f"masked_{column}": sum(counts.values()) for column, counts in report.counts.items()}
     return begun.finish(bundle=bundle, outputs={"dataset": digest}, figures={"rows": report.rows, **figures})

@@ -14,7 +14,7 @@ _LABEL = b"portcullis/pii-token/v1"
 _HEX = "0123456789abcdef"
 # No digit, so a token holds no number; no vowel, so it spells no word.
 _LETTERS = "bcdfghjklmnpqrst"
-_TO_LETTERS = str.maketrans(_HEX, _LETTERS)
+_TO_LETTERS = bytes.maketrans(_HEX.encode(), _LETTERS.encode())
 TOKEN = re.compile(f"<(?:{'|'.join([*Entity, VALUE])}):[{_LETTERS}]{{32}}>")
 
 
@@ -31,4 +31,5 @@ def require_key(key: bytes) -> None:
 def token(key: bytes, entity: str, value: str) -> str:
     """Return `<ENTITY:`, 128 bits as 32 letters, `>`: HMAC-SHA-256 (RFC 2104) of label, entity and canonical value."""
     message = b"\0".join((_LABEL, entity.encode(), value.encode()))
-    return f"<{entity}:{hmac.digest(key, message, 'sha256')[:16].hex().translate(_TO_LETTERS)}>"
+    letters = hmac.digest(key, message, "sha256")[:16].hex().encode().translate(_TO_LETTERS)
+    return (b"<%b:%b>" % (entity.encode(), letters)).decode()
