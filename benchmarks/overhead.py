@@ -1,9 +1,9 @@
 """`overhead`: what evidence and sealing add to the demo.
 
 The steps of the demo run twice in one process: as signed steps, and as the bare functions that they call, with no
-evidence, no sealing and no verification. Training and attacks cost the same in both and dwarf the rest, so they run
-once, their result is used in every pair, and the difference of each pair is set against the whole demo's time without
-evidence. KFP's own cost per task and the server's start are in neither.
+evidence, no sealing and no verification. Training, attacks and the search for poison cost the same in both and dwarf
+the rest, so they run once, their result is used in every pair, and the difference of each pair is set against the
+whole demo's time without evidence. KFP's own cost per task and the server's start are in neither.
 """
 
 import os
@@ -12,7 +12,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from unittest import mock
 
@@ -35,6 +35,8 @@ from portcullis.pii.stage import mask_pii, masking_plan, residual_pii
 from portcullis.preflight.stage import preflight
 from portcullis.privacy.noise import noise_dataset
 from portcullis.privacy.stage import dp_noise
+from portcullis.quality.screen import screen
+from portcullis.quality.stage import evaluate_quality
 from portcullis.robustness.stage import evaluate_robustness
 from portcullis.serving.admitted import open_admitted
 from portcullis.signing.stage import sign
@@ -49,8 +51,11 @@ from portcullis_pipelines.config import ReferenceConfig
 from portcullis_pipelines.home import Home, ensure_trust, generate_keys
 
 URI = "builtin:cheque-digits"
-TRAIN = "portcullis.training.adversarial.train"
-EVALUATE = "portcullis.robustness.evaluate.evaluate"
+LONG = (
+    "portcullis.training.adversarial.train",
+    "portcullis.robustness.evaluate.evaluate",
+    "portcullis.quality.network.activations",
+)
 
 
 def signed(config: ReferenceConfig, home: Home, out: Path) -> None:
@@ -72,10 +77,24 @@ def signed(config: ReferenceConfig, home: Home, out: Path) -> None:
         step="residual_pii", dataset=out / "m", evidence=out / "e2", entities=names, report=out / "r", bundle=out / "e3"
     )
     enforce("residual_pii", subject=subject_digest("residual_pii", out / "m"), evidence=out / "e3", passed=out / "e4")
+    evaluate_quality(
+        step="data_quality",
+        dataset=out / "m",
+        evidence=out / "e4",
+        settings=config.screening,
+        report=out / "r2",
+        bundle=out / "e4-verdict",
+    )
+    enforce(
+        "data_quality",
+        subject=subject_digest("data_quality", out / "m"),
+        evidence=out / "e4-verdict",
+        passed=out / "e4-q",
+    )
     split_dataset(
         step="split",
         dataset=out / "m",
-        evidence=out / "e4",
+        evidence=out / "e4-q",
         test_fraction=config.test_fraction,
         train=out / "train",
         test=out / "test",
@@ -175,6 +194,7 @@ def bare(config: ReferenceConfig, home: Home, out: Path) -> None:
     write_dataset(out / "m", table, raw.spec)
     residual_figures(read_dataset(out / "m").table, plan)
     masked = read_dataset(out / "m")
+    list(screen(masked, config.screening))
     sides = split(masked, key=symmetric_key(f"file:{home.keys / 'split.key'}"), test_fraction=config.test_fraction)
     write_dataset(out / "train", sides.train, masked.spec)
     write_dataset(out / "test", sides.test, masked.spec)
@@ -214,10 +234,13 @@ def mark(model: Path, marked: Path, key: bytes, owner: str) -> None:
 def measure(quick: bool) -> Sequence[Record]:  # noqa: FBT001
     """Return the record of this benchmark."""
     with tempfile.TemporaryDirectory(prefix="portcullis-bench-") as folder, _home(Path(folder)) as (config, home):
-        with _recorded(TRAIN) as trained, _recorded(EVALUATE) as judged:
+        with ExitStack() as recorded:
+            results = {name: recorded.enter_context(_recorded(name)) for name in LONG}
             whole = _timed(bare, config, home, Path(folder))
         added = []
-        with mock.patch(TRAIN, return_value=trained[0]), mock.patch(EVALUATE, return_value=judged[0]):
+        with ExitStack() as replayed:
+            for name, found in results.items():
+                replayed.enter_context(mock.patch(name, return_value=found[0]))
             for _ in range(5 if quick else 20):
                 without = _timed(bare, config, home, Path(folder))
                 added.append(_timed(signed, config, home, Path(folder)) - without)

@@ -52,7 +52,7 @@ LARGE = Resources(cpu="4", memory="8Gi", scratch="4Gi", timeout=6 * 3600)
 
 
 def secret_name(step: str) -> str:
-    """Return the name of the Kubernetes Secret that holds the keys of one step and of no other.
+    """Return the name of the Kubernetes Secret that holds the keys of one step.
 
     >>> secret_name("robustness:trained")
     'portcullis-robustness-trained'
