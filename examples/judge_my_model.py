@@ -9,6 +9,7 @@ does. Evidence begins where Portcullis is first called: with `start_chain`, whic
 import argparse
 import dataclasses
 import os
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from kfp.dsl import Artifact, Dataset, Model
 from portcullis.harden import harden, secret_name, secure_pipeline
 from portcullis.robustness.settings import RobustnessSettings
 from portcullis_pipelines import home as homes
-from portcullis_pipelines.local import run_pipeline
+from portcullis_pipelines.local import guarded, run_pipeline
 
 NAME = "judge-my-model"
 STAGES = Path(__file__).parents[1] / "components" / "portcullis"
@@ -106,4 +107,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +24,7 @@ from portcullis.harden import secret_name, secure_pipeline
 from portcullis.sealing.recipients import SealingPrivateKey
 from portcullis_pipelines import home as homes
 from portcullis_pipelines.config import ReferenceConfig
-from portcullis_pipelines.local import run_pipeline
+from portcullis_pipelines.local import guarded, run_pipeline
 from portcullis_pipelines.steps import chosen_steps
 
 NAME = "mask-and-hash"
@@ -120,4 +121,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

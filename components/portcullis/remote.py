@@ -29,11 +29,12 @@ from portcullis.errors import DataError, UsageError
 from portcullis.files import atomic_path, write_bytes
 
 MAX_ENTRIES = 100_000
+# A server's address: scheme, then host and port.
+ENDPOINT = re.compile(r"(https?)://((?:[A-Za-z0-9][A-Za-z0-9.-]*|\[[0-9A-Fa-f:]+\])(?::[0-9]{1,5})?)/?")
 _PATIENCE = {"connect_timeout": 10, "request_timeout": 60}  # seconds, of each of three attempts
 _GOOGLE_PATIENCE = dt.timedelta(seconds=30)
 
 _URI = re.compile(r"(s3|gs|minio)://([a-z0-9][a-z0-9._-]{1,220}[a-z0-9])/(.+)", re.DOTALL)
-_ENDPOINT = re.compile(r"(?:(https?)://)?((?:[A-Za-z0-9][A-Za-z0-9.-]*|\[[0-9A-Fa-f:]+\])(?::[0-9]{1,5})?)/?")
 _ENDPOINT_ENV = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 _REGION_ENV = ("AWS_REGION", "AWS_DEFAULT_REGION")
 # pyarrow raises its own errors beside OSError, and a name that is not UTF-8 does not decode.
@@ -76,6 +77,21 @@ class _Source:
 def is_remote(uri: str) -> bool:
     """Tell whether a URI is of a store that is read here."""
     return uri.startswith(("s3://", "gs://", "minio://"))
+
+
+def parse_uri(uri: str) -> tuple[str, str, str]:
+    """Return scheme, bucket and key of a store's URI, without asking the store.
+
+    Raises:
+        UsageError: The URI is malformed.
+    """
+    match = _URI.fullmatch(uri)
+    if match is None or not _is_path(match[3].removesuffix("/")):
+        # Not shown whole: someone may have put a password into it.
+        raise UsageError(
+            f"{uri.partition('://')[0]!r} URIs are written s3://bucket/key, gs://… or minio://…, as plain text"
+        )
+    return match[1], match[2], match[3]
 
 
 def remote_files(uri: str, *, limit: int) -> tuple[dict[str, bytes], bool]:
@@ -137,13 +153,7 @@ def _store_errors(uri: str) -> Iterator[None]:
 
 
 def _listed(uri: str, limit: int) -> _Source:
-    match = _URI.fullmatch(uri)
-    if match is None or not _is_path(match[3].removesuffix("/")):
-        # Not shown whole: someone may have put a password into it.
-        raise UsageError(
-            f"{uri.partition('://')[0]!r} URIs are written s3://bucket/key, gs://… or minio://…, as plain text"
-        )
-    scheme, bucket, key = match.groups()
+    scheme, bucket, key = parse_uri(uri)
     location = f"{bucket}/{key.removesuffix('/')}"
     with _store_errors(uri):
         store = _google() if scheme == "gs" else _s3(bucket, own_server=scheme == "minio")
@@ -197,13 +207,14 @@ def _s3(bucket: str, *, own_server: bool) -> fs.FileSystem:
         if own_server:
             raise UsageError(f"minio:// needs a server: set {_ENDPOINT_ENV[0]} to http://host:port")
         return fs.S3FileSystem(region=region or fs.resolve_s3_region(bucket), **_PATIENCE)
-    match = _ENDPOINT.fullmatch(os.environ[named])
+    address = os.environ[named]
+    match = ENDPOINT.fullmatch(address if "://" in address else f"https://{address}")
     if match is None:
         raise UsageError(f"{named} is not a server's address; write https://host:port")
     # The AWS SDK follows no redirect in this region only, which it signs for as us-east-1. A redirect would have this
     # process read whatever the store's operator names, with its session token.
     region = "aws-global" if region in (None, "us-east-1") else region
-    return fs.S3FileSystem(endpoint_override=match[2], scheme=match[1] or "https", region=region, **_PATIENCE)
+    return fs.S3FileSystem(endpoint_override=match[2], scheme=match[1], region=region, **_PATIENCE)
 
 
 def _google() -> fs.FileSystem:

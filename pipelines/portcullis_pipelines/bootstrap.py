@@ -1,24 +1,28 @@
-"""What a namespace needs before the pipeline can run in it, as plain Kubernetes objects.
+"""What a namespace needs before a pipeline can run in it, as plain Kubernetes objects.
 
-Each step gets one Secret with its own signing key and the further keys that it reads, and nothing else; the trust store
-is a ConfigMap. The part `secure_training` holds no key of the release, and nothing ever holds the owner's: whoever may
-mount every Secret of the training namespace can neither admit a model nor open it, nor change what is demanded.
+The policy in the trust store says which steps there are, of the reference pipeline or of one's own. Each step gets one
+Secret with its own signing key and the further keys that it reads, and nothing else; the trust store is a ConfigMap.
+The part `secure_training` holds no key of the release, and nothing ever holds the owner's: whoever may mount every
+Secret of the training namespace can neither admit a model nor open it, nor change what is demanded.
 
 Secrets are immutable: a changed key is a new identity that a new policy must name, so putting other keys in place is
 an error of the API server's until the old Secret has been deleted on purpose. The ConfigMap is not: revocations change.
 """
 
 import base64
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args
 
+import yaml
+
 from portcullis.deploy.manifests import deployer_role
 from portcullis.errors import UsageError
+from portcullis.evidence.policy import Policy
+from portcullis.evidence.trust import TrustStore
 from portcullis.files import read_bytes
 from portcullis.harden import TRUST_CONFIG_MAP, secret_name
 from portcullis.keys import resolve
-from portcullis_pipelines.config import ReferenceConfig
+from portcullis.kubernetes_names import require_namespace, require_object_name
 from portcullis_pipelines.home import Home
 from portcullis_pipelines.steps import STEPS
 
@@ -32,17 +36,38 @@ TRUST_FILES = ("trust.yaml", "owner.pem", "policy.yaml", "revocations.json")
 TRAINING_ACCOUNT = "portcullis-training"
 MAX_OBJECT_BYTES = 1 << 20  # of a Secret's or ConfigMap's data, by the API server
 
-_NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
-_ACCOUNT = re.compile(r"(?=.{1,253}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+PART_OF = {"app.kubernetes.io/part-of": "portcullis"}
+
+# Every use of a stage reads the same further keys and belongs to the same part.
+_STAGES = {step.stage: step for step in STEPS}
 
 
-def secrets_of(part: Part) -> dict[str, tuple[str, ...]]:
-    """Return the Secrets of the steps of a part: name to the key files that each holds, and no others."""
-    return {secret_name(step.name): (step.key_file, *step.keys) for step in STEPS if part in (step.part, "all")}
+def secrets_of(policy: Policy, part: Part) -> dict[str, tuple[str, ...]]:
+    """Return the Secrets of a policy's steps: name to the key files that each holds, and no others.
+
+    Args:
+        policy: Its steps; one of a stage that the reference pipeline lacks is of the part `secure_training` and reads
+            its signing key alone.
+        part: Which of them.
+
+    Raises:
+        UsageError: Two steps would share a Secret, or Kubernetes allows no such name, or one is called as the owner is.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    owners: dict[str, str] = {}
+    for rule in policy.steps.values():
+        name, stage = secret_name(rule.name), _STAGES.get(rule.stage)
+        require_object_name(name, "Secret")
+        if rule.name == "owner":
+            raise UsageError("a step called owner would sign with the policy owner's key, which is put nowhere")
+        if (other := owners.setdefault(name, rule.name)) != rule.name:
+            raise UsageError(f"the steps {other} and {rule.name} would share the Secret {name}; rename one of them")
+        if part in (stage.part if stage else "secure_training", "all"):
+            found[name] = (f"{rule.name.replace(':', '.')}.pem", *(stage.keys if stage else ()))
+    return found
 
 
 def objects(
-    config: ReferenceConfig,
     home: Home,
     *,
     part: Part,
@@ -53,38 +78,47 @@ def objects(
     """Return the objects to apply; namespaces are not among them.
 
     Args:
-        config: Names the model and, for the target `kubernetes`, the server's namespace, Secret and ConfigMap.
-        home: Holds the keys and the trust store.
+        home: Holds the keys, and the trust store whose policy names the steps. Its step of the stage `deploy`, if there
+            is one, names the server's namespace, Secret and ConfigMap.
         part: Which steps run in `namespace`.
         namespace: Where they run.
-        service_account: What the runs' pods run as; by default `portcullis-training`, or with the release
+        service_account: What the runs' pods run as; by default `portcullis-training`, or with a step that deploys
             `portcullis-deploy-<model>`. It is made here; that KFP can run pods under it takes KFP's own role too.
-        deploy_namespace: Where the server runs: by default where the configuration says, else `namespace`.
+        deploy_namespace: Where the server runs: by default where the policy says, else `namespace`.
 
     Returns:
         First what is public, then the Secrets.
 
     Raises:
-        UsageError: A name is none that Kubernetes allows, or two objects would share one, or one would be too large.
+        UsageError: A name is none that Kubernetes allows, or two objects would share one, or one would be too large, or
+            the policy has no step of that part.
         KeyMaterialError: A key is missing, empty, or open to other users.
+        TrustStoreError: There is no trust store.
+        PolicyError: Its policy does not verify.
     """
-    cluster = config.deployment.cluster
+    policy = TrustStore.load(home.trust).policy
+    secrets = secrets_of(policy, part)
+    if not secrets:
+        raise UsageError(f"no step of policy {policy.name} belongs to the part {part}")
+    deploy = next(
+        (it for it in policy.steps.values() if it.stage == "deploy" and secret_name(it.name) in secrets), None
+    )
+    cluster: Mapping[str, Any] = deploy.parameters.get("cluster", {}) if deploy else {}
     server = deploy_namespace or str(cluster.get("namespace", namespace))
     for name in (namespace, server):
-        if not _NAMESPACE.fullmatch(name):
-            raise UsageError(f"{name!r} is no name of a Kubernetes namespace")
-    if service_account is not None and not _ACCOUNT.fullmatch(service_account):
-        raise UsageError(f"{service_account!r} is no name of a service account")
+        require_namespace(name)
+    if service_account is not None:
+        require_object_name(service_account, "service account")
     trust = {name: read_bytes(home.trust / name, limit=MAX_OBJECT_BYTES).decode() for name in TRUST_FILES}
     public = [_object("v1", "ConfigMap", TRUST_CONFIG_MAP, namespace, data=trust)]
-    hidden = [_secret(name, namespace, home, files) for name, files in secrets_of(part).items()]
-    if part == "secure_training":
+    hidden = [_secret(name, namespace, home, files) for name, files in secrets.items()]
+    if deploy is None:
         public.append(_object("v1", "ServiceAccount", service_account or TRAINING_ACCOUNT, namespace))
     else:
         at_server = (str(cluster.get("trust", TRUST_CONFIG_MAP)), server)
         if at_server != (TRUST_CONFIG_MAP, namespace):
             public.append(_object("v1", "ConfigMap", *at_server, data=trust))
-        public += _deployer(config.dataset.name, service_account, namespace, server)
+        public += _deployer(policy.name, service_account, namespace, server)
         hidden.append(_secret(str(cluster.get("secret", SERVING_SECRET)), server, home, SERVING_KEYS))
     rendered = [*public, *hidden]
     names = [(it["kind"], it["metadata"]["namespace"], it["metadata"]["name"]) for it in rendered]
@@ -92,6 +126,15 @@ def objects(
         if names.count((kind, place, name)) > 1:
             raise UsageError(f"two objects would be the {kind} {place}/{name}; name it otherwise in deployment.cluster")
     return rendered
+
+
+def is_rendered(data: bytes) -> bool:
+    """Tell whether some bytes are a YAML stream of objects as they are rendered here, and of no others."""
+    try:
+        documents = list(yaml.safe_load_all(data))
+        return bool(documents) and all(it["metadata"]["labels"].items() >= PART_OF.items() for it in documents)
+    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return False
 
 
 def without_secrets(rendered: Iterable[Object]) -> list[Object]:
@@ -117,6 +160,5 @@ def _object(api_version: str, kind: str, name: str, namespace: str, **content: A
     data: Mapping[str, str] = content.get("data", {})
     if sum(map(len, data.values())) > MAX_OBJECT_BYTES:
         raise UsageError(f"{kind} {name} would be larger than the {MAX_OBJECT_BYTES} bytes that Kubernetes allows")
-    labels = {"app.kubernetes.io/part-of": "portcullis"}
-    metadata = {"name": name, "namespace": namespace, "labels": labels}
+    metadata = {"name": name, "namespace": namespace, "labels": dict(PART_OF)}
     return {"apiVersion": api_version, "kind": kind, "metadata": metadata, **content}

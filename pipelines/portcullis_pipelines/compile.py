@@ -1,23 +1,18 @@
 """Compile every component and the reference pipeline to YAML: `python -m portcullis_pipelines.compile`.
 
 The files are committed, so that they can be loaded without Python code of ours; a test compiles again and compares.
-`package` compiles the reference pipeline for a cluster.
 """
 
-import copy
 import inspect
 import re
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from portcullis.errors import UsageError
-from portcullis.harden import GPU_RESOURCE, LARGE, SMALL, Resources, harden, secure_pipeline
-from portcullis_pipelines.config import ReferenceConfig
+from portcullis.harden import LARGE, SMALL, Resources, harden, secure_pipeline
 from portcullis_pipelines.lint import lint
 
 ROOT = Path(__file__).parents[2]
@@ -53,11 +48,6 @@ _SETTINGS = {
     "gpus": "How many GPUs the task asks for, spelt as text; `0` for none.",
     "gpu_resource": "What Kubernetes calls them, such as `nvidia.com/gpu`.",
 }
-
-_DIGEST = re.compile(r"[^\s@]+@sha256:[0-9a-f]{64}")
-_DATA_MOUNT = "/data"
-_OBJECT_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
-_ENDPOINT = re.compile(r"https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?")
 
 
 def compiled(component: Any, arguments: Mapping[str, Any] | None = None) -> bytes:
@@ -142,106 +132,6 @@ def one_task_pipeline(component: Any, resources: Resources = SMALL) -> Any:
     body.__doc__ = f"{component.description}\n\nArgs:\n{arguments}"
     # Under the component's own name, KFP would load the component out of it and leave the rest.
     return secure_pipeline(body, name=f"hardened-{component.name}")
-
-
-@dataclass(frozen=True)
-class DataAccess:
-    """What `ingest` needs to reach the data on a cluster.
-
-    Attributes:
-        claim: Name of a PersistentVolumeClaim; mounted at `/data`.
-        secret: Name of a Secret with the keys AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, for `s3://` and `minio://`.
-        endpoint: The server of `s3://` and `minio://`, such as `http://minio-service.kubeflow:9000`; AWS when empty.
-    """
-
-    claim: str = ""
-    secret: str = ""
-    endpoint: str = ""
-
-    def __post_init__(self) -> None:
-        for name in (self.claim, self.secret):
-            if name and not _OBJECT_NAME.fullmatch(name):
-                raise UsageError(f"{name[:80]!r} is not the name of a Kubernetes object")
-        if self.endpoint and not _ENDPOINT.fullmatch(self.endpoint):
-            raise UsageError(f"{self.endpoint[:80]!r} is not a server; write http://host:port or https://host")
-
-
-def package(
-    config: ReferenceConfig,
-    uri: str,
-    *,
-    image: str | None = None,
-    gpus: int = 0,
-    gpu_resource: str = GPU_RESOURCE,
-    split: bool = False,
-    data: DataAccess | None = None,
-) -> dict[str, bytes]:
-    """Compile the reference pipeline for a cluster, the configuration's values as its arguments' defaults.
-
-    Args:
-        config: What the policy demands and the pipeline is called with.
-        uri: The data, as its tasks will see them.
-        image: The image of every task, by digest; the release's tag when None.
-        gpus: How many GPUs training and the robustness gates ask for each.
-        gpu_resource: What Kubernetes calls them.
-        split: Compile the two parts apart.
-        data: What `ingest` needs to reach the data.
-
-    Returns:
-        File name to compiled YAML: `reference.yaml`, or `secure_training.yaml` and `release.yaml`.
-
-    Raises:
-        UsageError: The image has no digest, or the number of GPUs cannot be.
-    """
-    from portcullis_pipelines.reference import reference_pipeline, release_from_storage, secure_training
-
-    if image is not None and not _DIGEST.fullmatch(image):
-        raise UsageError(f"{image} is no image by digest; write REFERENCE@sha256:… as its registry shows it")
-    if not 0 <= gpus <= 999:
-        raise UsageError(f"{gpus} is no number of GPUs")
-    arguments = config.arguments(uri, gpus=gpus, gpu_resource=gpu_resource)
-    parts = (
-        {"secure_training.yaml": secure_training, "release.yaml": release_from_storage}
-        if split
-        else {"reference.yaml": reference_pipeline}
-    )
-    return {name: compiled(_placed(part, image, data or DataAccess()), arguments) for name, part in parts.items()}
-
-
-def _placed(pipeline: Any, image: str | None, data: DataAccess) -> Any:
-    """Return a copy of a pipeline whose containers run `image` and whose ingest reaches the data."""
-    pipeline = copy.copy(pipeline)
-    pipeline.component_spec = copy.deepcopy(pipeline.component_spec)
-    executors = pipeline.pipeline_spec.deployment_spec["executors"]
-    for name, executor in executors.items():
-        variables = {"AWS_ENDPOINT_URL_S3": data.endpoint} if data.endpoint and name == "exec-ingest" else {}
-        if image is not None and "container" in executor:
-            executor["container"]["image"] = image
-            variables["PORTCULLIS_IMAGE"] = image  # what each statement declares as its image
-        if variables:
-            env = [{"name": key, "value": value} for key, value in sorted(variables.items())]
-            executor["container"].update({"env": env})
-    if "exec-ingest" in executors:
-        settings = pipeline.platform_spec.platforms["kubernetes"].deployment_spec.executors["exec-ingest"]
-        settings.update(_data_volumes(data))
-    return pipeline
-
-
-def _data_volumes(data: DataAccess) -> dict[str, Any]:
-    """Return what KFP's functions `mount_pvc` and `use_secret_as_env` would set on the task."""
-
-    def named(name: str) -> dict[str, Any]:
-        return {"runtimeValue": {"constant": name}}
-
-    settings: dict[str, Any] = {}
-    if data.claim:
-        claim = {"constant": data.claim, "pvcNameParameter": named(data.claim), "mountPath": _DATA_MOUNT}
-        settings["pvcMount"] = [claim]
-    if data.secret:
-        keys = [{"secretKey": key, "envVar": key} for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")]
-        secret = {"secretName": data.secret, "secretNameParameter": named(data.secret), "keyToEnv": keys}
-        settings["secretAsEnv"] = [{**secret, "optional": False}]
-    return settings
 
 
 def main() -> int:

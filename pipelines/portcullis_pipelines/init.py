@@ -29,7 +29,7 @@ from portcullis.training.settings import TrainingSettings
 from portcullis_pipelines.config import Deployment, Quality, ReferenceConfig, Thresholds
 
 MAX_SHOWN_CLASSES = 50
-MAX_SHOWN_COLUMNS = 200
+MAX_SHOWN_COLUMNS = 10_000
 WIDTH = 118
 
 _HEAD = """\
@@ -77,7 +77,12 @@ _WORDS: Mapping[str, frozenset[str]] = {
             *("passport", "license", "licence", "zip", "postcode", "postal"),
         }
     ),
-    "drop": frozenset({"address", "street", "city", "birth", "birthday", "birthdate", "dob", "latitude", "longitude"}),
+    "drop": frozenset(
+        {
+            *("address", "street", "city", "birth", "birthday", "birthdate", "dob", "latitude", "longitude"),
+            *("password", "passwd", "secret", "key", "token"),
+        }
+    ),
     "scan": frozenset({"note", "notes", "comment", "comments", "text", "remark", "remarks", "message", "description"}),
 }
 _LABELS = ("label", "target", "class", "y", "outcome", "digit", "category")
@@ -162,9 +167,10 @@ def suggest(path: Path) -> list[str]:
     else:
         lines.append("  label: no column has few values and a name that says so")
     if features:
-        lines += ["  features:", f"    columns: {_flow(features[:MAX_SHOWN_COLUMNS])}", f"    shape: [{len(features)}]"]
-    if len(features) > MAX_SHOWN_COLUMNS:
-        lines.append(f"    and {len(features) - MAX_SHOWN_COLUMNS} more; a pattern with '*' is shorter")
+        columns = _pattern(features, names) or features[:MAX_SHOWN_COLUMNS]
+        lines += ["  features:", f"    columns: {_flow(columns)}", f"    shape: [{len(features)}]"]
+        if 1 < len(columns) < len(features):
+            lines.append(f"    and {len(features) - len(columns)} more columns, to list likewise")
     if sensitive:
         lines += ["  sensitive:", *(f"    {_flow(name)}: {treatment}" for name, treatment in sensitive.items())]
     if other:
@@ -200,6 +206,15 @@ def _label(table: pa.Table, names: Sequence[str]) -> str:
             if fits and not column.null_count and 2 <= len(pc.unique(column)) <= MAX_SHOWN_CLASSES:
                 return name
     return ""
+
+
+def _pattern(features: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Return the pattern that stands for these columns in this order, if one does: numbered, with leading zeros."""
+    head = features[0].rstrip("0123456789")
+    numbers = [name.removeprefix(head) for name in features]
+    sorts = all(re.fullmatch("[0-9]+", it) for it in numbers) and len({*map(len, numbers)}) == 1 < len(numbers)
+    alone = [name for name in names if name.startswith(head)] == list(features)
+    return [f"{head}*"] if sorts and alone and "*" not in head and list(features) == sorted(features) else []
 
 
 def _is_number(column: pa.ChunkedArray) -> bool:
@@ -263,12 +278,14 @@ def write_new(path: Path, text: str) -> None:
     """Write a file that is not there yet, whole or not at all.
 
     Raises:
-        UsageError: Something is there already.
+        UsageError: Something is there already, or the file cannot be written.
     """
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-        whole = Path(folder) / path.name
-        whole.write_text(text, encoding="utf-8")
-        try:
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+            whole = Path(folder) / path.name
+            whole.write_text(text, encoding="utf-8")
             path.hardlink_to(whole)  # unlike a rename, this replaces nothing
-        except FileExistsError as error:
-            raise UsageError(f"{path} exists; name another --output, or move it away") from error
+    except FileExistsError as error:
+        raise UsageError(f"{path} exists; name another --output, or move it away") from error
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}; name another --output") from error

@@ -13,6 +13,7 @@ from typing import Any
 
 from portcullis.digest import sha256
 from portcullis.errors import DataError, MissingDependencyError, PipelineError, UsageError
+from portcullis.kubernetes_names import IMAGE
 from portcullis.strict_yaml import load_yaml
 from portcullis_pipelines.lint import lint
 
@@ -25,7 +26,6 @@ except ImportError as error:
 
 MAX_TASKS = 10_000
 
-_DIGEST = re.compile(r"[^\s@]+@sha256:[0-9a-f]{64}")
 _PLACEHOLDER = re.compile(r"\{\{\$\.inputs\.parameters\['([^']+)'\]\}\}")
 _ALTERED = (
     *(DataError, KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError),
@@ -52,15 +52,17 @@ class Task:
 
     Attributes:
         path: Names of the nested pipelines around it and its own, joined by slashes.
-        secrets: Names of the Secrets that it reads.
-        config_maps: Names of the ConfigMaps that it mounts.
+        secrets: The Secrets without which its pod does not start: name to the keys that it must have for that.
+        config_maps: Names of the ConfigMaps that it mounts, likewise.
+        claims: Names of the PersistentVolumeClaims that it mounts.
         gpus: How many GPUs it asks for, as the package spells it; `0` for none.
         gpu_resource: What Kubernetes calls them; empty when it asks for none.
     """
 
     path: str
-    secrets: tuple[str | None, ...]
+    secrets: Mapping[str | None, frozenset[str]]
     config_maps: tuple[str | None, ...]
+    claims: tuple[str | None, ...]
     gpus: str | None
     gpu_resource: str | None
 
@@ -91,11 +93,13 @@ class Package:
         Raises:
             UsageError: One is not, so that what runs could be another image than was meant.
         """
-        loose = {name: image for name, image in self.images.items() if not _DIGEST.fullmatch(image)}
-        for name, image in loose.items():
+        loose = {name: image for name, image in self.images.items() if not IMAGE.fullmatch(image)}
+        if loose:
+            name, image = next(iter(loose.items()))
+            more = f", as are those of {len(loose) - 1} more" if len(loose) > 1 else ""
             raise UsageError(
-                f"executor {name!r} and {len(loose) - 1} others run {image!r} without a digest; "
-                "compile with --image REFERENCE@sha256:…"
+                f"the image of executor {name!r}, {image[:200]!r}, is named without a digest{more}; --image "
+                "REFERENCE@sha256:… names the release's own, any other is to be named where it is compiled"
             )
 
     def gpu_line(self) -> str:
@@ -277,14 +281,23 @@ def _task(
     known: Mapping[str, Any],
     inputs: Mapping[str, Any],
 ) -> Task:
-    def names(settings: str, parameter: str) -> tuple[str | None, ...]:
-        return tuple(_text(_source(it[parameter], known)) for it in config.get(settings, []))
+    def required(setting: str) -> list[Mapping[str, Any]]:
+        return [it for it in config.get(setting, []) if not it.get("optional")]
 
+    def names(setting: str, parameter: str) -> tuple[str | None, ...]:
+        return tuple(_text(_source(it[parameter], known)) for it in required(setting))
+
+    secrets: dict[str | None, frozenset[str]] = {}
+    for it in (*required("secretAsVolume"), *required("secretAsEnv")):
+        name = _text(_source(it["secretNameParameter"], known))
+        keys = frozenset(pair["secretKey"] for pair in it.get("keyToEnv", []))
+        secrets[name] = secrets.get(name, frozenset()) | keys
     accelerator = container.get("resources", {}).get("accelerator")
     return Task(
         path=path,
-        secrets=names("secretAsVolume", "secretNameParameter") + names("secretAsEnv", "secretNameParameter"),
+        secrets=secrets,
         config_maps=names("configMapAsVolume", "configMapNameParameter"),
+        claims=names("pvcMount", "pvcNameParameter"),
         gpus=_filled(accelerator["resourceCount"], inputs) if accelerator else "0",
         gpu_resource=_filled(accelerator["resourceType"], inputs) if accelerator else "",
     )

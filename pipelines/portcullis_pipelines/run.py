@@ -19,7 +19,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from portcullis import errors
 from portcullis.errors import EvidenceError, PipelineError, PortcullisError, UsageError
 from portcullis.evidence.policy import Policy
 from portcullis.evidence.step import read_evidence
@@ -28,12 +27,12 @@ from portcullis.files import write_bytes
 from portcullis_pipelines import outcome
 from portcullis_pipelines.config import DEVELOPMENT, ReferenceConfig
 from portcullis_pipelines.home import Home
+from portcullis_pipelines.local import last_error
 from portcullis_pipelines.outcome import Verified, publish_refusal, verify_directory
 
 Progress = Callable[[str, str], None]
 
 # What the runner prints serves progress bars and error messages only; it decides nothing.
-_ERROR = re.compile(r"^\s*portcullis\.errors\.(\w+): (.*)$", re.MULTILINE)
 _STARTED = re.compile(r"Executing task .*?'([\w-]+)'")
 _FINISHED = re.compile(r"Task .*?'([\w-]+)'.*? finished with status .*?(SUCCESS|FAILURE)")
 _WHOLE = re.compile(r"Pipeline .*? finished with status .*?SUCCESS")
@@ -146,11 +145,8 @@ def _reason(log: str, policy: Policy) -> tuple[str, PortcullisError | None]:
         name = failed[1].replace("-", "_")
         step = name if name in policy.steps else ""
         where = f"step {step!r}: " if step else f"task {failed[1]!r}: "
-    # The last one: a traceback begins with the causes of what was raised in the end.
-    for name, message in reversed(_ERROR.findall(said)):
-        kind = getattr(errors, name, None)
-        if isinstance(kind, type) and issubclass(kind, PortcullisError):
-            return step, kind(message if "step '" in message else where + message)
+    if error := last_error(said):
+        return step, error if "step '" in str(error) else type(error)(f"{where}{error}")
     if failed or not _WHOLE.search(log):
         last = " ".join(next((line for line in reversed(said.splitlines()) if line.strip()), "nothing").split())
         return step, PipelineError(f"{where or 'the runner '}ended without giving a reason; it last said: {last[:300]}")

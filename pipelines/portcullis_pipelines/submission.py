@@ -27,6 +27,7 @@ from urllib.parse import urlsplit
 
 from portcullis.errors import (
     InconclusiveError,
+    KeyMaterialError,
     MissingDependencyError,
     PipelineError,
     PortcullisError,
@@ -86,10 +87,20 @@ class Credentials:
             KeyMaterialError: The file is empty, unreadable, or open to other users.
             UsageError: A character that no header may hold.
         """
-        token = environment.get(TOKEN_ENV, "")
-        if token_file is not None:
-            token = resolve(f"file:{token_file.absolute()}").decode("utf-8", "replace")
-        return cls(token.strip(), environment.get(COOKIES_ENV, "").strip())
+        token = _token(token_file) if token_file else environment.get(TOKEN_ENV, "").strip()
+        return cls(token, environment.get(COOKIES_ENV, "").strip())
+
+
+def _token(path: Path) -> str:
+    try:
+        token = resolve(f"file:{path.absolute()}").decode("utf-8", "replace").strip()
+    except KeyMaterialError as error:  # it would advise on keys
+        raise KeyMaterialError(
+            f"--token-file {path} must be a file that holds a token and is not open to other users (chmod 600)"
+        ) from error
+    if not token:
+        raise KeyMaterialError(f"--token-file {path} holds no token")
+    return token
 
 
 @dataclass(frozen=True)

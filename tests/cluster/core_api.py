@@ -17,7 +17,18 @@ from typing import Any
 import yaml
 
 TOKEN = "simulated-kubernetes-token"
-KINDS = {"Secret": "secrets", "ConfigMap": "configmaps", "ServiceAccount": "serviceaccounts"}
+KINDS = {
+    "Secret": "secrets",
+    "ConfigMap": "configmaps",
+    "ServiceAccount": "serviceaccounts",
+    "PersistentVolumeClaim": "persistentvolumeclaims",
+}
+VERSION = {
+    **dict.fromkeys(("buildDate", "compiler", "gitCommit", "gitTreeState", "goVersion", "platform"), "x"),
+    "major": "1",
+    "minor": "31",
+    "gitVersion": "v1.31.0",
+}
 
 
 @dataclass
@@ -26,7 +37,7 @@ class CoreApi:
 
     Attributes:
         objects: Path below `/api/v1/` to the object.
-        forbidden: Plural names of kinds that the caller may not read.
+        forbidden: Plural names of kinds, and `version`, that the caller may not read.
         disturb: What is answered to everything instead, a status and a body; None to answer as it should.
     """
 
@@ -43,6 +54,15 @@ class CoreApi:
             if it["kind"] in KINDS:
                 path = f"namespaces/{it['metadata']['namespace']}/{KINDS[it['kind']]}/{it['metadata']['name']}"
                 self.objects[path] = it
+
+    def claim(self, namespace: str, name: str, phase: str = "Bound") -> None:
+        path = f"namespaces/{namespace}/persistentvolumeclaims/{name}"
+        it = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name, "namespace": namespace}}
+        self.objects[path] = {**it, "status": {"phase": phase}}
+
+    def secret(self, namespace: str, name: str, *keys: str) -> None:
+        it = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "namespace": namespace}}
+        self.objects[f"namespaces/{namespace}/secrets/{name}"] = {**it, "data": dict.fromkeys(keys, "AAAA")}
 
     def node(self, *, unschedulable: bool = False, **allocatable: str) -> None:
         spec = {"unschedulable": True} if unschedulable else {}
@@ -64,10 +84,12 @@ class CoreApi:
     def answer(self, path: str) -> tuple[int, bytes]:
         if self.disturb:
             return self.disturb
-        path = path.removeprefix("/api/v1/")
-        kind = path if path == "nodes" else path.split("/")[2]
+        path = path.removeprefix("/api/v1/").removeprefix("/").removesuffix("/")
+        kind = path if path in ("nodes", "version") else path.split("/")[2]
         if kind in self.forbidden:
             return 403, self._status(403, "Forbidden", f"cannot get {kind}")
+        if path == "version":
+            return 200, json.dumps(VERSION).encode()
         if path == "nodes":
             return 200, json.dumps({"kind": "NodeList", "apiVersion": "v1", "items": self.nodes}).encode()
         if path not in self.objects:

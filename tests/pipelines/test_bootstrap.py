@@ -9,10 +9,11 @@ import subprocess
 import sys
 import warnings
 from functools import partial
-from types import SimpleNamespace
 
 import pytest
 import yaml
+from cluster.small_package import small_package
+from cluster.world import CLUSTER
 
 from portcullis.cli.cluster import bootstrap
 from portcullis.cli.main import _guarded
@@ -21,8 +22,8 @@ from portcullis.errors import KeyMaterialError, UsageError
 from portcullis.evidence.trust import TrustStore
 from portcullis.harden import secret_name
 from portcullis_pipelines import home as homes
-from portcullis_pipelines.bootstrap import TRUST_FILES, objects, secrets_of, without_secrets
-from portcullis_pipelines.config import ReferenceConfig
+from portcullis_pipelines.bootstrap import TRUST_FILES, is_rendered, objects, secrets_of, without_secrets
+from portcullis_pipelines.config import Deployment, ReferenceConfig
 from portcullis_pipelines.steps import STEPS
 
 PRODUCTION = """\
@@ -54,7 +55,7 @@ def call(capfd, tmp_path, monkeypatch):
 
 
 def rendered(prepared, part="all", namespace="ns", **settings):
-    return objects(*prepared, part=part, namespace=namespace, **settings)
+    return objects(prepared[1], part=part, namespace=namespace, **settings)
 
 
 def of_kind(stream, kind):
@@ -118,17 +119,102 @@ def occurrences(prepared, part, key):
     return sum(stream.count(it) for it in (whole, *lines, *inside, once, base64.b64encode(once)))
 
 
-def test_two_objects_of_one_name_are_refused(prepared):
-    config, home = prepared
-    cluster = {"secret": "portcullis-admit"}
-    twice = dataclasses.replace(config, deployment=SimpleNamespace(target="kubernetes", cluster=cluster))
+def test_two_objects_of_one_name_are_refused(tmp_path):
+    config = ReferenceConfig.from_dict(yaml.safe_load(PRODUCTION))
+    home = homes.Home(tmp_path / "home")
+    homes.generate_keys(home)
+    cluster = {**CLUSTER, "namespace": "ns", "secret": "portcullis-admit"}
+    homes.ensure_trust(home, dataclasses.replace(config, deployment=Deployment("kubernetes", cluster, "production")))
     with pytest.raises(UsageError, match="two objects would be the Secret ns/portcullis-admit"):
-        objects(twice, home, part="release", namespace="ns")
+        objects(home, part="release", namespace="ns")
+
+
+def test_the_policy_says_where_the_server_runs(tmp_path):
+    config = ReferenceConfig.from_dict(yaml.safe_load(PRODUCTION))
+    home = homes.Home(tmp_path / "home")
+    homes.generate_keys(home)
+    cluster = {**CLUSTER, "secret": "theirs", "trust": "known"}
+    homes.ensure_trust(home, dataclasses.replace(config, deployment=Deployment("kubernetes", cluster, "production")))
+    made = objects(home, part="all", namespace="ns")
+    assert of_kind(made, "Secret")["theirs"]["metadata"]["namespace"] == CLUSTER["namespace"]
+    assert of_kind(made, "ConfigMap")["known"]["metadata"]["namespace"] == CLUSTER["namespace"]
+    assert [*of_kind(made, "ServiceAccount")] == ["portcullis-deploy-fraud"]
 
 
 def test_the_parts_are_the_whole(prepared):
-    both = {*secrets_of("secure_training"), *secrets_of("release")}
-    assert both == set(secrets_of("all")) and not set(secrets_of("secure_training")) & set(secrets_of("release"))
+    policy = TrustStore.load(prepared[1].trust).policy
+    whole, training, release = (secrets_of(policy, it) for it in ("all", "secure_training", "release"))
+    assert whole == {secret_name(step.name): (step.key_file, *step.keys) for step in STEPS}
+    assert set(training) | set(release) == set(whole) and not set(training) & set(release)
+    assert set(release) == {secret_name(step.name) for step in STEPS if step.part == "release"}
+
+
+def test_every_use_of_a_stage_reads_the_same_keys_in_the_same_part():
+    uses = {(step.stage, step.keys, step.part) for step in STEPS}
+    assert len(uses) == len({step.stage for step in STEPS})
+
+
+def test_a_step_called_owner_does_not_get_the_owners_key(prepared):
+    policy = TrustStore.load(prepared[1].trust).policy
+    rule = dataclasses.replace(policy.step("train"), name="owner")
+    with pytest.raises(UsageError, match="a step called owner would sign with the policy owner's key"):
+        secrets_of(dataclasses.replace(policy, steps={"owner": rule}), "all")
+
+
+# A pipeline of one's own.
+
+
+def own(folder, *steps):
+    """A home with a policy of these steps, each a name and a stage."""
+    home = homes.Home(folder)
+    homes.generate_keys(home, [name for name, _ in steps])
+    blank = {"kind": "transform", "inputs": {"artifact": "external", "policy": "policy"}, "outputs": ["artifact"]}
+    more = {"requires": [], "parameters": {}, "checks": {}}
+    homes.ensure_policy(home, "own", [{"name": name, "stage": stage, **blank, **more} for name, stage in steps])
+    return home
+
+
+def test_the_steps_are_those_of_the_trust_stores_policy(tmp_path):
+    home = own(tmp_path / "own", ("start", "start_chain"), ("mine:first", "mask_pii"), ("theirs", "their_stage"))
+    made = objects(home, part="all", namespace="ns")
+    keys = {name: set(decoded(it)) for name, it in of_kind(made, "Secret").items()}
+    assert keys == {
+        "portcullis-start": {"start.pem"},
+        "portcullis-mine-first": {"mine.first.pem", "masking.key"},
+        "portcullis-theirs": {"theirs.pem"},
+    }
+    assert [(it["kind"], it["metadata"]["name"]) for it in without_secrets(made)] == [
+        ("ConfigMap", "portcullis-trust"),
+        ("ServiceAccount", "portcullis-training"),
+    ]
+    assert objects(home, part="secure_training", namespace="ns") == made
+    with pytest.raises(UsageError, match="no step of policy own belongs to the part release"):
+        objects(home, part="release", namespace="ns")
+
+
+def test_the_keys_of_the_release_come_with_its_steps(tmp_path):
+    made = objects(own(tmp_path / "own", ("seal", "encrypt"), ("let_in", "admit")), part="all", namespace="ns")
+    keys = {name: set(decoded(it)) for name, it in of_kind(made, "Secret").items()}
+    assert keys == {"portcullis-seal": {"seal.pem", "serving.pub.pem"}, "portcullis-let-in": {"let_in.pem"}}
+    deploying = objects(own(tmp_path / "more", ("put", "deploy")), part="release", namespace="ns")
+    keys = {name: set(decoded(it)) for name, it in of_kind(deploying, "Secret").items()}
+    serving = {"serving.pem", "serving.token"}
+    assert keys == {"portcullis-put": {"put.pem", *serving}, "portcullis-serving": serving}
+    assert of_kind(deploying, "Role") and not of_kind(made, "Role")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("a_b", "a:b"), "the steps a_b and a:b would share the Secret portcullis-a-b"),
+        (("a_",), "'portcullis-a-' is no name of a Secret"),
+    ],
+)
+def test_steps_whose_secrets_cannot_be_told_apart_or_named_are_refused(tmp_path, names, message):
+    home = own(tmp_path / "own", *((name, "attest") for name in names))
+    for part in ("all", "release"):
+        with pytest.raises(UsageError, match=message):
+            objects(home, part=part, namespace="ns")
 
 
 @pytest.mark.parametrize("part", ["secure_training", "release", "all"])
@@ -212,7 +298,7 @@ def test_a_key_that_is_not_sound_is_refused(prepared, tmp_path, fault):
         if fault == "empty":
             key.touch(0o600)
     with pytest.raises(KeyMaterialError, match=r"train\.pem"):
-        rendered((prepared[0], home))
+        objects(home, part="all", namespace="ns")
 
 
 def test_public_is_without_secrets(prepared):
@@ -244,6 +330,45 @@ def test_a_file_is_for_its_owner_alone(call, tmp_path):
     assert code == 0 and "kubectl apply --server-side -f keys.yaml" in out and "delete it" in err
     assert stat.S_IMODE((tmp_path / "keys.yaml").stat().st_mode) == 0o600
     assert "PRIVATE" not in out and not [it for it in out.split() if len(it) > 60]
+
+
+def test_a_folder_of_ones_own_says_which_steps_there_are(call, tmp_path):
+    own(tmp_path / "own", ("start", "start_chain"))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    code, out, err = call("--namespace", "ns", "--home", "own")
+    assert code == 0, err
+    assert set(of_kind(yaml.safe_load_all(out), "Secret")) == {"portcullis-start"}
+    # Nothing is made that is missing.
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    (tmp_path / "own" / "keys" / "start.pem").unlink()
+    code, out, err = call("--namespace", "ns", "--home", "own")
+    assert (code, out) == (2, "") and err.startswith("KeyMaterialError: ")
+    shutil.rmtree(tmp_path / "own" / "trust")
+    code, out, err = call("--namespace", "ns", "--home", "own")
+    assert (code, out) == (2, "") and err.startswith("TrustStoreError: ")
+
+
+def test_a_folder_and_a_configuration_are_one_too_many(call, tmp_path):
+    (tmp_path / "mine.yaml").write_text(PRODUCTION)
+    (tmp_path / "own").mkdir()
+    code, out, err = call("--namespace", "ns", "--home", "own", "--config", "mine.yaml")
+    assert (code, out, err) == (2, "", "UsageError: name either --config or --home\n")
+
+
+def test_an_earlier_output_is_overwritten_and_nothing_else(call, tmp_path):
+    path = tmp_path / "keys.yaml"
+    assert call("--namespace", "one", "--output", "keys.yaml")[0] == 0
+    assert call("--namespace", "two", "--output", "keys.yaml", "--public")[0] == 0
+    assert {it["metadata"]["namespace"] for it in yaml.safe_load_all(path.read_text())} == {"two"}
+    shutil.rmtree(tmp_path / "home")
+    ours = path.read_bytes()
+    foreign = b"---\napiVersion: v1\nkind: Secret\nmetadata: {name: mine, labels: {app: mine}}\n"
+    for data in (b"", b"mine", b"\xff", b"[1]", b"a: {", foreign, ours + foreign, small_package(), PRODUCTION.encode()):
+        assert not is_rendered(data)
+        path.write_bytes(data)
+        code, out, err = call("--namespace", "two", "--output", "keys.yaml")
+        assert (code, out) == (2, "") and "is not what this command writes" in err
+        assert path.read_bytes() == data and not (tmp_path / "home").exists()
 
 
 def test_secrets_are_not_shown_on_a_terminal(call, monkeypatch, tmp_path):

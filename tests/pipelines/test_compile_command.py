@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import yaml
-from cluster.small_package import IMAGE
+from cluster.small_package import IMAGE, small_package
 
 from portcullis.cli.cluster import compile_package
 from portcullis.cli.main import _guarded
@@ -75,15 +75,60 @@ def test_split_writes_two_packages_into_a_folder(call, tmp_path):
     assert (tmp_path / "portcullis-package" / "release.yaml").exists()
 
 
-def test_what_ingest_needs_to_reach_the_data(call, tmp_path):
-    code, _, err = call(
-        "--image", IMAGE, "--data-claim", "rows", "--data-secret", "store", "--data-endpoint", "http://m:9"
-    )
+def test_what_ingest_needs_to_reach_a_bucket(call, tmp_path):
+    (tmp_path / "own.yaml").write_text(OWN)
+    options = ["--config", "own.yaml", "--data", "minio://bucket/rows.csv"]
+    code, _, err = call("--image", IMAGE, *options, "--data-secret", "store", "--data-endpoint", "http://m:9")
     assert code == 0, err
     package = inspect((tmp_path / "reference.yaml").read_bytes())
     (ingest,) = [it for it in package.tasks if it.path.endswith("/ingest")]
-    assert ingest.secrets == ("portcullis-ingest", "store")
-    assert b"http://m:9" in package.data and b"constant: rows" in package.data
+    keys = frozenset({"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"})
+    assert ingest.secrets == {"portcullis-ingest": frozenset(), "store": keys}
+    assert b"http://m:9" in package.data
+    assert not [it for it in package.tasks if it.claims]
+
+
+def test_what_ingest_needs_to_reach_a_volume(call, tmp_path):
+    (tmp_path / "own.yaml").write_text(OWN)
+    code, _, err = call(
+        "--image", IMAGE, "--config", "own.yaml", "--data", "/data/rows.parquet", "--data-claim", "rows"
+    )
+    assert code == 0, err
+    tasks = inspect((tmp_path / "reference.yaml").read_bytes()).tasks
+    assert {it.path.rpartition("/")[2]: it.claims for it in tasks if it.claims} == {"ingest": ("rows",)}
+
+
+def test_an_earlier_package_is_overwritten(call, tmp_path):
+    assert call("--image", IMAGE)[0] == 0
+    before = (tmp_path / "reference.yaml").read_bytes()
+    assert call("--image", IMAGE, "--gpu", "1")[0] == 0
+    assert (tmp_path / "reference.yaml").read_bytes() != before
+
+
+OTHERS = {
+    "text": lambda: b"mine",
+    "a configuration": OWN.encode,
+    "a pipeline of one's own": small_package,
+    "nothing": lambda: b"",
+}
+
+
+@pytest.mark.parametrize("content", OTHERS.values(), ids=OTHERS)
+@pytest.mark.parametrize("split", [False, True])
+def test_what_is_no_earlier_package_is_not_overwritten(call, tmp_path, content, split):
+    taken = tmp_path / "out" / "release.yaml" if split else tmp_path / "out"
+    taken.parent.mkdir(exist_ok=True)
+    taken.write_bytes(content())
+    code, out, err = call("--image", IMAGE, "--output", "out", *(["--split"] if split else []))
+    assert (code, out) == (2, "") and "is not what this command writes" in err
+    assert taken.read_bytes() == content()
+    assert not split or [it.name for it in taken.parent.iterdir()] == ["release.yaml"]  # nor was the other part written
+
+
+def test_a_link_that_leads_nowhere_is_not_overwritten(call, tmp_path):
+    (tmp_path / "reference.yaml").symlink_to("nowhere")
+    code, _, err = call("--image", IMAGE)
+    assert code == 2 and "cannot read reference.yaml" in err and (tmp_path / "reference.yaml").is_symlink()
 
 
 def test_without_an_image_it_says_that_submit_will_refuse(call, tmp_path):
@@ -106,7 +151,20 @@ BAD = {
     "a folder that is a file": ["--split", "--output", "taken"],
     "a configuration that is not there": ["--config", "nothing.yaml"],
     "a claim that is none": ["--data-claim", "a b"],
+    "a claim without a path on it": ["--data-claim", "rows"],
+    "a secret for data that need none": ["--data-secret", "store"],
+    "a server for data that need none": ["--data-endpoint", "http://m:9"],
+    "shared GPUs": ["--gpu-resource", "nvidia.com/gpu.shared"],
+    "GPUs of no name": ["--gpu", "1", "--gpu-resource", "a b"],
 }
+
+
+@pytest.mark.parametrize("uri", ["rows.csv", "/rows.csv", "s3://bucket", "https://a/b", "builtin:x", "/data/rows.csv"])
+def test_data_that_no_pod_would_find_leave_nothing(call, tmp_path, uri):
+    (tmp_path / "own.yaml").write_text(OWN)
+    code, out, err = call("--config", "own.yaml", "--data", uri)
+    assert (code, out) == (2, "") and err.startswith("UsageError: ")
+    assert [it.name for it in tmp_path.iterdir()] == ["own.yaml"]
 
 
 @pytest.mark.parametrize("options", BAD.values(), ids=BAD)

@@ -16,11 +16,14 @@ from cluster.small_package import IMAGE, small_package
 
 from portcullis.cli.cluster import doctor
 from portcullis.cli.main import _guarded
+from portcullis.container import IMAGE as PORTCULLIS
 from portcullis.deploy.manifests import to_yaml
 from portcullis.evidence.trust import Revocations, TrustStore
 from portcullis_pipelines import home as homes
 from portcullis_pipelines.bootstrap import objects, secrets_of
 from portcullis_pipelines.config import ReferenceConfig
+from portcullis_pipelines.packaging import DataAccess
+from portcullis_pipelines.packaging import package as compile_package
 
 NAMESPACE = "portcullis-training"
 
@@ -32,8 +35,8 @@ def ready(tmp_path_factory):
     config = ReferenceConfig.load(None)
     home = homes.Home(root / "cheque-digits")
     homes.generate_keys(home)
-    _, config = homes.ensure_trust(home, config)
-    return root, home, to_yaml(objects(config, home, part="all", namespace=NAMESPACE))
+    homes.ensure_trust(home, config)
+    return root, home, to_yaml(objects(home, part="all", namespace=NAMESPACE))
 
 
 @pytest.fixture(autouse=True)
@@ -112,22 +115,24 @@ def path_of(kind, name):
     return f"namespaces/{NAMESPACE}/{kind}/{name}"
 
 
-def test_a_cluster_that_is_ready_passes(call):
+def secrets(ready, part):
+    return {f"Secret {name}" for name in secrets_of(TrustStore.load(ready[1].trust).policy, part)}
+
+
+def test_a_cluster_that_is_ready_passes(call, ready):
     code, out, err = call()
-    assert (code, err) == (0, "") and "FAILED" not in out and out.count("passed") == len(secrets_of("all")) + 3
+    assert (code, err) == (0, "") and "FAILED" not in out and out.count("passed") == len(secrets(ready, "all")) + 4
 
 
 @pytest.mark.parametrize("part", ["secure_training", "release", "all"])
-def test_the_secrets_of_the_part_are_looked_for(checks, cluster, part):
-    found = checks("--part", part)
-    assert set(found) - {f"Secret {name}" for name in secrets_of(part)} == {
-        "pipelines API",
-        "pipelines version",
-        "ConfigMap portcullis-trust",
+def test_the_secrets_of_the_part_are_looked_for(checks, cluster, ready, part):
+    found, wanted = checks("--part", part), secrets(ready, part)
+    assert set(found) - wanted == {
+        *("pipelines API", "pipelines version", "cluster reachable", "ConfigMap portcullis-trust"),
     }
-    assert results(found) == [True] * (len(secrets_of(part)) + 3)
+    assert results(found) == [True] * (len(wanted) + 4)
     assert {it for it in cluster.asked if "/secrets/" in it} == {
-        f"/api/v1/{path_of('secrets', name)}" for name in secrets_of(part)
+        f"/api/v1/{path_of('secrets', name.split()[1])}" for name in wanted
     }
 
 
@@ -136,21 +141,98 @@ def test_a_package_says_itself_what_it_reads(checks, package):
     assert set(found) == {
         *("pipelines API", "pipelines version", "Secret portcullis-ingest", "Secret portcullis-robustness-trained"),
         *("ConfigMap portcullis-trust", "ServiceAccount portcullis-deploy-cheque-digits", "images", "GPUs"),
+        "cluster reachable",
     }
     assert wrong(found) == {}
     assert found["GPUs"]["found"] == "asks for 2 x nvidia.com/gpu for gate/judge"
 
 
-def test_the_whole_reference_package_passes(checks, tmp_path):
-    from portcullis_pipelines.compile import package as compile_package
-
+def test_the_whole_reference_package_passes(checks, tmp_path, ready):
     path = tmp_path / "reference.yaml"
     path.write_bytes(
-        compile_package(ReferenceConfig.load(None), "builtin:cheque-digits", image=IMAGE, gpus=1)["reference.yaml"]
+        compile_package(ReferenceConfig.load(None), DataAccess("builtin:cheque-digits"), image=IMAGE, gpus=1)[
+            "reference.yaml"
+        ]
     )
     found = checks("--package", path)
-    assert {name for name in found if name.startswith("Secret")} == {f"Secret {name}" for name in secrets_of("all")}
+    assert {name for name in found if name.startswith("Secret")} == secrets(ready, "all")
     assert wrong(found) == {}
+
+
+# What the steps' Secrets are not.
+
+
+@pytest.fixture
+def training(tmp_path):
+    """The part that trains, with its data in a bucket; compiled once."""
+    return part_of(tmp_path, DataAccess("s3://bucket/rows.csv", secret="my-s3"))
+
+
+def part_of(tmp_path, data):
+    path = tmp_path / "secure_training.yaml"
+    path.write_bytes(compile_package(ReferenceConfig.load(None), data, image=IMAGE, split=True)[path.name])
+    return path
+
+
+def test_a_secret_of_ones_own_must_hold_the_keys_that_the_package_reads(checks, cluster, training, ready):
+    cluster.secret(NAMESPACE, "my-s3", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "another")
+    found = checks("--package", training)
+    assert wrong(found) == {}
+    assert {name for name in found if name.startswith("Secret")} == secrets(ready, "secure_training") | {"Secret my-s3"}
+    cluster.secret(NAMESPACE, "my-s3", "accesskey", "AWS_SECRET_ACCESS_KEY")
+    found = checks("--package", training)
+    assert wrong(found) == {"Secret my-s3": False}
+    assert found["Secret my-s3"]["found"] == "it lacks AWS_ACCESS_KEY_ID"
+    del cluster.objects[path_of("secrets", "my-s3")]
+    del cluster.objects[path_of("secrets", "portcullis-train")]
+    found = checks("--package", training)
+    assert wrong(found) == {"Secret my-s3": False, "Secret portcullis-train": False}
+    # Each is told what makes it.
+    bootstrap = f"portcullis bootstrap --namespace {NAMESPACE} --part secure_training, "
+    assert found["Secret portcullis-train"]["remedy"].startswith(bootstrap)
+    assert "bootstrap does not" in found["Secret my-s3"]["remedy"]
+    assert found["Secret my-s3"]["remedy"].endswith("with the keys AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY")
+
+
+def test_a_volume_must_be_there(checks, cluster, tmp_path):
+    path = part_of(tmp_path, DataAccess("/data/rows.csv", claim="rows"))
+    name = "PersistentVolumeClaim rows"
+    found = checks("--package", path)
+    assert wrong(found) == {name: False} and found[name]["found"] == f"there is no {name}"
+    for phase, passed in (("Bound", True), ("Pending", True), ("Lost", False)):
+        cluster.claim(NAMESPACE, "rows", phase)
+        assert checks("--package", path)[name]["passed"] is passed
+    cluster.forbidden = {"persistentvolumeclaims"}
+    assert checks("--package", path)[name]["passed"] is None
+
+
+def test_a_part_that_is_named_is_the_packages(call, training):
+    for part in ("release", "all"):
+        code, out, err = call("--package", training, "--part", part)
+        assert (code, out) == (2, "")
+        assert err == f"UsageError: the package holds steps of secure_training, not of {part}; leave out --part\n"
+    assert "not ready: Secret my-s3" in call("--package", training, "--part", "secure_training")[2]
+
+
+def test_an_image_is_put_into_the_package_before_it_is_judged(call, checks, package):
+    package.write_bytes(package.read_bytes().replace(IMAGE.encode(), PORTCULLIS.encode()))
+    assert wrong(checks("--package", package)) == {"images": False}
+    assert wrong(checks("--package", package, "--image", IMAGE)) == {}
+    code, out, err = call("--image", IMAGE)
+    assert (code, out) == (2, "") and err.startswith("UsageError: --image is put into a package")
+
+
+def test_a_pipeline_of_ones_own_is_looked_at_by_its_own_policy(checks, call, cluster, tmp_path):
+    home = homes.Home(tmp_path / "my own")
+    homes.generate_keys(home, ("start",))
+    step = {"name": "start", "stage": "start_chain", "kind": "transform", "outputs": ["artifact"], "requires": []}
+    step |= {"inputs": {"policy": "policy", "artifact": "external"}, "parameters": {}, "checks": {}}
+    homes.ensure_policy(home, "own", [step])
+    found = checks("--home", home.root)
+    assert wrong(found) == {"Secret portcullis-start": False, "ConfigMap portcullis-trust": False}
+    assert f"--part all --home '{home.root}', and apply" in found["Secret portcullis-start"]["remedy"]
+    cluster.apply(to_yaml(objects(home, part="all", namespace=NAMESPACE)).encode())
+    assert wrong(checks("--home", home.root)) == {}
 
 
 # Secrets.
@@ -355,27 +437,42 @@ def test_an_altered_package_is_refused(call, package):
 # The cluster.
 
 
+FOLDED = {"cluster reachable": None}
+
+
 @pytest.mark.parametrize(
-    "answer", [(500, b""), (401, b"{}"), (200, b"<html>"), (200, b"null"), (200, b"\xff"), (200, b"[1]")]
+    "answer", [(500, b""), (401, b"{}"), (200, b"<html>"), (200, b"null"), (200, b"\xff"), (200, b"[1]"), (200, b"{}")]
 )
 def test_a_cluster_without_a_sound_answer_could_not_be_seen(checks, cluster, package, answer):
     cluster.disturb = answer
     found = checks("--package", package, "--service-account", "x")
-    assert set(wrong(found).values()) == {None}
-    assert {"GPUs", "Secret portcullis-ingest", "ConfigMap portcullis-trust", "ServiceAccount x"} <= set(wrong(found))
+    assert wrong(found) == FOLDED and [*found][-1] == "cluster reachable"
+    # One check says it for all that it stands for.
+    told = found["cluster reachable"]["found"]
+    for name in ("GPUs", "Secret portcullis-ingest", "ConfigMap portcullis-trust", "ServiceAccount x"):
+        assert name in told and name not in found
+    assert cluster.asked == ["/version/"]
+
+
+def test_a_cluster_that_hides_its_version_is_reachable(checks, cluster):
+    cluster.forbidden = {"version"}
+    assert wrong(checks("--part", "release")) == {}
+
+
+@pytest.mark.parametrize("answer", [(500, b""), (200, b"<html>"), (200, b"null")])
+def test_a_cluster_that_stops_answering_could_not_be_seen(checks, cluster, monkeypatch, answer):
+    sound = cluster.answer
+    monkeypatch.setattr(cluster, "answer", lambda path: sound(path) if path == "/version/" else answer)
+    found = wrong(checks("--part", "release"))
+    assert set(found) == {"ConfigMap portcullis-trust", "Secret portcullis-admit", "Secret portcullis-deploy"}
+    assert set(found.values()) == {None}
 
 
 def test_without_a_way_to_the_cluster_nothing_of_it_could_be_seen(checks, tmp_path):
     broken = tmp_path / "broken"
     for kubeconfig in ("apiVersion: v1\nkind: Config\n", "not: [a kubeconfig", ""):
         broken.write_text(kubeconfig)
-        found = checks("--part", "release", "--kubeconfig", broken)
-        assert set(wrong(found)) == {
-            "ConfigMap portcullis-trust",
-            "Secret portcullis-admit",
-            "Secret portcullis-deploy",
-        }
-        assert set(wrong(found).values()) == {None}
+        assert wrong(checks("--part", "release", "--kubeconfig", broken)) == FOLDED
 
 
 @pytest.mark.parametrize(

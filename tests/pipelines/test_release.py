@@ -91,7 +91,7 @@ def test_another_owners_release_admits_nothing_of_this_run(attacked, tmp_path):
     homes.ensure_trust(theirs, attacked.config)
     done = release(attacked, tmp_path, theirs)
     assert done.returncode != 0
-    assert "signature is not by key" in done.stdout
+    assert "signature is not by key" in done.stderr
     assert not list((tmp_path / "root").glob("**/admission"))
 
 

@@ -1,5 +1,6 @@
 """Submitting through KFP's own client to a simulated server: what is sent, what is refused before, and exit codes."""
 
+import dataclasses
 import datetime as dt
 import ipaddress
 import json
@@ -13,19 +14,23 @@ import click
 import pytest
 import yaml
 from cluster.kfp_api import TOKEN, KfpServer, serving
-from cluster.small_package import IMAGE, small_package
+from cluster.small_package import IMAGE, make, small_package
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from google.protobuf import json_format
+from kfp import kubernetes
 from kfp.pipeline_spec.pipeline_spec_pb2 import PipelineSpec
 
 from portcullis.cli.cluster import submit
 from portcullis.cli.main import _guarded
+from portcullis.container import IMAGE as PORTCULLIS
 from portcullis.digest import sha256
-from portcullis.errors import PipelineError, UsageError
+from portcullis.errors import KeyMaterialError, PipelineError, UsageError
+from portcullis.harden import harden, secure_pipeline
 from portcullis_pipelines import submission
+from portcullis_pipelines.compile import ROOT, compiled
 from portcullis_pipelines.config import ReferenceConfig
 from portcullis_pipelines.inspection import arguments, inspect
 from portcullis_pipelines.submission import COOKIES_ENV, TOKEN_ENV, Credentials, Run, Server, require_succeeded
@@ -120,15 +125,63 @@ def test_what_the_run_names_is_the_package_byte_for_byte(call, server, package):
 
 
 def test_the_reference_pipeline_is_submitted_whole(call, server, tmp_path):
-    from portcullis_pipelines.compile import package as compile_package
+    from portcullis_pipelines.packaging import DataAccess
+    from portcullis_pipelines.packaging import package as compile_package
 
-    files = compile_package(ReferenceConfig.load(None), "builtin:cheque-digits", image=IMAGE, gpus=1)
+    files = compile_package(ReferenceConfig.load(None), DataAccess("builtin:cheque-digits"), image=IMAGE, gpus=1)
     path = tmp_path / "reference.yaml"
     path.write_bytes(files["reference.yaml"])
     code, _, err = call(path)
     assert code == 0, err
     (version,) = server.versions.values()
     json_format.ParseDict(version["pipeline_spec"]["pipeline_spec"], PipelineSpec())
+
+
+def test_a_pipeline_of_loaded_stages_is_submitted_with_an_image_by_its_digest(call, server, tmp_path, monkeypatch):
+    """As the examples are: their stages' YAML names the release's image by its tag."""
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    path = tmp_path / "mask.yaml"
+    path.write_bytes(compiled(__import__("mask_and_hash").mask_and_hash))
+    given = ["--argument", "data_uri=s3://b/c", "--argument", "description=x", "--argument", "entities=[]"]
+    code, _, err = call(path, *given)
+    assert code == 2 and "'ghcr.io/kfp-portcullis/portcullis-python:" in err and not server.requests
+    code, _, err = call(path, *given, "--image", IMAGE)
+    assert code == 0, err
+    (uploaded,) = server.uploads.values()
+    executors = yaml.safe_load(uploaded.partition(b"\n---\n")[0])["deploymentSpec"]["executors"]
+    declared = {"name": "PORTCULLIS_IMAGE", "value": IMAGE}
+    assert len(executors) == 5
+    assert all(it["container"]["image"] == IMAGE and declared in it["container"]["env"] for it in executors.values())
+    # The run is of what was uploaded.
+    (version,) = server.versions.values()
+    assert version["description"] == f"sha256:{sha256(uploaded)}"
+
+
+def test_an_image_of_anothers_must_be_pinned_already(call, server, package):
+    code, out, err = call(package, "--argument", "rows=7", "--image", IMAGE)
+    assert code == 2 and "leave out --image" in err and (out, server.requests) == ("", [])
+    theirs = b"registry.example/theirs:1"
+    data, own = small_package(), PORTCULLIS.encode()
+    package.write_bytes(own.join(data.split(IMAGE.encode(), 1)).replace(IMAGE.encode(), theirs))
+    assert own in package.read_bytes() and theirs in package.read_bytes()
+    code, out, err = call(package, "--argument", "rows=7", "--image", IMAGE)
+    assert code == 2 and "'registry.example/theirs:1', is named without a digest;" in err
+    assert (out, server.requests) == ("", [])
+
+
+@pytest.mark.parametrize("image", ["registry.example/x:1", "x@sha256:12", "", "a b@sha256:" + "0" * 64])
+def test_an_image_that_is_put_in_has_a_digest(call, server, package, image):
+    code, out, err = call(package, "--argument", "rows=7", "--image", image)
+    assert code == 2 and "is no image by digest" in err and (out, server.requests) == ("", [])
+
+
+def test_it_is_told_how_many_images_lack_a_digest():
+    checked = inspect(small_package().replace(b"@sha256:" + b"0" * 64, b":1"))
+    with pytest.raises(UsageError, match=r"'exec-judge', 'registry.example/portcullis:1', .*, as are those of 1 more;"):
+        checked.require_pinned()
+    other = {**checked.images, "exec-judge": IMAGE}
+    with pytest.raises(UsageError, match=r"'exec-make', 'registry.example/portcullis:1', is named without a digest; "):
+        dataclasses.replace(checked, images=other).require_pinned()
 
 
 def test_each_submission_is_a_version_of_its_own(call, server, package):
@@ -188,6 +241,19 @@ def test_a_token_file_counts_before_the_environment(call, package, tmp_path, mon
     path.chmod(0o644)
     code, _, err = call(package, "--argument", "rows=7", "--token-file", path)
     assert code == 2 and one_line(err, "KeyMaterialError") and "open to other users" in err
+
+
+@pytest.mark.parametrize("content", [None, b"", b" \n", b"x" * (1 << 17)], ids=["folder", "empty", "blank", "large"])
+def test_a_token_file_that_is_none_says_so(tmp_path, content):
+    path = tmp_path / "token"
+    if content is None:
+        path.mkdir()
+    else:
+        path.touch(0o600)
+        path.write_bytes(content)
+    with pytest.raises(KeyMaterialError, match=r"--token-file .*token") as caught:
+        Credentials.find({TOKEN_ENV: TOKEN}, path)
+    assert "portcullis keys generate" not in str(caught.value)
 
 
 @pytest.mark.parametrize("token", ["", "wrong"])
@@ -336,6 +402,20 @@ def test_a_run_that_does_not_end_in_time_is_inconclusive(server, state):
     made = submission.Submission("p", "v", "r", "http://x", "0" * 64)
     with pytest.raises(submission.InconclusiveError, match="has not ended after 0 s and goes on: http://x"):
         client.wait(made, timeout=0, progress=lambda _: None)
+
+
+def test_an_interrupted_wait_says_that_the_run_goes_on(call, server, package, monkeypatch):
+    server.states = ["RUNNING"]
+
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(submission.time, "sleep", interrupt)
+    code, out, err = call(package, "--argument", "rows=7")
+    (run,) = server.runs
+    assert code == 130 and "SUCCEEDED" not in out
+    lines = [line for line in err.splitlines() if line]
+    assert lines[-2:] == [f"run {run} goes on: {server.url}/#/runs/details/{run}", "interrupted"]
 
 
 @pytest.mark.parametrize("run", [Run("FAILED"), Run("RUNNING"), Run("SUCCEEDED", failed="x"), Run("")])
@@ -625,18 +705,33 @@ def test_what_a_package_asks_for_is_followed_through_its_gates():
     judge, made = inspect(small_package("2")).tasks
     assert (judge.path, judge.secrets, judge.gpus, judge.gpu_resource) == (
         "gate/judge",
-        ("portcullis-robustness-trained",),
+        {"portcullis-robustness-trained": frozenset()},
         "2",
         "nvidia.com/gpu",
     )
     assert (made.path, made.secrets, made.config_maps, made.gpus) == (
         "make",
-        ("portcullis-ingest",),
+        {"portcullis-ingest": frozenset()},
         ("portcullis-trust",),
         "0",
     )
     assert inspect(small_package("2")).gpu_line() == "asks for 2 x nvidia.com/gpu for gate/judge"
     assert inspect(small_package()).gpu_line() == "asks for no GPU"
+
+
+def test_what_a_pod_starts_without_is_not_asked_for():
+    @secure_pipeline(name="optional")
+    def optional():
+        task = harden(make(rows=1), secret="portcullis-ingest")
+        kubernetes.use_secret_as_env(task, "needed", {"key": "KEY", "other": "OTHER"})
+        kubernetes.use_secret_as_env(task, "may-be", {"key": "MAYBE"}, optional=True)
+        kubernetes.use_secret_as_volume(task, "needed", "/needed", optional=False)
+        kubernetes.use_config_map_as_volume(task, "also-may-be", "/also", optional=True)
+        kubernetes.mount_pvc(task, "rows", "/data")
+
+    (task,) = inspect(compiled(optional)).tasks
+    assert task.secrets == {"portcullis-ingest": frozenset(), "needed": frozenset({"key", "other"})}
+    assert (task.config_maps, task.claims) == (("portcullis-trust",), ("rows",))
 
 
 def test_the_help_teaches(capsys):

@@ -3,8 +3,10 @@
 import io
 import json
 import os
+import shlex
 import stat
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, TextIO
@@ -14,7 +16,6 @@ from rich.console import Console
 from rich.table import Table
 
 from portcullis.cli.show import complain, say
-from portcullis.digest import sha256
 from portcullis.errors import ConfigError, InconclusiveError, MissingDependencyError, PipelineError, UsageError
 from portcullis.files import read_bytes, write_bytes
 from portcullis.strict_yaml import MAX_YAML_BYTES
@@ -29,14 +30,25 @@ if TYPE_CHECKING:
     from portcullis.evidence.trust import TrustStore
     from portcullis_pipelines.bootstrap import Part
     from portcullis_pipelines.doctor import Check
+    from portcullis_pipelines.inspection import Package
     from portcullis_pipelines.submission import Run
 
 _REFERENCE = "builtin:cheque-digits"
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _PARTS = click.Choice(["secure_training", "release", "all"])
 _DAY = 24 * 3600
+_MAX_OUTPUT_BYTES = 8 << 20
 
 _config = click.option("--config", type=_FILE, help="Your configuration, YAML (default: the reference data's).")
+_home = click.option(
+    "--home",
+    "folder",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder of keys/ and trust/ of a pipeline of your own, instead of --config.",
+)
+_image = click.option(
+    "--image", help="Image of what runs the release's own by a tag, REFERENCE@sha256:… (default: as compiled)."
+)
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON for a program to read.")
 _host = click.option(
     "--host",
@@ -122,29 +134,32 @@ def compile_package(
     """Compile the reference pipeline for a cluster, your configuration's values as its arguments.
 
     Creates missing keys and the policy below PORTCULLIS_HOME as `run` does, since the package names who can open the
-    model. The same input gives the same bytes.
+    model. The same input gives the same bytes. A file that is there is overwritten only if it is such a package.
 
     \b
     Example:  portcullis compile --image registry.example/portcullis@sha256:… --data s3://bucket/rows.csv \\
                 --config portcullis.yaml
     Then:     portcullis bootstrap, portcullis doctor, portcullis submit reference.yaml
     """  # noqa: D301 - as above
-    from portcullis_pipelines.compile import DataAccess, package
     from portcullis_pipelines.inspection import inspect
+    from portcullis_pipelines.packaging import SPLIT, WHOLE, DataAccess, is_package, package
 
     if uri != _REFERENCE and config is None:
         raise ConfigError("--data needs --config: a YAML file that describes label, features and sensitive columns")
     output = output or Path("portcullis-package" if split else "reference.yaml")
     if output.exists() and output.is_dir() != split:
         raise UsageError(f"{output} is {'no' if split else 'a'} folder; name another --output")
+    access = DataAccess(uri, claim=data_claim, secret=data_secret, endpoint=data_endpoint)
+    paths = {name: output / name for name in SPLIT} if split else {WHOLE[0]: output}
+    for path in paths.values():
+        _require_replaceable(path, is_package)
     _, _, chosen = _prepared(config)
-    access = DataAccess(claim=data_claim, secret=data_secret, endpoint=data_endpoint)
-    files = package(chosen, uri, image=image, gpus=gpu, gpu_resource=gpu_resource, split=split, data=access)
-    for name, data in files.items():
-        path = output / name if split else output
-        write_bytes(path, data)
-        say(f"{path}  sha256:{sha256(data)}")
-        say(f"  {inspect(data).gpu_line()}")
+    files = package(chosen, access, image=image, gpus=gpu, gpu_resource=gpu_resource, split=split)
+    inspected = {paths[name]: inspect(data) for name, data in files.items()}
+    for path, it in inspected.items():
+        write_bytes(path, it.data)
+        say(f"{path}  sha256:{it.digest}")
+        say(f"  {it.gpu_line()}")
     if image is None:
         complain("note: the image is named by a tag, which can be moved, so submit will refuse this; pass --image")
 
@@ -153,28 +168,31 @@ def compile_package(
 @click.option("--namespace", required=True, help="Where the steps run; it exists already.")
 @click.option("--part", type=_PARTS, default="all", show_default=True, help="Which steps run there.")
 @_config
+@_home
 @click.option(
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="File to write, of mode 0600 (default: standard output).",
+    help="File to write, of mode 0600; what is there must be an earlier one (default: standard output).",
 )
 @click.option("--service-account", help="What the runs' pods run as (default: made for the part).")
-@click.option("--deploy-namespace", help="Where the server runs (default: the configuration's, else --namespace).")
+@click.option("--deploy-namespace", help="Where the server runs (default: the policy's, else --namespace).")
 @click.option("--public", is_flag=True, help="Leave the Secrets out.")
 def bootstrap(
     namespace: str,
     part: "Part",
     config: Path | None,
+    folder: Path | None,
     output: Path | None,
     service_account: str | None,
     deploy_namespace: str | None,
     public: bool,  # noqa: FBT001
 ) -> None:
-    """Write what a namespace needs before the pipeline runs in it, for kubectl to apply.
+    """Write what a namespace needs before a pipeline runs in it, for kubectl to apply.
 
     One Secret per step with that step's keys alone, the trust store as a ConfigMap, the service account, and for the
     release the deployer's role. With --part secure_training no key of the release is among them; the owner's never is.
-    Secrets are immutable: to change a key, delete its Secret first. Kubeflow Pipelines needs rights of its own in a
+    With --home, the steps are those of its policy, and nothing is made that is missing. Secrets are immutable: to
+    change a key, delete its Secret first. Kubeflow Pipelines needs rights of its own in a
     run's service account, which your installation defines: bind its role too, or name its own by --service-account.
 
     \b
@@ -182,21 +200,19 @@ def bootstrap(
                 | kubectl apply --server-side -f -
     """  # noqa: D301 - as above
     from portcullis.deploy.manifests import to_yaml
-    from portcullis_pipelines.bootstrap import objects, without_secrets
+    from portcullis.evidence.trust import TrustStore
+    from portcullis_pipelines.bootstrap import is_rendered, objects, without_secrets
 
     if output is None and not public:
         _require_private(sys.stdout)
-    home, store, chosen = _prepared(config)
+    if output is not None:
+        _require_replaceable(output, is_rendered)
+    home = _existing(config, folder) or _prepared(config)[0]
     rendered = objects(
-        chosen,
-        home,
-        part=part,
-        namespace=namespace,
-        service_account=service_account,
-        deploy_namespace=deploy_namespace,
+        home, part=part, namespace=namespace, service_account=service_account, deploy_namespace=deploy_namespace
     )
     rendered = without_secrets(rendered) if public else rendered
-    if store.policy.development:
+    if TrustStore.load(home.trust).policy.development:
         complain(f"note: these keys are labelled {DEVELOPMENT}; deployment.environment says what else a policy is for")
     # By a client-side apply, kubectl would copy every key into an annotation.
     text = to_yaml(rendered)
@@ -212,9 +228,11 @@ def bootstrap(
 @click.command()
 @_host
 @click.option("--namespace", default="kubeflow", show_default=True, help="Where the run's pods will be.")
-@click.option("--part", type=_PARTS, default="all", show_default=True, help="Which steps run there.")
-@click.option("--package", type=_FILE, help="The compiled pipeline: its image, GPUs, Secrets and ConfigMap count.")
+@click.option("--part", type=_PARTS, help="Which steps run there (default: the package's, or all).")
+@click.option("--package", type=_FILE, help="The compiled pipeline: its images, GPUs, Secrets and volumes count.")
+@_image
 @_config
+@_home
 @click.option("--service-account", help="Look for this service account too.")
 @click.option("--kubeconfig", type=_FILE, help="How to reach the cluster (default: KUBECONFIG, ~/.kube/config).")
 @_token_file
@@ -222,9 +240,11 @@ def bootstrap(
 def doctor(
     host: str,
     namespace: str,
-    part: "Part",
+    part: "Part | None",
     package: Path | None,
+    image: str | None,
     config: Path | None,
+    folder: Path | None,
     service_account: str | None,
     kubeconfig: Path | None,
     token_file: Path | None,
@@ -236,22 +256,27 @@ def doctor(
 
     \b
     Example:  portcullis doctor --host http://localhost:8080 --namespace portcullis-training \\
-                --part secure_training --package reference.yaml
+                --package secure_training.yaml
     """  # noqa: D301 - as above
     from portcullis_pipelines.doctor import Cluster, Wanted, examine
-    from portcullis_pipelines.inspection import inspect
     from portcullis_pipelines.submission import Credentials, Server
 
+    if image and not package:
+        raise UsageError("--image is put into a package; name it by --package")
     server = Server(host, Credentials.find(os.environ, token_file), os.environ)
+    home = _existing(config, folder) or homes.home_of(ReferenceConfig.load(config))
     checks = examine(
         server,
         Cluster(kubeconfig),
         Wanted(
             namespace=namespace,
             part=part,
-            package=inspect(read_bytes(package, limit=MAX_YAML_BYTES)) if package else None,
+            package=_inspected(package, image) if package else None,
             service_account=service_account,
-            trust=homes.home_of(ReferenceConfig.load(config)).trust,
+            trust=home.trust,
+            policy_option=shlex.join(
+                ["--home", str(folder)] if folder else ["--config", str(config)] if config else []
+            ),
         ),
     )
     if as_json:
@@ -269,6 +294,7 @@ def doctor(
 @click.command()
 @click.argument("package", type=_FILE)
 @_host
+@_image
 @click.option("--namespace", default="", help="Your namespace, on a server that keeps its users apart.")
 @click.option("--experiment", default="portcullis", show_default=True, help="Experiment; created when missing.")
 @click.option("--run-name", help="Name of the run (default: the pipeline's, and the package's digest).")
@@ -283,6 +309,7 @@ def doctor(
 def submit(
     package: Path,
     host: str,
+    image: str | None,
     namespace: str,
     experiment: str,
     run_name: str | None,
@@ -296,8 +323,9 @@ def submit(
     """Upload a compiled pipeline to Kubeflow Pipelines, run it, and wait for its end.
 
     Refuses, before anything is sent, a PACKAGE that could run past a gate, holds what KFP does not know, names an image
-    without its digest, or has a container without its Kubernetes settings. A token comes from KF_PIPELINES_TOKEN or
-    --token-file, cookies from KF_PIPELINES_COOKIES, the certificates to believe from SSL_CERT_FILE. Nothing is read
+    without its digest, or has a container without its Kubernetes settings. With --image, what is compiled with the
+    release's image by its tag, as the stages' YAML is, runs that image instead. A token comes from KF_PIPELINES_TOKEN
+    or --token-file, cookies from KF_PIPELINES_COOKIES, the certificates to believe from SSL_CERT_FILE. Nothing is read
     from or written to ~/.config/kfp.
 
     The run's state is not the verdict: the signed admission is, and whoever serves the model verifies that again.
@@ -307,10 +335,10 @@ def submit(
     Example:    kubectl -n kubeflow port-forward svc/ml-pipeline-ui 8080:80 &
                 portcullis submit reference.yaml --host http://localhost:8080
     """  # noqa: D301 - as above
-    from portcullis_pipelines.inspection import arguments, inspect
+    from portcullis_pipelines.inspection import arguments
     from portcullis_pipelines.submission import Credentials, Server, require_succeeded
 
-    checked = inspect(read_bytes(package, limit=MAX_YAML_BYTES))
+    checked = _inspected(package, image)
     checked.require_pinned()
     server = Server(host, Credentials.find(os.environ, token_file), os.environ)
     submission = server.submit(
@@ -328,8 +356,12 @@ def submit(
         if as_json:
             say(json.dumps(asdict(submission), indent=2))
         return
-    with _Following(quiet=as_json) as following:
-        run = server.wait(submission, timeout=timeout, progress=following.update)
+    try:
+        with _Following(quiet=as_json) as following:
+            run = server.wait(submission, timeout=timeout, progress=following.update)
+    except KeyboardInterrupt:
+        complain(f"run {submission.run} goes on: {submission.url}")
+        raise
     if as_json:
         say(json.dumps(asdict(submission) | {"state": run.state, "failed": run.failed}, indent=2))
     require_succeeded(run, submission.url)
@@ -344,6 +376,28 @@ def _prepared(config: Path | None) -> "tuple[homes.Home, TrustStore, ReferenceCo
     if made := homes.generate_keys(home):
         complain(f"made {len(made)} keys in {home.keys}")
     return home, *homes.ensure_trust(home, chosen)
+
+
+def _existing(config: Path | None, folder: Path | None) -> "homes.Home | None":
+    """Return the folder that --home names, if it does."""
+    if config and folder:
+        raise UsageError("name either --config or --home")
+    return homes.Home(folder.absolute()) if folder else None
+
+
+def _inspected(path: Path, image: str | None) -> "Package":
+    """Read a compiled pipeline, put an image into it if one is named, and inspect what came of that."""
+    from portcullis_pipelines.inspection import inspect
+    from portcullis_pipelines.packaging import with_image
+
+    data = read_bytes(path, limit=MAX_YAML_BYTES)
+    return inspect(with_image(data, image) if image is not None else data)
+
+
+def _require_replaceable(path: Path, is_own: Callable[[bytes], bool]) -> None:
+    """Refuse to write over what this command did not write."""
+    if (path.is_symlink() or path.exists()) and not is_own(read_bytes(path, limit=_MAX_OUTPUT_BYTES)):
+        raise UsageError(f"{path} is not what this command writes; name another --output, or move it away")
 
 
 def _require_private(stream: TextIO) -> None:

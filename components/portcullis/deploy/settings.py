@@ -11,21 +11,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from portcullis.errors import ConfigError
+from portcullis.kubernetes_names import IMAGE, LABEL, SUBDOMAIN
+from portcullis.remote import ENDPOINT
 
 PORT = 8080
 ANNOTATION = "portcullis.dev/"
 
 # A Service's name begins with a letter; longer ones leave no room for what controllers append to a pod's name.
 _OBJECT_NAME = re.compile(r"[a-z]([a-z0-9-]{0,46}[a-z0-9])?")
-_LABEL_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
-_SUBDOMAIN = re.compile(r"(?=.{1,253}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 _QUALIFIED = re.compile(r"([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
 _LABEL_VALUE = re.compile(r"([A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)?")
-_IMAGE = re.compile(r"[a-z0-9][a-z0-9._:/-]{0,254}@sha256:[0-9a-f]{64}")
 _CPU = re.compile(r"([1-9][0-9]{0,5})(m?)")
 _MEMORY = re.compile(r"([1-9][0-9]{0,5})(Mi|Gi)")
 _GPU = re.compile(r"(nvidia\.com/(gpu|mig-[1-9]g\.[1-9][0-9]{0,3}gb)|amd\.com/gpu)")
-_ENDPOINT = re.compile(r"https?://[A-Za-z0-9.\[\]:-]{1,253}")
 _REGION = re.compile(r"[a-z0-9-]{1,63}")
 _ANNOTATION_VALUE = re.compile(r"[\x21-\x7e]{1,1024}")
 
@@ -144,9 +142,9 @@ class ServingSettings:
             replicas=_whole(known.get("replicas", cls.replicas), "cluster.replicas", 1, 100),
             cpu=_quantity(known.get("cpu", cls.cpu), "cluster.cpu", _CPU, {"m": 1000}),
             memory=_quantity(known.get("memory", cls.memory), "cluster.memory", _MEMORY, {"Mi": 1024, "Gi": 1024}),
-            secret=_text(known.get("secret", cls.secret), "cluster.secret", _SUBDOMAIN),
-            trust=_text(known.get("trust", cls.trust), "cluster.trust", _SUBDOMAIN),
-            runtime_class=_optional_text(known, "runtime_class", "cluster", _SUBDOMAIN),
+            secret=_text(known.get("secret", cls.secret), "cluster.secret", SUBDOMAIN),
+            trust=_text(known.get("trust", cls.trust), "cluster.trust", SUBDOMAIN),
+            runtime_class=_optional_text(known, "runtime_class", "cluster", SUBDOMAIN),
             gpus=_whole(known.get("gpus", cls.gpus), "cluster.gpus", 0, 16),
             gpu_resource=_text(gpu_resource, "cluster.gpu_resource", _GPU),
             service_account_annotations=_pairs(
@@ -184,7 +182,7 @@ def namespace_name(value: Any) -> str:
     Raises:
         ConfigError: Kubernetes allows no such name.
     """
-    return _text(value, "cluster.namespace", _LABEL_NAME)
+    return _text(value, "cluster.namespace", LABEL)
 
 
 def _known(value: Any, what: str, *, required: Iterable[str] = (), optional: Iterable[str] = ()) -> Mapping[str, Any]:
@@ -208,7 +206,7 @@ def _optional_text(known: Mapping[str, Any], key: str, what: str, pattern: re.Pa
 
 
 def _image(value: Any) -> str:
-    if not isinstance(value, str) or not _IMAGE.fullmatch(value):
+    if not isinstance(value, str) or not IMAGE.fullmatch(value):
         raise ConfigError(f"cluster.image {value!r} is not NAME@sha256:DIGEST; a tag can be moved to another image")
     return value
 
@@ -261,9 +259,9 @@ def _store(value: Any) -> ObjectStore:
         raise ConfigError("cluster.store.peers must be a list of at least one")
     return ObjectStore(
         peers=tuple(_store_peer(peer, f"cluster.store.peers[{index}]") for index, peer in enumerate(peers)),
-        endpoint=_optional_text(known, "endpoint", "cluster.store", _ENDPOINT),
+        endpoint=_optional_text(known, "endpoint", "cluster.store", ENDPOINT),
         region=_optional_text(known, "region", "cluster.store", _REGION),
-        secret=_optional_text(known, "secret", "cluster.store", _SUBDOMAIN),
+        secret=_optional_text(known, "secret", "cluster.store", SUBDOMAIN),
     )
 
 
