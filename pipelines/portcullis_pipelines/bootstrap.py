@@ -24,7 +24,7 @@ from portcullis.harden import TRUST_CONFIG_MAP, secret_name
 from portcullis.keys import resolve
 from portcullis.kubernetes_names import require_namespace, require_object_name
 from portcullis_pipelines.home import Home
-from portcullis_pipelines.steps import STEPS
+from portcullis_pipelines.steps import READS, STEPS
 
 Object = dict[str, Any]
 Part = Literal["secure_training", "release", "all"]
@@ -46,8 +46,8 @@ def secrets_of(policy: Policy, part: Part) -> dict[str, tuple[str, ...]]:
     """Return the Secrets of a policy's steps: name to the key files that each holds, and no others.
 
     Args:
-        policy: Its steps; one of a stage that the reference pipeline lacks is of the part `secure_training` and reads
-            its signing key alone.
+        policy: Its steps; one of a stage that the reference pipeline lacks is of the part `secure_training`, and reads
+            its signing key alone unless it is `attest`, which opens what its inputs rest in.
         part: Which of them.
 
     Raises:
@@ -63,7 +63,8 @@ def secrets_of(policy: Policy, part: Part) -> dict[str, tuple[str, ...]]:
         if (other := owners.setdefault(name, rule.name)) != rule.name:
             raise UsageError(f"the steps {other} and {rule.name} would share the Secret {name}; rename one of them")
         if part in (stage.part if stage else "secure_training", "all"):
-            found[name] = (f"{rule.name.replace(':', '.')}.pem", *(stage.keys if stage else ()))
+            further = stage.keys if stage else (READS,) if rule.stage == "attest" else ()
+            found[name] = (f"{rule.name.replace(':', '.')}.pem", *further)
     return found
 
 

@@ -175,13 +175,15 @@ def own(folder, *steps):
 
 
 def test_the_steps_are_those_of_the_trust_stores_policy(tmp_path):
-    home = own(tmp_path / "own", ("start", "start_chain"), ("mine:first", "mask_pii"), ("theirs", "their_stage"))
+    stages = ("start", "start_chain"), ("mine:first", "mask_pii"), ("theirs", "their_stage"), ("joined", "attest")
+    home = own(tmp_path / "own", *stages)
     made = objects(home, part="all", namespace="ns")
     keys = {name: set(decoded(it)) for name, it in of_kind(made, "Secret").items()}
     assert keys == {
         "portcullis-start": {"start.pem"},
-        "portcullis-mine-first": {"mine.first.pem", "masking.key"},
+        "portcullis-mine-first": {"mine.first.pem", "masking.key", "pipeline.pem", "pipeline.pub.pem"},
         "portcullis-theirs": {"theirs.pem"},
+        "portcullis-joined": {"joined.pem", "pipeline.pem"},
     }
     assert [(it["kind"], it["metadata"]["name"]) for it in without_secrets(made)] == [
         ("ConfigMap", "portcullis-trust"),
