@@ -217,7 +217,7 @@ def test_version(portcullis):
 def test_keys_from_nothing_to_a_rollback(portcullis, tmp_path):
     home = tmp_path / "home" / "cheque-digits"
     code, out, _ = portcullis("keys", "generate")
-    assert code == 0 and f"{len(STEPS) + 7} keys made in {home / 'keys'}" in out
+    assert code == 0 and f"{len(STEPS) + 9} keys made in {home / 'keys'}" in out
     assert "\n0 keys made" in "\n" + portcullis("keys", "generate")[1]
     code, out, _ = portcullis("keys", "trust")
     assert (code, out) == (0, f"policy cheque-digits version 1 (development) in {home / 'trust'}\n")

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from portcullis.dataset import PROVENANCE, DatasetSpec, read_dataset
-from portcullis.digest import file_digest, parse_json, tree_digest
+from portcullis.at_rest import open_dataset, pipeline_key
+from portcullis.dataset import PROVENANCE, DatasetSpec, parse_dataset
+from portcullis.digest import content_digest, file_digest, parse_json
 from portcullis.errors import DataError, PolicyError
 from portcullis.evidence.statement import Statement
 from portcullis.ingest import stage
@@ -59,9 +60,10 @@ def test_the_evidence_says_what_was_read_and_what_its_user_says_of_it(run, tmp_p
     source = tmp_path / "rows.jsonl"
     source.write_text(ROWS)
     statement = run(source)
-    table = read_dataset(tmp_path / "set").table
+    files = open_dataset(tmp_path / "set", key=pipeline_key())
+    table = parse_dataset(files).table
     assert statement.inputs["raw"] == file_digest(source)
-    assert statement.outputs == {"dataset": tree_digest(tmp_path / "set")}
+    assert statement.outputs == {"dataset": content_digest(files)}
     figures = dict(statement.figures)
     assert parse_json(str(figures.pop("schema")).encode()) == [
         *(["f0", "int64"], ["f1", "float64"], ["zip", "string"], ["other", "bool"], ["label", "string"]),
