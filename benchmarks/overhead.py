@@ -268,8 +268,8 @@ def _recorded(name: str) -> Iterator[list[object]]:
     results: list[object] = []
     function = pkgutil.resolve_name(name)
 
-    def call(*arguments: object) -> object:
-        results.append(function(*arguments))
+    def call(*arguments: object, **named: object) -> object:
+        results.append(function(*arguments, **named))
         return results[-1]
 
     with mock.patch(name, call):
