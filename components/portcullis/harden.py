@@ -20,6 +20,7 @@ from typing import Any
 from portcullis.errors import MissingDependencyError, UsageError
 from portcullis.evidence.step import KEYS_MOUNT
 from portcullis.evidence.trust import TRUST_MOUNT
+from portcullis.kubernetes_names import require_gpu_resource
 
 try:
     from kfp import dsl, kubernetes
@@ -35,7 +36,6 @@ GPU_RESOURCE = "nvidia.com/gpu"
 COMPONENT_LABEL = "portcullis.dev/component"
 
 _LABEL = re.compile(r"[^A-Za-z0-9_.-]")
-_RESOURCE = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
 
 
 @dataclass(frozen=True)
@@ -123,22 +123,6 @@ def _set_gpus(task: Any, gpus: Any, gpu_resource: Any) -> None:
     if isinstance(gpu_resource, str):  # a parameter is checked by whoever gives it its value
         require_gpu_resource(gpu_resource)
     task.set_accelerator_type(gpu_resource).set_accelerator_limit(gpus if given else str(gpus))
-
-
-def require_gpu_resource(name: str) -> None:
-    """Refuse what is no extended resource, or is shared: time-slicing keeps no tenant's memory from another.
-
-    Args:
-        name: What Kubernetes calls the GPUs, such as `nvidia.com/gpu` or `nvidia.com/mig-1g.10gb`.
-
-    Raises:
-        UsageError: It is not, or it is.
-    """
-    if not _RESOURCE.fullmatch(name) or name.endswith(".shared"):
-        raise UsageError(
-            f"{name[:80]!r} is no resource of GPUs that one pod has for itself; name nvidia.com/gpu, a MIG slice, or "
-            "alike"
-        )
 
 
 def is_hardened(task: Any) -> bool:

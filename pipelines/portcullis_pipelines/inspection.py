@@ -13,7 +13,7 @@ from typing import Any
 
 from portcullis.digest import sha256
 from portcullis.errors import DataError, MissingDependencyError, PipelineError, UsageError
-from portcullis.kubernetes_names import IMAGE
+from portcullis.kubernetes_names import IMAGE, require_gpu_resource
 from portcullis.strict_yaml import load_yaml
 from portcullis_pipelines.lint import lint
 
@@ -157,7 +157,8 @@ def arguments(package: Package, given: Iterable[str]) -> dict[str, Any]:
         given: `KEY=VALUE`. Text is taken as it is, everything else as JSON.
 
     Raises:
-        UsageError: An argument is unknown, given twice, or not of its type, or a required one is missing.
+        UsageError: An argument is unknown, given twice, or not of its type, or a required one is missing; or
+            `gpu_resource`, which every pipeline of Portcullis names so, is one that pods share.
     """
     result: dict[str, Any] = {}
     for pair in given:
@@ -169,6 +170,8 @@ def arguments(package: Package, given: Iterable[str]) -> dict[str, Any]:
             raise UsageError(f"argument {name} is given twice")
         result[name] = _value(name, package.parameters[name].kind, text)
     missing = sorted(name for name, it in package.parameters.items() if it.required and name not in result)
+    if "gpu_resource" in result:
+        require_gpu_resource(result["gpu_resource"])
     if missing:
         raise UsageError("the pipeline needs " + ", ".join(f"--argument {name}=…" for name in missing))
     return result

@@ -13,9 +13,9 @@ import yaml
 
 from portcullis.container import IMAGE
 from portcullis.errors import DataError, PipelineError, UsageError
-from portcullis.harden import GPU_RESOURCE, require_gpu_resource
+from portcullis.harden import GPU_RESOURCE
 from portcullis.ingest.cheque_digits import URI as BUILTIN
-from portcullis.kubernetes_names import require_image, require_object_name
+from portcullis.kubernetes_names import require_gpu_resource, require_image, require_object_name
 from portcullis.remote import ENDPOINT, is_remote, parse_uri
 from portcullis.strict_yaml import load_yaml
 from portcullis_pipelines.compile import compiled

@@ -686,6 +686,7 @@ ARGUMENTS = {
     "text for a list": (["rows=1", 'names="a"'], "not a LIST"),
     "a list for a mapping": (["rows=1", "options=[]"], "not a STRUCT"),
     "a number for a truth": (["rows=1", "quick=1"], "not a BOOLEAN"),
+    "a shared GPU": (["rows=1", "gpu_resource=nvidia.com/gpu.shared"], "has for itself"),
     "too deep": (["rows=1", "names=" + "[" * 100_000], "not JSON"),
 }
 
