@@ -6,16 +6,19 @@ Between two steps that directory rests sealed (`portcullis.at_rest`); in plain t
 sensitive. `data.parquet` holds a canonical table (see `portcullis.table`).
 """
 
+import contextlib
 import difflib
+import functools
+import hashlib
 import io
 import math
 import os
 import re
 import stat
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, BinaryIO, Literal, Self, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -23,33 +26,52 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from portcullis.digest import canonical_json, content_digest, parse_canonical_json
+from portcullis.digest import FileEntry, canonical_json, manifest_digest, parse_canonical_json, sha256
 from portcullis.errors import ConfigError, DataError
-from portcullis.files import atomic_path, write_bytes
+from portcullis.files import BinaryFile, PinnedFile, atomic_path, write_all, write_bytes
 from portcullis.strict_yaml import load_yaml
-from portcullis.table import MAX_BYTES, MAX_COLUMNS, canonical_table, check_size, logical_root, parse_parquet
+from portcullis.table import (
+    LEAF_ROWS,
+    MAX_BYTES,
+    MAX_COLUMNS,
+    BlockCutter,
+    TableStream,
+    check_size,
+    logical_root,
+    parse_parquet,
+    row_bytes,
+    stream_of,
+    stream_parquet,
+)
 
 __all__ = [
     "Dataset",
     "DatasetSpec",
+    "DatasetStream",
     "Features",
     "Label",
     "Treatment",
+    "dataset_digest",
     "encode_dataset",
+    "encode_spec",
     "features_and_labels",
     "logical_root",
     "parse_dataset",
     "read_dataset",
     "read_dataset_files",
     "read_regular_file",
+    "stream_dataset",
     "write_dataset",
+    "write_rows",
 ]
 
 DATA_FILE = "data.parquet"
 SPEC_FILE = "dataset.json"
 MAX_SPEC_BYTES = 16 << 20
-FILE_LIMITS = {DATA_FILE: MAX_BYTES, SPEC_FILE: MAX_SPEC_BYTES}  # the files of a data set, and their most bytes
+FILE_LIMITS = {DATA_FILE: MAX_BYTES, SPEC_FILE: MAX_SPEC_BYTES}  # the most bytes that are held in memory
 MAX_CLASSES = 1_000
+GROUP_ROWS = 1 << 17
+GROUP_BYTES = 32 << 20
 
 Treatment = Literal["token", "drop", "scan"]
 PROVENANCE = ("licence", "consent", "contact", "retention")  # of a `DatasetSpec`, what its user says of the data
@@ -324,17 +346,45 @@ def encode_dataset(table: pa.Table, spec: DatasetSpec) -> dict[str, bytes]:
         DataError: The table has no canonical form, is empty or too large, or lacks a column of the description.
         ConfigError: The description does not fit the table.
     """
-    table = canonical_table(table)
+    stream = stream_of(table)
     check_size(table)
-    description = canonical_json(spec.resolve(table.column_names, masked=True).to_dict())
+    description = encode_spec(spec, stream.schema.names)
+    sink = io.BytesIO()
+    write_rows(sink, stream)
+    return {DATA_FILE: sink.getvalue(), SPEC_FILE: description}
+
+
+def encode_spec(spec: DatasetSpec, header: Sequence[str]) -> bytes:
+    """Return `dataset.json` for a table with these columns.
+
+    Raises:
+        DataError: The table lacks a column of the description.
+        ConfigError: The description does not fit the table, or is too large.
+    """
+    description = canonical_json(spec.resolve(header, masked=True).to_dict())
     if len(description) > MAX_SPEC_BYTES:
         raise ConfigError(f"the data-set description is larger than the {MAX_SPEC_BYTES} bytes allowed")
-    sink = io.BytesIO()
-    # Everything that decides the bytes is fixed here: no Arrow schema blob, one chunk, one row-group size.
-    pq.write_table(
-        table.combine_chunks(),
-        sink,
-        row_group_size=1 << 17,
+    return description
+
+
+def write_rows(sink: BinaryFile, table: TableStream) -> FileEntry:
+    """Write `data.parquet` into a sink that need not be seekable, holding one row group in memory.
+
+    The same rows give the same bytes, however they are cut into pieces.
+
+    Returns:
+        Its manifest entry, of the bytes as they were written.
+
+    Raises:
+        DataError: There is no row, there are not as many as promised, or 1,024 of them take more than 256 MiB.
+    """
+    if table.rows < 1:
+        raise DataError("the table has 0 rows; at least 1 is needed")
+    hashed = _HashingSink(sink)
+    # Everything that decides the bytes is fixed here: no Arrow schema blob, one chunk, one rule for row groups.
+    with pq.ParquetWriter(
+        hashed,
+        table.schema,
         version="2.6",
         data_page_version="1.0",
         compression="zstd",
@@ -343,26 +393,134 @@ def encode_dataset(table: pa.Table, spec: DatasetSpec) -> dict[str, bytes]:
         write_statistics=False,
         store_schema=False,
         write_page_checksum=True,
-    )
-    return {DATA_FILE: sink.getvalue(), SPEC_FILE: description}
+    ) as writer:
+        for group in _row_groups(table):
+            writer.write_table(group, row_group_size=group.num_rows)
+            del group  # before the next one is gathered
+    return FileEntry(DATA_FILE, hashed.sha256.hexdigest(), hashed.size)
 
 
-def write_dataset(directory: Path, table: pa.Table, spec: DatasetSpec) -> str:
+class _HashingSink(io.RawIOBase):
+    """Passes on what is written into it, and hashes it."""
+
+    def __init__(self, sink: BinaryFile) -> None:
+        self._sink = sink
+        self.sha256, self.size = hashlib.sha256(), 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: bytes) -> int:  # type: ignore[override]
+        self.sha256.update(data)
+        self.size += len(data)
+        write_all(self._sink, data)
+        return len(data)
+
+
+def _row_groups(table: TableStream) -> Iterator[pa.Table]:
+    """Cut into row groups, after the block of 1,024 rows that fills one: 131,072 rows, or 32 MiB in memory."""
+    cutter = BlockCutter(table.schema, table.rows)
+    held: list[pa.Table] = []
+    rows = size = 0
+    for piece in table.pieces():
+        for blocks in cutter.push(piece):
+            starts = range(0, blocks.num_rows, LEAF_ROWS)
+            for start, block_size in zip(starts, np.add.reduceat(row_bytes(blocks), starts), strict=True):
+                held.append(blocks.slice(start, LEAF_ROWS))
+                rows, size = rows + LEAF_ROWS, size + int(block_size)
+                if rows >= GROUP_ROWS or size >= GROUP_BYTES:
+                    rows = size = 0
+                    yield _join(held)
+    cutter.finish()
+    if held:
+        yield _join(held)
+
+
+def _join(held: list[pa.Table]) -> pa.Table:
+    """Return one table of one chunk; the list is emptied, so that nothing else keeps the parts alive."""
+    table = pa.concat_tables(held)
+    held.clear()
+    return table.combine_chunks()
+
+
+def write_dataset(directory: Path, table: pa.Table | TableStream, spec: DatasetSpec) -> str:
     """Write a data set of one's own atomically, in plain text. What a stage makes is sealed (`portcullis.at_rest`).
 
     Returns:
-        Its content digest, of what was written, taken before it was: what lies there afterwards may be another.
+        Its content digest, of what was written, taken as it was: what lies there afterwards may be another.
 
     Raises:
-        DataError: As `encode_dataset`.
-        ConfigError: As `encode_dataset`.
+        DataError: As `write_rows`; or a table has no canonical form, or lacks a column of the description.
+        ConfigError: As `encode_spec`.
     """
-    files = encode_dataset(table, spec)
+    stream = table if isinstance(table, TableStream) else stream_of(table)
+    description = encode_spec(spec, stream.schema.names)
     with atomic_path(directory) as temporary:
         temporary.mkdir()
-        for name, data in files.items():
-            write_bytes(temporary / name, data)
-    return content_digest(files)
+        with (temporary / DATA_FILE).open("xb", buffering=0) as sink:
+            entry = write_rows(sink, stream)
+            os.fsync(sink.fileno())
+        write_bytes(temporary / SPEC_FILE, description)
+    return dataset_digest(entry, description)
+
+
+def dataset_digest(rows: FileEntry, description: bytes) -> str:
+    """Return the content digest of a data set from the manifest entry of its rows and from its description."""
+    return manifest_digest([rows, FileEntry(SPEC_FILE, sha256(description), len(description))])
+
+
+@dataclass(frozen=True, eq=False)
+class DatasetStream:
+    """A data set that is open to be read in pieces, and that was digested before anything of it is parsed.
+
+    Attributes:
+        digest: Its content digest.
+    """
+
+    digest: str
+    _rows: PinnedFile = field(repr=False)
+    _description: bytes = field(repr=False)
+
+    @classmethod
+    def digesting(cls, rows: BinaryFile, description: bytes) -> Self:
+        """Digest open files: `rows` in one pass, and from then on nothing but the bytes that were digested is read.
+
+        Raises:
+            DataError: They cannot be read.
+        """
+        pinned = PinnedFile(rows, DATA_FILE)
+        return cls(dataset_digest(FileEntry(DATA_FILE, pinned.sha256, pinned.size), description), pinned, description)
+
+    @functools.cached_property
+    def table(self) -> TableStream:
+        """The rows, parsed when first asked for.
+
+        Raises:
+            DataError: They are malformed (see `stream_parquet`, also for what reading the pieces raises).
+        """
+        return stream_parquet(self._rows, DATA_FILE)
+
+    @functools.cached_property
+    def spec(self) -> DatasetSpec:
+        """The description, parsed when first asked for.
+
+        Raises:
+            DataError: It is malformed, or names a column that the table lacks.
+        """
+        return _parse_spec(self._description, self.table.schema.names)
+
+
+@contextlib.contextmanager
+def stream_dataset(directory: Path) -> Iterator[DatasetStream]:
+    """Open a data set of one's own, in plain text, to be read in pieces whatever its size.
+
+    Raises:
+        DataError: Anything but exactly the two regular files, or they cannot be read.
+    """
+    _check_names(directory)
+    description = read_regular_file(directory / SPEC_FILE, limit=MAX_SPEC_BYTES)
+    with _open_regular(directory / DATA_FILE) as rows:
+        yield DatasetStream.digesting(rows, description)
 
 
 def read_dataset_files(directory: Path) -> dict[str, bytes]:
@@ -371,6 +529,11 @@ def read_dataset_files(directory: Path) -> dict[str, bytes]:
     Raises:
         DataError: Anything but exactly the two regular files, or one that is too large.
     """
+    _check_names(directory)
+    return {name: read_regular_file(directory / name, limit=limit) for name, limit in FILE_LIMITS.items()}
+
+
+def _check_names(directory: Path) -> None:
     if directory.is_symlink() or not directory.is_dir():
         raise DataError(f"{directory} is missing or not a directory")
     try:
@@ -379,7 +542,6 @@ def read_dataset_files(directory: Path) -> dict[str, bytes]:
         raise DataError(f"cannot read {directory}: {error.strerror}") from error
     if names != [DATA_FILE, SPEC_FILE]:
         raise DataError(f"{directory} must hold exactly {DATA_FILE} and {SPEC_FILE}")
-    return {name: read_regular_file(directory / name, limit=limit) for name, limit in FILE_LIMITS.items()}
 
 
 def read_dataset(directory: Path) -> Dataset:
@@ -397,15 +559,18 @@ def parse_dataset(files: Mapping[str, bytes]) -> Dataset:
     Raises:
         DataError: A malformed or too large table or description, or a column of the description that the table lacks.
     """
-    description = files[SPEC_FILE]
     table = parse_parquet(files[DATA_FILE], DATA_FILE)
+    return Dataset(table, _parse_spec(files[SPEC_FILE], table.column_names))
+
+
+def _parse_spec(description: bytes, header: Sequence[str]) -> DatasetSpec:
     try:
-        spec = DatasetSpec.from_dict(parse_canonical_json(description)).resolve(table.column_names, masked=True)
+        spec = DatasetSpec.from_dict(parse_canonical_json(description)).resolve(header, masked=True)
     except ConfigError as error:
         raise DataError(f"{SPEC_FILE}: {error}") from error
     if canonical_json(spec.to_dict()) != description:
         raise DataError(f"{SPEC_FILE} leaves out a key or still holds a glob")
-    return Dataset(table, spec)
+    return spec
 
 
 def read_regular_file(path: Path | str, *, limit: int, dir_fd: int | None = None) -> bytes:
@@ -414,20 +579,28 @@ def read_regular_file(path: Path | str, *, limit: int, dir_fd: int | None = None
     Raises:
         DataError: Missing, unreadable, a link, not a regular file, or larger than `limit`.
     """
+    with _open_regular(path, dir_fd) as stream:
+        try:
+            data = stream.read(limit + 1)
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {error.strerror}") from error
+    if len(data) > limit:
+        raise DataError(f"{path} is larger than the {limit} bytes allowed here")
+    return data
 
+
+def _open_regular(path: Path | str, dir_fd: int | None = None) -> BinaryIO:
     def opener(name: str, flags: int) -> int:
         return os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=dir_fd)
 
     try:
-        with open(path, "rb", opener=opener) as stream:
-            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-                raise DataError(f"{path} is not a regular file")
-            data = stream.read(limit + 1)
+        stream = open(path, "rb", opener=opener)  # noqa: SIM115 - the caller's to close
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
-    if len(data) > limit:
-        raise DataError(f"{path} is larger than the {limit} bytes allowed here")
-    return data
+    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+        stream.close()
+        raise DataError(f"{path} is not a regular file")
+    return stream
 
 
 def features_and_labels(dataset: Dataset) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

@@ -1,17 +1,26 @@
-"""Reading with a limit and writing atomically: what every stage does at its edges.
+"""Reading with a limit, reading twice and writing atomically: what every stage does at its edges.
 
-A write either appears whole under its final name or not at all, also when the process is killed half way.
+A file that is too large for memory is digested in one pass and parsed in later ones; `PinnedFile` sees to it that what
+is parsed is what was digested. A write either appears whole under its final name or not at all, also when the process
+is killed half way.
 """
 
 import contextlib
+import hashlib
+import io
 import os
 import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
-from portcullis.errors import UsageError
+from portcullis.errors import DataError, UsageError
+
+BinaryFile = BinaryIO | io.RawIOBase
+PIN_BYTES = 1 << 20
+_RECENT_SEGMENTS = 2
 
 
 def read_bytes(path: Path, *, limit: int) -> bytes:
@@ -33,6 +42,112 @@ def read_bytes(path: Path, *, limit: int) -> bytes:
     if len(data) > limit:
         raise UsageError(f"{path} is larger than the {limit} bytes allowed here")
     return data
+
+
+class SegmentedFile(io.RawIOBase):
+    """A file to read and seek in that comes segment by segment; it keeps the segments that were read last.
+
+    Attributes:
+        size: Number of bytes.
+    """
+
+    def __init__(self, size: int, segment_size: int) -> None:
+        self.size, self._segment_size = size, segment_size
+        self._position = 0
+        self._recent: dict[int, bytes] = {}
+
+    def segment(self, index: int) -> bytes:
+        """Load the segment, which is as long as the others unless it is the last."""
+        raise NotImplementedError
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def seekable(self) -> bool:
+        """It is."""
+        return True
+
+    def tell(self) -> int:
+        """Return the position."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Set the position, from the start, from where it is, or from the end."""
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}[whence]
+        if base + offset < 0:
+            raise ValueError("a position before the start of the file")
+        self._position = base + offset
+        return self._position
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        """Fill the buffer as far as the file goes; returns the number of bytes."""
+        wanted = memoryview(buffer).cast("B")
+        wanted = wanted[: max(0, self.size - self._position)]
+        filled = 0
+        while filled < len(wanted):
+            index, start = divmod(self._position, self._segment_size)
+            part = self._cached(index)[start : start + len(wanted) - filled]
+            wanted[filled : filled + len(part)] = part
+            filled += len(part)
+            self._position += len(part)
+        return filled
+
+    def _cached(self, index: int) -> bytes:
+        segment = self._recent.pop(index, None) or self.segment(index)
+        self._recent[index] = segment  # the last one is the one used last
+        if len(self._recent) > _RECENT_SEGMENTS:
+            del self._recent[next(iter(self._recent))]
+        return segment
+
+
+class PinnedFile(SegmentedFile):
+    """A file that is read once from end to end to be digested, and from then on gives those very bytes or refuses.
+
+    It keeps a digest of 32 bytes for each MiB. It reads from the file that it was given, which is its owner's to close,
+    and never opens it again by its name.
+
+    Args:
+        source: Seekable.
+        name: Names the file in messages.
+
+    Attributes:
+        sha256: SHA-256 of all bytes (hex).
+    """
+
+    def __init__(self, source: BinaryFile, name: str) -> None:
+        self._source, self._name = source, name
+        self._pins: list[bytes] = []
+        size = 0
+        whole = hashlib.sha256()
+        while chunk := self._read_source(size, PIN_BYTES):
+            whole.update(chunk)
+            self._pins.append(hashlib.sha256(chunk).digest())
+            size += len(chunk)
+        self.sha256 = whole.hexdigest()
+        super().__init__(size, PIN_BYTES)
+
+    def segment(self, index: int) -> bytes:
+        """Load the bytes.
+
+        Raises:
+            DataError: What is there now is not what was digested.
+        """
+        start = index * PIN_BYTES
+        chunk = self._read_source(start, min(PIN_BYTES, self.size - start))
+        if hashlib.sha256(chunk).digest() != self._pins[index]:
+            raise DataError(f"{self._name} changed while it was read; leave it alone and run again")
+        return chunk
+
+    def _read_source(self, start: int, size: int) -> bytes:
+        chunk = bytearray()
+        try:
+            self._source.seek(start)
+            while part := self._source.read(size - len(chunk)):
+                chunk += part
+        except OSError as error:
+            raise DataError(f"cannot read {self._name}: {error.strerror}") from error
+        return bytes(chunk)
 
 
 @contextlib.contextmanager
@@ -76,3 +191,17 @@ def write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         with os.fdopen(descriptor, "wb") as stream:
             stream.write(data)
+
+
+def write_all(target: BinaryFile, data: bytes | memoryview) -> None:
+    """Write all of `data` into a file that may take less at a time.
+
+    Raises:
+        UsageError: It takes no more bytes.
+    """
+    rest = memoryview(data)
+    while rest:
+        written = target.write(rest)
+        if not written:
+            raise UsageError("the target is in non-blocking mode, or takes no more bytes")
+        rest = rest[written:]

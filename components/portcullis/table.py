@@ -1,5 +1,8 @@
 """Tables between steps: the canonical form of one, read from untrusted Parquet, and the digest of its rows.
 
+A table that may be larger than memory is a `TableStream`: read in pieces, again and again. How it is cut into pieces
+changes no digest and no byte of what is written of it.
+
 A *canonical table* has unique column names and only the types `int64`, `float64`, `bool` and `string` (null allowed),
 so that one table has one form whichever file it came from. Timestamps, decimals, binary and nested columns are refused;
 store instants as ISO 8601 text.
@@ -25,10 +28,12 @@ docs/dataset-digests.md says the same for other implementations. A digest of few
 commits, it does not hide.
 """
 
+import contextlib
+import functools
 import hashlib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -37,17 +42,22 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from portcullis.digest import canonical_json
-from portcullis.errors import DataError
+from portcullis.errors import DataError, PortcullisError
+from portcullis.files import BinaryFile
 
 ROWS_FORMAT = "portcullis-rows/v1"
 COLUMN_FORMAT = "portcullis-column/v1"
 LEAF_ROWS = 1024
 
-MAX_BYTES = (1 << 31) - 1  # of a source, of a Parquet file and of a table in memory; Arrow's string offsets are int32
+MAX_BYTES = (1 << 31) - 1  # of what is held in memory as a whole; Arrow's string offsets are int32
 MAX_COLUMNS = 10_000
-MAX_ROWS = 100_000_000
+MAX_ROWS = 100_000_000  # likewise
+MAX_BLOCK_BYTES = 256 << 20  # of 1,024 rows, which a digest and a writer hold in memory whatever the table's size
+PIECE_BYTES = 8 << 20
 
 _BATCH_ROWS = 64 * LEAF_ROWS
+_READ_ROWS = 16 * LEAF_ROWS
+_READ_AHEAD = 16 << 20  # over all columns of a Parquet file
 _TYPES = {pa.int64(): "int64", pa.float64(): "float64", pa.bool_(): "bool", pa.string(): "string"}
 
 
@@ -61,26 +71,41 @@ def canonical_table(table: pa.Table) -> pa.Table:
         DataError: A column name is repeated, empty or unprintable, a type has no canonical form, an unsigned integer
             exceeds int64, or a string is not UTF-8.
     """
-    check_header(table.column_names)
+    schema = canonical_schema(table.schema)
     columns = []
-    for column_field, column in zip(table.schema, table.columns, strict=True):
-        kind = column_field.type.value_type if pa.types.is_dictionary(column_field.type) else column_field.type
-        canonical = _canonical_type(kind)
-        if canonical is None:
-            raise DataError(
-                f"column {column_field.name!r} has type {kind}; store integers, floats, booleans or text "
-                "(instants as ISO 8601 text)"
-            )
+    for column_field, column in zip(schema, table.columns, strict=True):
         try:
-            columns.append(column.cast(canonical))
+            columns.append(column.cast(column_field.type))
         except pa.ArrowException as error:
-            raise DataError(f"column {column_field.name!r} holds a value that {canonical} cannot hold") from error
-    result = pa.table(columns, names=table.column_names)
+            raise DataError(
+                f"column {column_field.name!r} holds a value that {column_field.type} cannot hold"
+            ) from error
+    result = pa.table(columns, schema=schema)
     try:
         result.validate(full=True)
     except pa.ArrowException as error:
         raise DataError(f"the table is malformed: {error}") from error
     return result
+
+
+def canonical_schema(schema: pa.Schema) -> pa.Schema:
+    """Return the schema that `canonical_table` gives a table of this one.
+
+    Raises:
+        DataError: A column name is repeated, empty or unprintable, or a type has no canonical form.
+    """
+    check_header(schema.names)
+    fields = []
+    for column in schema:
+        kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+        canonical = _canonical_type(kind)
+        if canonical is None:
+            raise DataError(
+                f"column {column.name!r} has type {kind}; store integers, floats, booleans or text "
+                "(instants as ISO 8601 text)"
+            )
+        fields.append((column.name, canonical))
+    return pa.schema(fields)
 
 
 def _canonical_type(kind: pa.DataType) -> pa.DataType | None:
@@ -91,9 +116,13 @@ def _canonical_type(kind: pa.DataType) -> pa.DataType | None:
         return pa.float64()
     if types.is_boolean(kind):
         return pa.bool_()
-    if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind) or types.is_null(kind):
+    if _is_text(kind) or types.is_null(kind):
         return pa.string()
     return None
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
 def check_header(names: Sequence[str]) -> None:
@@ -113,61 +142,268 @@ def check_header(names: Sequence[str]) -> None:
         seen.add(name)
 
 
-def table_schema(table: pa.Table) -> tuple[tuple[str, str], ...]:
+def table_schema(table: "pa.Table | TableStream") -> tuple[tuple[str, str], ...]:
     """Return a canonical table's columns in order: (name, one of int64, float64, bool, string)."""
-    return tuple((column_field.name, _TYPES[column_field.type]) for column_field in table.schema)
+    return _described(table.schema)
+
+
+def _described(schema: pa.Schema) -> tuple[tuple[str, str], ...]:
+    return tuple((column.name, _TYPES[column.type]) for column in schema)
+
+
+# Tables in pieces.
 
 
 @dataclass(frozen=True)
-class TableDigests:
-    """The digests of one table (see the module's docstring).
+class TableStream:
+    """A canonical table that is read in pieces, again and again, each time the same rows.
 
     Attributes:
-        root: The logical root, 64 hexadecimal characters.
-        columns: Column name to column digest, 64 hexadecimal characters.
-        blocks: Column name to the leaves of its blocks of 1,024 rows, 32 bytes each.
+        schema: Its columns, of canonical types only, without metadata.
+        rows: Their exact number, known before the first piece.
+        pieces: Gives the rows in order, in tables of that schema of at least one row and about `PIECE_BYTES` at most;
+            where they are cut means nothing.
     """
 
-    root: str
-    columns: Mapping[str, str]
-    blocks: Mapping[str, tuple[bytes, ...]]
+    schema: pa.Schema
+    rows: int
+    pieces: Callable[[], Iterator[pa.Table]]
+
+    def __post_init__(self) -> None:
+        if not self.schema.equals(canonical_schema(self.schema), check_metadata=True):
+            raise PortcullisError("the schema of a stream of rows is not canonical")
 
 
-def logical_root(table: pa.Table) -> str:
-    """Return the table's logical root (see the module's docstring): 64 hexadecimal characters.
+def stream_of(table: pa.Table) -> TableStream:
+    """Return a table in memory as a stream; its pieces are views of it.
 
     Raises:
         DataError: The table has no canonical form.
     """
     table = canonical_table(table)
-    leaves = [_schema_leaf(table)]
-    for columns, rows in _encoded(table):
-        leaves += _block_leaves(columns, rows)
-    return _merkle_root(leaves).hex()
+    return TableStream(table.schema, table.num_rows, lambda: _cut(table))
+
+
+def row_bytes(table: pa.Table | pa.RecordBatch) -> NDArray[np.int64]:
+    """Return how many bytes each row takes in memory, (N,): 8 a number, 1 a boolean, 4 and its UTF-8 a text.
+
+    It depends on the values alone: not on nulls' hidden bytes, on chunks, or on whether text lies in a dictionary.
+    """
+    sizes = np.zeros(table.num_rows, dtype=np.int64)
+    fixed = 0
+    for column in table.columns:
+        if _canonical_type(column.type) in (pa.int64(), pa.float64()):
+            fixed += 8
+        elif pa.types.is_boolean(column.type):
+            fixed += 1
+        else:
+            fixed += 4
+            sizes += _text_lengths(column)
+    sizes += fixed
+    return sizes
+
+
+def _text_lengths(column: pa.Array | pa.ChunkedArray) -> NDArray[np.int64]:
+    if isinstance(column, pa.ChunkedArray):
+        return np.concatenate([np.zeros(0, dtype=np.int64), *map(_text_lengths, column.chunks)])
+    if pa.types.is_null(column.type):
+        return np.zeros(len(column), dtype=np.int64)
+    if pa.types.is_dictionary(column.type):
+        lengths = pc.binary_length(column.dictionary).take(column.indices)
+    else:
+        lengths = pc.binary_length(column)
+    found: NDArray[np.int64] = lengths.fill_null(0).to_numpy().astype(np.int64, copy=False)
+    return found
+
+
+def _cut(table: pa.Table | pa.RecordBatch) -> Iterator[pa.Table | pa.RecordBatch]:
+    """Cut into slices of at most `PIECE_BYTES`, or of one row."""
+    for first in range(0, table.num_rows, _BATCH_ROWS):
+        batch = table.slice(first, _BATCH_ROWS)
+        ends = np.cumsum(row_bytes(batch))
+        start = 0
+        while start < len(ends):
+            before = ends[start - 1] if start else 0
+            end = max(start + 1, int(np.searchsorted(ends, before + PIECE_BYTES, side="right")))
+            yield batch.slice(start, end - start)
+            start = end
+
+
+class _BlockLimit:
+    """Refuses rows of which a block of 1,024 could not be held in memory."""
+
+    def __init__(self) -> None:
+        self._rows = self._size = 0  # of the unfinished block
+
+    def add(self, sizes: NDArray[np.int64]) -> None:
+        """Take the sizes of the next rows, at least one.
+
+        Raises:
+            DataError: A block takes more than 256 MiB.
+        """
+        blocks = [int(part.sum()) for part in np.split(sizes, range(LEAF_ROWS - self._rows, len(sizes), LEAF_ROWS))]
+        blocks[0] += self._size
+        if max(blocks) > MAX_BLOCK_BYTES:
+            raise DataError(f"{LEAF_ROWS} rows take more than the {MAX_BLOCK_BYTES} bytes allowed; shorten their cells")
+        self._rows = (self._rows + len(sizes)) % LEAF_ROWS
+        self._size = blocks[-1] if self._rows else 0
+
+
+class BlockCutter:
+    """Cuts pieces of a stream anew, into whole blocks of 1,024 rows; it holds less than a block between two pieces."""
+
+    def __init__(self, schema: pa.Schema, rows: int) -> None:
+        self._schema, self._rows = schema, rows
+        self._left = rows
+        self._held: list[pa.Table] = []
+        self._held_rows = 0
+        self._limit = _BlockLimit()
+
+    def push(self, piece: pa.Table) -> Iterator[pa.Table]:
+        """Take the next rows; yields tables of the blocks that they finish, of the last block at the last row.
+
+        Raises:
+            DataError: A block takes more than 256 MiB, or there are more rows than were promised.
+        """
+        if not piece.schema.equals(self._schema):
+            raise PortcullisError("a piece does not have the columns of its stream")
+        for part in _cut(piece):
+            self._left -= part.num_rows
+            if self._left < 0:
+                raise DataError(f"the table promises {self._rows} rows and holds more")
+            self._limit.add(row_bytes(part))
+            self._held.append(part)
+            self._held_rows += part.num_rows
+            whole = self._held_rows // LEAF_ROWS * LEAF_ROWS if self._left else self._held_rows
+            if whole:
+                table = pa.concat_tables(self._held)
+                self._held_rows -= whole
+                self._held = [table.slice(whole)] if self._held_rows else []
+                yield table.slice(0, whole)
+
+    def finish(self) -> None:
+        """Check that every row came.
+
+        Raises:
+            DataError: There are fewer than were promised.
+        """
+        if self._left:
+            raise DataError(f"the table promises {self._rows} rows and holds {self._rows - self._left}")
+
+
+# Digests.
+
+
+@dataclass(frozen=True)
+class RowDigests:
+    """The digests of one table (see the module's docstring).
+
+    Attributes:
+        root: The logical root, 64 hexadecimal characters.
+        columns: Column name to column digest, 64 hexadecimal characters; empty where they were not asked for.
+    """
+
+    root: str
+    columns: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class TableDigests(RowDigests):
+    """Those of a table in memory, and where they are from.
+
+    Attributes:
+        blocks: Column name to the leaves of its blocks of 1,024 rows, 32 bytes each.
+    """
+
+    blocks: Mapping[str, tuple[bytes, ...]]
+
+
+class RowDigester:
+    """The digests of a table that comes in pieces; it holds a hash per level of each tree, and less than a block.
+
+    Args:
+        schema: The table's, of canonical types only.
+        rows: How many rows will come.
+        columns: Whether to digest the columns too, which hashes every byte twice.
+    """
+
+    def __init__(self, schema: pa.Schema, rows: int, *, columns: bool = False) -> None:
+        described = [{"name": name, "type": kind} for name, kind in _described(schema)]
+        self._cutter = BlockCutter(schema, rows)
+        self._tree = _Tree({"columns": described, "format": ROWS_FORMAT, "rows": rows})
+        self._columns = {
+            column["name"]: _Tree({"format": COLUMN_FORMAT, "rows": rows, "type": column["type"]})
+            for column in (described if columns else [])
+        }
+
+    def update(self, piece: pa.Table) -> list[tuple[bytes, ...]]:
+        """Take the next rows.
+
+        Returns:
+            For each block that they finish, its leaf in each column, 32 bytes; empty tuples without `columns`.
+
+        Raises:
+            DataError: 1,024 rows take more than 256 MiB, or there are more rows than were promised.
+        """
+        finished = []
+        for table in self._cutter.push(piece):
+            columns = [_cells(column) for column in table.columns]
+            for leaf in _block_leaves(columns, table.num_rows):
+                self._tree.append(leaf)
+            trees = zip(self._columns.values(), columns, strict=False)
+            leaves = [(tree, _block_leaves([column], table.num_rows)) for tree, column in trees]
+            for tree, found in leaves:
+                for leaf in found:
+                    tree.append(leaf)
+            finished += list(zip(*(found for _, found in leaves), strict=True))
+        return finished
+
+    def digests(self) -> RowDigests:
+        """Return the digests, once every row has come.
+
+        Raises:
+            DataError: There are fewer rows than were promised.
+        """
+        self._cutter.finish()
+        return RowDigests(self._tree.root().hex(), {name: tree.root().hex() for name, tree in self._columns.items()})
+
+
+def digested(table: TableStream, digester: RowDigester) -> TableStream:
+    """Return the same stream, to be read once: the digester takes each piece that is read of it."""
+
+    def pieces() -> Iterator[pa.Table]:
+        for piece in table.pieces():
+            digester.update(piece)
+            yield piece
+
+    return replace(table, pieces=pieces)
+
+
+def logical_root(table: pa.Table | TableStream) -> str:
+    """Return the table's logical root (see the module's docstring): 64 hexadecimal characters.
+
+    Raises:
+        DataError: The table has no canonical form, or 1,024 rows take more than 256 MiB.
+    """
+    stream = table if isinstance(table, TableStream) else stream_of(table)
+    digester = RowDigester(stream.schema, stream.rows)
+    for piece in stream.pieces():
+        digester.update(piece)
+    return digester.digests().root
 
 
 def table_digests(table: pa.Table) -> TableDigests:
     """Return the logical root and the digests of the columns and of their blocks.
 
     Raises:
-        DataError: The table has no canonical form.
+        DataError: As `logical_root`.
     """
-    table = canonical_table(table)
-    leaves = [_schema_leaf(table)]
-    blocks: list[list[bytes]] = [[] for _ in table.column_names]
-    for columns, rows in _encoded(table):
-        leaves += _block_leaves(columns, rows)
-        for column, found in zip(columns, blocks, strict=True):
-            found += _block_leaves([column], rows)
-    digests = {}
-    for (name, kind), found in zip(table_schema(table), blocks, strict=True):
-        described = canonical_json({"format": COLUMN_FORMAT, "rows": table.num_rows, "type": kind})
-        digests[name] = _merkle_root([_leaf(described), *found]).hex()
-    return TableDigests(
-        root=_merkle_root(leaves).hex(),
-        columns=digests,
-        blocks={name: tuple(found) for name, found in zip(table.column_names, blocks, strict=True)},
-    )
+    stream = stream_of(table)
+    digester = RowDigester(stream.schema, stream.rows, columns=True)
+    blocks = [leaves for piece in stream.pieces() for leaves in digester.update(piece)]
+    digests = digester.digests()
+    by_column = zip(*blocks, strict=True) if blocks else itertools.repeat(())
+    return TableDigests(digests.root, digests.columns, dict(zip(stream.schema.names, by_column, strict=False)))
 
 
 def row_digests(table: pa.Table) -> list[bytes]:
@@ -177,7 +413,8 @@ def row_digests(table: pa.Table) -> list[bytes]:
         DataError: The table has no canonical form.
     """
     digests: list[bytes] = []
-    for columns, rows in _encoded(canonical_table(table)):
+    for piece in stream_of(table).pieces():
+        columns, rows = [_cells(column) for column in piece.columns], piece.num_rows
         parts = [pa.scalar(b"\0", pa.large_binary())]
         for lengths, offsets, payload in columns:
             width = np.arange(0, 4 * rows + 1, 4)
@@ -198,24 +435,29 @@ def _binary(offsets: NDArray[np.int64], data: NDArray[np.uint8]) -> pa.LargeBina
 _Cells = tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.uint8]]
 
 
-def _schema_leaf(table: pa.Table) -> bytes:
-    schema = {
-        "columns": [{"name": name, "type": kind} for name, kind in table_schema(table)],
-        "format": ROWS_FORMAT,
-        "rows": table.num_rows,
-    }
-    return _leaf(canonical_json(schema))
+class _Tree:
+    """The root of RFC 6962 over leaves that come one after another; it holds the roots of the complete subtrees."""
+
+    def __init__(self, described: Mapping[str, object]) -> None:
+        self._leaves = 0
+        self._subtrees: list[bytes] = []  # the largest first, one for each bit of the number of leaves
+        self.append(hashlib.sha256(b"\0" + canonical_json(described)).digest())
+
+    def append(self, leaf: bytes) -> None:
+        """Add the next leaf, which is hashed already."""
+        node, full = leaf, self._leaves
+        while full & 1:
+            node, full = _parent(self._subtrees.pop(), node), full >> 1
+        self._subtrees.append(node)
+        self._leaves += 1
+
+    def root(self) -> bytes:
+        """Return the root of the leaves so far."""
+        return functools.reduce(lambda right, left: _parent(left, right), reversed(self._subtrees))
 
 
-def _leaf(data: bytes) -> bytes:
-    return hashlib.sha256(b"\0" + data).digest()
-
-
-def _encoded(table: pa.Table) -> Iterator[tuple[list[_Cells], int]]:
-    """Yield the encoded columns of each batch of rows, and how many rows it has."""
-    for start in range(0, table.num_rows, _BATCH_ROWS):
-        batch = table.slice(start, _BATCH_ROWS)
-        yield [_cells(column) for column in batch.columns], batch.num_rows
+def _parent(left: bytes, right: bytes) -> bytes:
+    return hashlib.sha256(b"\1" + left + right).digest()
 
 
 def _block_leaves(columns: Sequence[_Cells], rows: int) -> list[bytes]:
@@ -235,7 +477,7 @@ def _cells(column: pa.ChunkedArray) -> _Cells:
     try:
         array = column.combine_chunks()
     except pa.ArrowException as error:
-        raise DataError(f"a column holds more than 2 GiB of text in {_BATCH_ROWS} rows") from error
+        raise DataError(f"a column holds more than 2 GiB of text in {LEAF_ROWS} rows") from error
     present = array.drop_null()
     widths, payload = _text_cells(present) if pa.types.is_string(array.type) else _fixed_cells(present)
     if array.null_count:
@@ -269,12 +511,7 @@ def _fixed_cells(present: pa.Array) -> tuple[NDArray[np.int32], NDArray[np.uint8
     return np.full(len(values), values.itemsize, dtype=np.int32), values.view(np.uint8)
 
 
-def _merkle_root(level: list[bytes]) -> bytes:
-    # Pairing from the left and carrying an odd node up gives RFC 6962's split at the largest power of two.
-    while len(level) > 1:
-        pairs = zip(level[::2], level[1::2], strict=False)
-        level = [hashlib.sha256(b"\1" + left + right).digest() for left, right in pairs] + level[len(level) & ~1 :]
-    return level[0]
+# Parquet.
 
 
 def parse_parquet(data: bytes, what: str, *, limit: int = MAX_BYTES) -> pa.Table:
@@ -283,43 +520,89 @@ def parse_parquet(data: bytes, what: str, *, limit: int = MAX_BYTES) -> pa.Table
     Raises:
         DataError: Not Parquet, damaged, empty, too large, or without a canonical form; `what` names it in the message.
     """
-    try:
-        table = canonical_table(_read_parquet(data, limit))
+    with _parquet_errors(what):
+        file = _open_parquet(pa.BufferReader(data))
+        if file.metadata.num_rows > MAX_ROWS:
+            raise DataError(f"more than {MAX_ROWS} rows")
+        canonical_schema(file.schema_arrow)
+        batches: list[pa.RecordBatch] = []
+        size = 0
+        # In batches, so that a small file that unfolds without end is refused while it is still small.
+        for batch in _batches(file):
+            size += int(row_bytes(batch).sum())
+            if size > limit:
+                raise DataError(f"more than the {limit} bytes allowed here")
+            batches.append(batch)
+        table = canonical_table(pa.Table.from_batches(batches, schema=file.schema_arrow))
         check_size(table, limit=limit)
+    return table
+
+
+def stream_parquet(file: BinaryFile, what: str) -> TableStream:
+    """Read untrusted Parquet as a canonical table in pieces, in bounded memory whatever its row groups.
+
+    Args:
+        file: Seekable, and open as long as pieces are read; it must not change (see `PinnedFile`).
+        what: Names it in messages.
+
+    Returns:
+        The stream. Reading its pieces raises `DataError` where what follows is damaged, where 1,024 rows take more than
+        256 MiB, and at the end unless there are as many rows as promised.
+
+    Raises:
+        DataError: Not Parquet, damaged, empty, or without a canonical form.
+    """
+    with _parquet_errors(what):
+        opened = _open_parquet(file)
+        schema, rows = canonical_schema(opened.schema_arrow), opened.metadata.num_rows
+        if rows < 1:
+            raise DataError("the table has 0 rows; at least 1 is needed")
+
+    def pieces() -> Iterator[pa.Table]:
+        with _parquet_errors(what):
+            limit = _BlockLimit()
+            for batch in _batches(_open_parquet(file)):
+                limit.add(row_bytes(batch))
+                for part in _cut(batch):
+                    yield canonical_table(pa.Table.from_batches([part]))
+
+    return TableStream(schema, rows, pieces)
+
+
+@contextlib.contextmanager
+def _parquet_errors(what: str) -> Iterator[None]:
+    try:
+        yield
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{what} is not a readable Parquet file: {' '.join(str(error).split()):.200}") from error
     except DataError as error:
         raise DataError(f"{what}: {error}") from error
-    return table
 
 
-def _read_parquet(data: bytes, limit: int) -> pa.Table:
-    source = pa.BufferReader(data)
+def _open_parquet(source: BinaryFile | pa.NativeFile) -> pq.ParquetFile:
     # Text stays a dictionary until its size is known: one large value may be named by a million cells.
-    texts = [it.name for it in pq.ParquetFile(source).schema_arrow if pa.types.is_string(it.type)]
-    file = pq.ParquetFile(source, read_dictionary=texts, page_checksum_verification=True)
-    if file.metadata.num_columns > MAX_COLUMNS or file.metadata.num_rows > MAX_ROWS:
-        raise DataError(f"more than {MAX_COLUMNS} columns or {MAX_ROWS} rows")
-    batches: list[pa.RecordBatch] = []
-    size = 0
-    # In batches, so that a small file that unfolds without end is refused while it is still small.
-    for batch in file.iter_batches():
-        size += sum(_unfolded(column) for column in batch.columns)
-        if size > limit:
-            raise DataError(f"more than the {limit} bytes allowed here")
-        batches.append(batch)
-    table = pa.Table.from_batches(batches, schema=file.schema_arrow)
-    if table.num_rows != file.metadata.num_rows:
-        raise DataError(f"it promises {file.metadata.num_rows} rows and holds {table.num_rows}")
-    return table
+    file = pq.ParquetFile(source)
+    if file.metadata.num_columns > MAX_COLUMNS:
+        raise DataError(f"more than {MAX_COLUMNS} columns")
+    return pq.ParquetFile(
+        source,
+        metadata=file.metadata,
+        read_dictionary=[column.name for column in file.schema_arrow if _is_text(column.type)],
+        buffer_size=max(1 << 12, _READ_AHEAD // max(1, file.metadata.num_columns)),
+        pre_buffer=False,
+        page_checksum_verification=True,
+    )
 
 
-def _unfolded(column: pa.Array) -> int:
-    """Return how many bytes a column takes once its dictionary is decoded."""
-    if not pa.types.is_dictionary(column.type):
-        return int(column.nbytes)
-    lengths = pc.binary_length(column.dictionary).cast(pa.int64()).take(column.indices)
-    return int(pc.sum(lengths).as_py() or 0) + 4 * len(column)
+def _batches(file: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
+    """Yield the rows in batches that are not empty, and refuse unless they are as many as promised."""
+    left = promised = file.metadata.num_rows
+    for batch in file.iter_batches(batch_size=_READ_ROWS):
+        left -= batch.num_rows
+        if batch.num_rows:
+            yield batch
+    if left:
+        raise DataError(f"it promises {promised} rows and holds {promised - left}")
 
 
 def check_size(table: pa.Table, *, limit: int = MAX_BYTES) -> None:

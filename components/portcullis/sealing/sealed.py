@@ -4,16 +4,16 @@
 to its own name and to the names of all the others, so that none can be added, removed or renamed unseen.
 """
 
+import contextlib
+import functools
 import os
 import secrets
-from collections.abc import Callable, Collection, Mapping, Sequence
-from io import BytesIO
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 from portcullis.digest import canonical_json, sha256, tree_digest, tree_files
 from portcullis.errors import SealError, UsageError
-from portcullis.files import atomic_path, read_bytes, write_bytes
+from portcullis.files import BinaryFile, atomic_path, read_bytes, write_all, write_bytes
 from portcullis.sealing.recipients import (
     SealingPrivateKey,
     SealingPublicKey,
@@ -21,7 +21,7 @@ from portcullis.sealing.recipients import (
     unwrap_dek,
     wrap_dek,
 )
-from portcullis.sealing.stream import DEK_SIZE, open_regular, open_sealed, seal
+from portcullis.sealing.stream import DEK_SIZE, SEGMENT_SIZE, SealedFile, open_regular, open_sealed, sealing
 
 SIDECAR = "recipients.json"
 SUFFIX = ".sealed"
@@ -54,8 +54,9 @@ def seal_directory(
     here, there = source.resolve(), target.resolve()
     if here.is_relative_to(there) or there.is_relative_to(here):
         raise UsageError(f"{source} and {target} overlap; seal into a directory apart")
-    names = [entry.path for entry in tree_files(source)]
-    _seal(names, lambda name: open_regular(source / name), target, recipients, context)
+
+    files = {entry.path: functools.partial(_copy, source / entry.path) for entry in tree_files(source)}
+    seal_written(files, target, recipients=recipients, context=context)
 
 
 def seal_files(
@@ -77,17 +78,30 @@ def seal_files(
         KeyMaterialError: A recipient's key is degenerate.
         UsageError: As `seal_directory`.
     """
-    _seal(sorted(files), lambda name: BytesIO(files[name]), target, recipients, context)
+    written = {name: functools.partial(_write, data) for name, data in files.items()}
+    seal_written(written, target, recipients=recipients, context=context)
 
 
-def _seal(
-    names: Sequence[str],
-    source: Callable[[str], BinaryIO],
+def seal_written(
+    files: Mapping[str, Callable[[BinaryFile], object]],
     target: Path,
+    *,
     recipients: Collection[SealingPublicKey],
     context: Mapping[str, str],
 ) -> None:
-    contexts = _file_contexts(context, names)
+    """Seal files of any length as they are written, by POSIX path, into the new directory `target`.
+
+    Args:
+        files: What writes each file into the sink that it is given; if it raises, nothing appears.
+        target: As for `seal_files`; so are the others.
+        recipients: Who can open it.
+        context: What the files are.
+
+    Raises:
+        KeyMaterialError: A recipient's key is degenerate.
+        UsageError: As `seal_directory`.
+    """
+    contexts = _file_contexts(context, sorted(files))
     dek = secrets.token_bytes(DEK_SIZE)
     sidecar = wrap_dek(dek, recipients, context=context)
     try:
@@ -95,12 +109,23 @@ def _seal(
             for name, file_context in contexts.items():
                 sealed = temporary / (name + SUFFIX)
                 sealed.parent.mkdir(parents=True, exist_ok=True)
-                with source(name) as plain, sealed.open("xb", buffering=0) as stream:
-                    seal(plain, stream, dek=dek, context=file_context)
+                with sealed.open("xb", buffering=0) as stream:
+                    with sealing(stream, dek=dek, context=file_context) as sink:
+                        files[name](sink)
                     os.fsync(stream.fileno())
             write_bytes(temporary / SIDECAR, sidecar)
     except OSError as error:
         raise UsageError(f"cannot seal into {target}: {error.strerror}") from error
+
+
+def _write(data: bytes, sink: BinaryFile) -> None:
+    write_all(sink, data)
+
+
+def _copy(path: Path, sink: BinaryFile) -> None:
+    with open_regular(path) as plain:
+        while part := plain.read(SEGMENT_SIZE):
+            write_all(sink, part)
 
 
 def open_directory(
@@ -123,10 +148,7 @@ def open_directory(
             the context is the wrong one; or a file is not among `limits`, missing, or larger.
         UsageError: `sealed` is no directory or cannot be read, or the context is unusable.
     """
-    contexts = _file_contexts(context, _sealed_names(sealed))
-    if limits is not None and set(contexts) != set(limits):
-        raise SealError(f"{sealed} holds {sorted(contexts)}, not {sorted(limits)}")
-    dek = unwrap_dek(read_bytes(sealed / SIDECAR, limit=SIDECAR_LIMIT), private_key, context=context)
+    dek, contexts = _unlock(sealed, private_key, context, limits)
     files = {}
     for name, file_context in contexts.items():
         with open_sealed(sealed / (name + SUFFIX), dek=dek, context=file_context) as file:
@@ -134,6 +156,40 @@ def open_directory(
                 raise SealError(f"{name} in {sealed} is larger than the {limits[name]} bytes allowed here")
             files[name] = file.read_all()
     return files
+
+
+@contextlib.contextmanager
+def open_files(
+    sealed: Path, *, private_key: SealingPrivateKey, context: Mapping[str, str], names: Collection[str]
+) -> Iterator[dict[str, SealedFile]]:
+    """Open the files of a sealed directory to read and seek in, holding a few segments of each in memory.
+
+    Args:
+        sealed: The sealed directory.
+        private_key: Of one of its recipients.
+        context: What it was sealed for.
+        names: The very files that must be in it.
+
+    Raises:
+        SealError: As `open_directory`.
+        UsageError: As `open_directory`.
+    """
+    dek, contexts = _unlock(sealed, private_key, context, names)
+    with contextlib.ExitStack() as stack:
+        yield {
+            name: stack.enter_context(open_sealed(sealed / (name + SUFFIX), dek=dek, context=file_context))
+            for name, file_context in contexts.items()
+        }
+
+
+def _unlock(
+    sealed: Path, private_key: SealingPrivateKey, context: Mapping[str, str], names: Collection[str] | None
+) -> tuple[bytes, dict[str, dict[str, str]]]:
+    """Return the data encryption key of a sealed directory, and the context of each of its files."""
+    contexts = _file_contexts(context, _sealed_names(sealed))
+    if names is not None and set(contexts) != set(names):
+        raise SealError(f"{sealed} holds {sorted(contexts)}, not {sorted(names)}")
+    return unwrap_dek(read_bytes(sealed / SIDECAR, limit=SIDECAR_LIMIT), private_key, context=context), contexts
 
 
 def sealed_recipients(sealed: Path) -> list[str]:

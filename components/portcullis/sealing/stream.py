@@ -16,13 +16,12 @@ A reader does not judge the header it finds: it rebuilds the only header that it
 import contextlib
 import hashlib
 import hmac
+import io
 import os
 import secrets
 import stat
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -33,6 +32,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from portcullis.digest import canonical_json, is_digest, parse_json
 from portcullis.errors import DataError, KeyMaterialError, SealError, UsageError
+from portcullis.files import BinaryFile, SegmentedFile, write_all
 
 MAGIC = b"portcullis-seal\x01"
 LABEL = b"portcullis-seal/v1"
@@ -44,9 +44,92 @@ DEK_SIZE = SALT_SIZE = 32
 TAG_SIZE = 16
 
 
+class SealingWriter(io.RawIOBase):
+    """A sealed file as a file to write into; it holds one segment. `sealing` makes and finishes it.
+
+    To close it writes nothing, so a file whose writer was only closed or forgotten lacks its last segment.
+    """
+
+    def __init__(self, target: BinaryFile, block: bytes, cipher: AESGCM, segment_size: int) -> None:
+        self._target, self._cipher, self._segment_size = target, cipher, segment_size
+        self._associated = hashlib.sha256(block).digest()
+        self._plain = memoryview(bytearray(segment_size))
+        self._sealed = memoryview(bytearray(segment_size + TAG_SIZE))
+        self._filled = self._index = 0
+        self._finished = False
+        write_all(target, block)
+
+    def writable(self) -> bool:
+        """It is."""
+        return True
+
+    def write(self, data: bytes | memoryview) -> int:  # type: ignore[override]
+        """Take all of `data`.
+
+        Raises:
+            UsageError: The file is finished, or would exceed 2**32 segments (4 PiB).
+        """
+        if self._finished:
+            raise UsageError("the sealed file is finished; nothing can be added to it")
+        rest = memoryview(data).cast("B")
+        size = len(rest)
+        while rest:
+            if self._filled == self._segment_size:  # only what follows tells that a segment is not the last
+                self._put(last=False)
+            part = rest[: self._segment_size - self._filled]
+            self._plain[self._filled : self._filled + len(part)] = part
+            self._filled += len(part)
+            rest = rest[len(part) :]
+        return size
+
+    def finish(self) -> None:
+        """Write the last segment, without which nothing opens the file.
+
+        Raises:
+            UsageError: As `write`.
+        """
+        if not self._finished:
+            self._put(last=True)
+
+    def _put(self, *, last: bool) -> None:
+        if self._index == MAX_SEGMENTS:
+            raise UsageError(f"the source is longer than {MAX_SEGMENTS} segments; split it")
+        index, self._index = self._index, self._index + 1  # a segment that could not be written leaves a gap for good
+        plain, sealed = self._plain[: self._filled], self._sealed[: self._filled + TAG_SIZE]
+        self._cipher.encrypt_into(_nonce(index, last=last), plain, self._associated, sealed)
+        write_all(self._target, sealed)
+        self._filled = 0
+        self._finished = last
+
+
+@contextlib.contextmanager
+def sealing(
+    target: BinaryFile, *, dek: bytes, context: Mapping[str, str], _segment_size: int = SEGMENT_SIZE
+) -> Iterator[SealingWriter]:
+    """Give a file to write plaintext into, which is sealed into `target`; neither needs to be seekable.
+
+    Only when the block ends without an exception is the last segment written. Otherwise what `target` has received is
+    no sealed file, and nothing opens it. An `OSError` of the target passes through.
+
+    Args:
+        target: Receives the header and the segments.
+        dek: Data encryption key, 32 random bytes.
+        context: What the file is, such as a model's digest and a name. It is stored in the clear and demanded again of
+            the reader.
+
+    Raises:
+        KeyMaterialError: `dek` is not 32 bytes.
+        UsageError: The context is empty, not printable text, or too long for the header; it would exceed 2**32
+            segments (4 PiB); or the target is in non-blocking mode.
+    """
+    writer = SealingWriter(target, *_header(dek, context, secrets.token_bytes(SALT_SIZE), _segment_size), _segment_size)
+    yield writer
+    writer.finish()
+
+
 def seal(
     source: BinaryIO,
-    target: BinaryIO,
+    target: BinaryFile,
     *,
     dek: bytes,
     context: Mapping[str, str],
@@ -59,43 +142,40 @@ def seal(
 
     Args:
         source: Plaintext of any length.
-        target: Receives the header and the segments.
-        dek: Data encryption key, 32 random bytes.
-        context: What the file is, such as a model's digest and a name. It is stored in the clear and demanded again of
-            the reader.
+        target: As for `sealing`; so are the others.
+        dek: Data encryption key.
+        context: What the file is.
 
     Raises:
-        KeyMaterialError: `dek` is not 32 bytes.
-        UsageError: The context is empty, not printable text, or too long for the header; a stream is in non-blocking
-            mode; or the source exceeds 2**32 segments (4 PiB).
+        KeyMaterialError: As `sealing`.
+        UsageError: As `sealing`; or the source is in non-blocking mode.
     """
-    block, cipher = _header(dek, context, secrets.token_bytes(SALT_SIZE), _segment_size)
-    associated = hashlib.sha256(block).digest()
-    buffer = memoryview(bytearray(_segment_size + TAG_SIZE))
-    _write(target, memoryview(block))
-    segment = _read(source, _segment_size)
-    for index in range(MAX_SEGMENTS):
-        following = _read(source, _segment_size)  # only the next read tells whether this segment is the last
-        sealed = buffer[: len(segment) + TAG_SIZE]
-        cipher.encrypt_into(_nonce(index, last=not following), segment, associated, sealed)
-        _write(target, sealed)
-        if not following:
-            return
-        segment = following
-    raise UsageError(f"the source is longer than {MAX_SEGMENTS} segments; split it")
+    with sealing(target, dek=dek, context=context, _segment_size=_segment_size) as writer:
+        while segment := _read(source, _segment_size):
+            writer.write(segment)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class SealedFile:
-    """An open sealed file of `size` plaintext bytes, each segment of which is authenticated before it is given out."""
+class SealedFile(SegmentedFile):
+    """An open sealed file of `size` plaintext bytes, each segment of which is authenticated before it is given out.
 
-    path: Path
-    size: int
-    _stream: BinaryIO
-    _cipher: AESGCM
-    _associated: bytes
-    _segment_size: int
-    _segments: int
+    It can be read and sought in as any file, holding a few segments in memory.
+    """
+
+    def __init__(
+        self, path: Path, size: int, stream: BinaryIO, cipher: AESGCM, associated: bytes, segment_size: int
+    ) -> None:
+        super().__init__(size, segment_size)
+        self.path = path
+        self._stream, self._cipher, self._associated = stream, cipher, associated
+        self._segments = max(1, -(-size // segment_size))
+
+    def segment(self, index: int) -> bytes:
+        """Decrypt a segment.
+
+        Raises:
+            SealError: It was altered.
+        """
+        return bytes(self._decrypt(index, self._buffer(), self._buffer()))
 
     def chunks(self) -> Iterator[bytes]:
         """Yield the plaintext in order, segment by segment, holding three segments in memory.
@@ -113,7 +193,7 @@ class SealedFile:
         Raises:
             SealError: A segment was altered.
         """
-        plaintext = BytesIO()  # unlike a bytearray, it gives its buffer away as `bytes` without a copy
+        plaintext = io.BytesIO()  # unlike a bytearray, it gives its buffer away as `bytes` without a copy
         if self.size:
             plaintext.seek(self.size - 1)
             plaintext.write(b"\0")
@@ -173,7 +253,7 @@ def open_sealed(path: Path, *, dek: bytes, context: Mapping[str, str]) -> Iterat
         final = size - (segments - 1) * segment_size
         if segments > MAX_SEGMENTS or final < 0 or (final == 0 and segments > 1):
             raise SealError(f"{path} was truncated or extended: no sealed file has its length")
-        sealed_file = SealedFile(path, size, stream, cipher, hashlib.sha256(block).digest(), segment_size, segments)
+        sealed_file = SealedFile(path, size, stream, cipher, hashlib.sha256(block).digest(), segment_size)
         sealed_file.authenticate_end()
         yield sealed_file
 
@@ -271,14 +351,6 @@ def _read(source: BinaryIO, size: int) -> bytes:
     if size and piece is None:
         raise UsageError("the source is in non-blocking mode; its end cannot be told from a pause")
     return b"".join(pieces)
-
-
-def _write(target: BinaryIO, data: memoryview) -> None:
-    while data:
-        written = target.write(data)
-        if not written:
-            raise UsageError("the target is in non-blocking mode, or takes no more bytes")
-        data = data[written:]
 
 
 def _pread(path: Path, stream: BinaryIO, buffer: memoryview, offset: int) -> int:
