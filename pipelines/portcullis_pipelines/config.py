@@ -32,7 +32,7 @@ from portcullis.deploy.settings import ServingSettings, require_server_name
 from portcullis.digest import canonical_json
 from portcullis.errors import ConfigError, DataError
 from portcullis.files import read_bytes
-from portcullis.pii.entities import Entity
+from portcullis.pii.entities import IN_TEXT, Entity
 from portcullis.pii.plan import Detection
 from portcullis.privacy.settings import NoisedColumn, noised_columns
 from portcullis.quality.settings import QualitySettings
@@ -197,7 +197,7 @@ class ReferenceConfig:
     """
 
     dataset: DatasetSpec
-    entities: tuple[str, ...] = tuple(entity.value for entity in Entity)
+    entities: tuple[str, ...] = tuple(entity.value for entity in IN_TEXT)
     detection: str = "strict"
     screening: QualitySettings = field(default_factory=QualitySettings)
     quality: Quality = field(default_factory=Quality)
@@ -249,7 +249,7 @@ class ReferenceConfig:
         model = _known(sections.get("model", {}), {"architecture", "options"}, "model")
         return cls(
             dataset=DatasetSpec.from_dict(sections["dataset"]),
-            entities=_entities(masking.get("entities", list(Entity))),
+            entities=_entities(masking.get("entities", list(IN_TEXT))),
             detection=_detection(masking.get("detection", "strict")),
             screening=_section(QualitySettings, sections.get("screening", {}), "screening"),
             quality=_section(Quality, sections.get("quality", {}), "quality"),

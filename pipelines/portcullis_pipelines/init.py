@@ -20,7 +20,7 @@ from portcullis.dataset import read_regular_file
 from portcullis.errors import DataError, UsageError
 from portcullis.ingest.csv_table import parse_csv
 from portcullis.ingest.jsonl_table import parse_jsonl
-from portcullis.pii.entities import Entity
+from portcullis.pii.entities import IN_TEXT
 from portcullis.privacy.settings import NoisedColumn
 from portcullis.quality.settings import QualitySettings
 from portcullis.robustness.settings import RobustnessSettings
@@ -104,7 +104,7 @@ def configuration(suggestions: Sequence[str] = ()) -> str:
         _section(
             "masking",
             "Identifiers that are masked in sensitive columns, and that may be left nowhere.",
-            {"entities": [entity.value for entity in Entity], "detection": defaults.detection},
+            {"entities": [entity.value for entity in IN_TEXT], "detection": defaults.detection},
         ),
         _of("screening", "How the data are screened for poison.", defaults.screening, QualitySettings),
         _of("quality", "What the screening may find.", defaults.quality, Quality),

@@ -14,7 +14,7 @@ is found although nineteen digits fail the checksum.
 import ipaddress
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -44,9 +44,19 @@ class Entity(StrEnum):
     IP_ADDRESS = "IP_ADDRESS"
     MAC_ADDRESS = "MAC_ADDRESS"
     PHONE = "PHONE"
+    PERSON_NAME = "PERSON_NAME"
+    STREET_ADDRESS = "STREET_ADDRESS"
+    DATE = "DATE"
+    AGE = "AGE"
+    POSTCODE = "POSTCODE"
 
 
-PRIORITY = {entity: rank for rank, entity in enumerate(Entity)}
+# No form tells these from other words and numbers in a text, so no scan finds them there: a whole column holds them or
+# not (see `portcullis.pii.profile`). HIPAA's Safe Harbor has names and street addresses removed, and dates, ages and
+# post codes removed or generalised (45 CFR 164.514(b)(2)(i)).
+BY_COLUMN = frozenset({Entity.PERSON_NAME, Entity.STREET_ADDRESS, Entity.DATE, Entity.AGE, Entity.POSTCODE})
+IN_TEXT = tuple(entity for entity in Entity if entity not in BY_COLUMN)
+PRIORITY: Mapping[str, int] = {entity: rank for rank, entity in enumerate(Entity)}
 
 
 # ISO 13616 (SWIFT IBAN registry, release 99): total length by country.
@@ -254,7 +264,8 @@ def canonical(entity: Entity, text: str) -> str:
     """Return the one spelling of an identifier, so that one identifier has one token however it is written.
 
     Folded, then: e-mail and unparsable addresses in lower case; what has letters in upper case without blanks and
-    marks; IP as RFC 5952 and RFC 791 write it; the others digits only, a telephone number without NANP's leading 1.
+    marks; IP as RFC 5952 and RFC 791 write it; names and street addresses in lower case with single blanks and no other
+    marks; dates with single blanks; ages in years; the others digits only, a telephone number without NANP's leading 1.
     """
     match entity:
         case Entity.EMAIL:
@@ -265,12 +276,21 @@ def canonical(entity: Entity, text: str) -> str:
             return alphanumeric(text)
         case Entity.IP_ADDRESS:
             return str(_address(text) or fold(text).strip().lower())
+        case Entity.POSTCODE:
+            return alphanumeric(text)
+        case Entity.PERSON_NAME | Entity.STREET_ADDRESS:
+            return " ".join(_MARKS.sub(" ", fold(text)).split()).casefold()
+        case Entity.AGE:
+            return digits(fold(text).partition(".")[0])
+        case Entity.DATE:
+            return " ".join(fold(text).split()).casefold()
         case Entity.PHONE:
             return _NANP_PREFIX.sub("", digits(fold(text)))
         case _:
             return digits(fold(text))
 
 
+_MARKS = re.compile(r"[\W_]")
 _NANP_PREFIX = re.compile(r"^(?:00)?1(?=[2-9]\d\d[2-9]\d{6,12}$)")
 
 
