@@ -1,0 +1,117 @@
+"""`portcullis.pii.entities.canonical` of many values at once."""
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from portcullis.pii.entities import BY_COLUMN, Entity, canonical
+from portcullis.pii.operators import VALUE
+from portcullis.pii.reading import Bytes, Ints, buffers
+
+_CODES = np.arange(256)
+_PRINTABLE = (_CODES >= ord(" ")) & (_CODES <= ord("~"))
+_DIGIT = (_CODES >= ord("0")) & (_CODES <= ord("9"))
+_WORD = np.array([chr(code).isalnum() and code < 0x80 for code in _CODES])
+_UPPER = np.array([ord(chr(code).upper()) if code < 0x80 else code for code in _CODES], np.uint8)
+_IN_IPV4 = _DIGIT | (_CODES == ord("."))
+_NANP_BODY = range(10, 17)
+
+_IN_CAPITALS = frozenset(
+    {
+        *(Entity.IBAN, Entity.MAC_ADDRESS, Entity.US_PASSPORT, Entity.US_DRIVER_LICENSE, Entity.UK_NINO),
+        *(Entity.FR_NIR, Entity.ES_DNI, Entity.ES_NIE, Entity.EU_VAT),
+    }
+)
+
+
+def canonical_values(entity: str, values: pa.LargeStringArray) -> pa.LargeStringArray:
+    """Return the canonical spelling of each value; those of no known entity (VALUE) are as they are written.
+
+    Plain ASCII of the common entities is spelled all at once, the others one by one.
+
+    Args:
+        entity: An `Entity`, or VALUE.
+        values: A large_string array without nulls.
+    """
+    if entity == VALUE:
+        return values
+    kind = Entity(entity)
+    offsets, data = buffers(values)
+    plain = _whole(_PRINTABLE[data], offsets)
+    if kind is Entity.IP_ADDRESS:
+        plain &= _whole(_IN_IPV4[data], offsets) & ~_has_padded_octet(offsets, data)
+    elif kind in BY_COLUMN:
+        plain[:] = False
+    if plain.all():
+        return _spelled(kind, offsets, data)
+    others = np.flatnonzero(~plain)
+    spelled = [canonical(kind, text) for text in values.take(pa.array(others)).to_pylist()]
+    simple = values.filter(pa.array(plain))
+    parts = [pa.array(spelled, pa.large_string()), _spelled(kind, *buffers(simple))]
+    order = np.argsort(np.concatenate([others, np.flatnonzero(plain)]))
+    return pa.concat_arrays(parts).take(pa.array(order))
+
+
+def _spelled(kind: Entity, offsets: Ints, data: Bytes) -> pa.LargeStringArray:
+    """Spell printable ASCII; an address is a dotted quad without zeros in front."""
+    if kind is Entity.IP_ADDRESS:
+        return _strings(offsets, data)
+    if kind is Entity.EMAIL:
+        return pc.ascii_lower(pc.ascii_trim(_strings(offsets, data), characters=" "))
+    if kind in _IN_CAPITALS:
+        return _strings(*_kept(offsets, _UPPER[data], _WORD[data]))
+    offsets, data = _kept(offsets, data, _DIGIT[data])
+    if kind is Entity.PHONE:
+        offsets, data = _without_nanp_prefix(offsets, data)
+    return _strings(offsets, data)
+
+
+def _strings(offsets: Ints, data: Bytes) -> pa.LargeStringArray:
+    offsets = np.ascontiguousarray(offsets, np.int64)
+    return pa.LargeStringArray.from_buffers(len(offsets) - 1, pa.py_buffer(offsets), pa.py_buffer(data))
+
+
+def _kept(offsets: Ints, data: Bytes, keep: npt.NDArray[np.bool_]) -> tuple[Ints, Bytes]:
+    """Leave out the bytes of the values that are not to be kept."""
+    before = np.zeros(len(data) + 1, np.int64)
+    np.cumsum(keep, out=before[1:])
+    return before[offsets], data[keep]
+
+
+def _whole(holds: npt.NDArray[np.bool_], offsets: Ints) -> npt.NDArray[np.bool_]:
+    """Return which values have nothing but bytes for which it holds."""
+    result = np.ones(len(offsets) - 1, np.bool_)
+    result[np.searchsorted(offsets, np.flatnonzero(~holds), "right") - 1] = False
+    return result
+
+
+def _has_padded_octet(offsets: Ints, data: Bytes) -> npt.NDArray[np.bool_]:
+    """Return which values have a number that begins with a zero and goes on."""
+    digit = _DIGIT[data]
+    begins = digit.copy()
+    begins[1:] &= ~digit[:-1]
+    begins[offsets[:-1][np.diff(offsets) > 0]] |= digit[offsets[:-1][np.diff(offsets) > 0]]
+    padded = begins & (data == ord("0"))
+    padded[:-1] &= digit[1:]
+    padded[-1:] = False
+    padded[offsets[1:][np.diff(offsets) > 0] - 1] = False
+    result = np.zeros(len(offsets) - 1, np.bool_)
+    result[np.searchsorted(offsets, np.flatnonzero(padded), "right") - 1] = True
+    return result
+
+
+def _without_nanp_prefix(offsets: Ints, data: Bytes) -> tuple[Ints, Bytes]:
+    """Take the 1, or 001, off what goes on as a number of the North American Numbering Plan."""
+    starts, lengths = offsets[:-1], np.diff(offsets)
+    keep = np.ones(len(data), np.bool_)
+    for prefix in (b"1", b"001"):
+        body = lengths - len(prefix)
+        which = np.flatnonzero((body >= _NANP_BODY.start) & (body < _NANP_BODY.stop))
+        at = starts[which]
+        fits = np.all([data[at + place] == code for place, code in enumerate(prefix)], axis=0)
+        for place in (0, 3):  # area code and exchange begin with 2 to 9
+            fits &= data[at + len(prefix) + place] >= ord("2")
+        for place in range(len(prefix)):
+            keep[at[fits] + place] = False
+    return _kept(offsets, data, keep)
