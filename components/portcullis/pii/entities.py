@@ -275,7 +275,7 @@ def canonical(entity: Entity, text: str) -> str:
         case Entity.UK_NINO | Entity.FR_NIR | Entity.ES_DNI | Entity.ES_NIE | Entity.EU_VAT:
             return alphanumeric(text)
         case Entity.IP_ADDRESS:
-            return str(_address(text) or fold(text).strip().lower())
+            return str(_address(fold(text).strip()) or fold(text).strip().lower())
         case Entity.POSTCODE:
             return alphanumeric(text)
         case Entity.PERSON_NAME | Entity.STREET_ADDRESS:

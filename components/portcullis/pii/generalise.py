@@ -56,9 +56,7 @@ def generalised_numbers(operator: Operator, values: pa.Array) -> pa.Array:
         operator: A `generalise` of the form year, age or bin.
         values: An int64 or float64 array. Nulls stay; what is no number, age or year becomes null.
     """
-    numbers = values.to_numpy(zero_copy_only=False)
-    if values.null_count:
-        numbers = values.fill_null(0).to_numpy()
+    numbers = values.fill_null(0).to_numpy(zero_copy_only=False)
     good = values.is_valid().to_numpy(zero_copy_only=False)
     made: npt.NDArray[np.generic]
     if operator.form == "bin":

@@ -16,7 +16,7 @@
 
 import difflib
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from portcullis.errors import ConfigError
@@ -43,6 +43,7 @@ SYNTHETIC = frozenset(
     }
 )
 _COLUMN_ONLY = ("drop", "scan", "keep")
+_OF_A_KIND = ("token", "hash", "reversible", "redact", "synthetic")
 _MAX_REASON = 256
 
 
@@ -55,7 +56,8 @@ class Operator:
         keep_last: Of `star`: how many characters at the end stay, 0 to 4; none where they were half of it or more.
         form: Of `generalise`: what it makes; empty where the entity says so.
         width: Of the form `bin`: the width of a bin, above 0.
-        entity: Of `synthetic` in a column: what is made up.
+        entity: Of `synthetic` in a column: what is made up. Of `token`, `hash`, `reversible` and `redact` in a column: what
+            its cells are, so that a name has one token in every column; else they are VALUE, as they are written.
         reason: Of `keep`: why the column stays.
 
     Raises:
@@ -73,20 +75,21 @@ class Operator:
         given = {
             "star": self.keep_last != 0,
             "generalise": bool(self.form) or self.width != 0,
-            "synthetic": self.entity is not None,
             "keep": bool(self.reason),
         }
         if self.name not in get_args(Name):
             raise ConfigError(f"no operator is called {self.name!r}{nearest(self.name, get_args(Name))}")
         if wrong := [name for name, is_given in given.items() if is_given and name != self.name]:
             raise ConfigError(f"operator {self.name} takes no option of {wrong[0]}")
+        if self.entity is not None and self.name not in _OF_A_KIND:
+            raise ConfigError(f"operator {self.name} takes no entity")
         if type(self.keep_last) is not int or not 0 <= self.keep_last <= MAX_KEPT:
             raise ConfigError(f"star.keep_last is a whole number from 0 to {MAX_KEPT}")
         if self.form and self.form not in get_args(Form):
             raise ConfigError(f"generalise knows no {self.form!r}{nearest(self.form, get_args(Form))}")
         if (self.form == "bin") != (self.width != 0) or not 0 <= self.width < 2**53:
             raise ConfigError("generalise.bin is the width of a bin, a number above 0: {generalise: {bin: 10}}")
-        if self.entity is not None and self.entity not in SYNTHETIC:
+        if self.name == "synthetic" and self.entity not in (None, *SYNTHETIC):
             raise ConfigError(f"nothing synthetic stands for {self.entity}; known are {_listed(SYNTHETIC)}")
         if (self.name == "keep") != bool(self.reason) or len(self.reason) > _MAX_REASON or not _is_line(self.reason):
             raise ConfigError(f"keep needs its reason, one line of at most {_MAX_REASON} characters: {{keep: reason}}")
@@ -121,8 +124,8 @@ class Operator:
                 return {"star": {"keep_last": self.keep_last}}
             case "generalise" if self.form:
                 return {"generalise": {"bin": self.width} if self.form == "bin" else self.form}
-            case "synthetic" if self.entity:
-                return {"synthetic": self.entity.value}
+            case name if self.entity:
+                return {name: self.entity.value}
             case "keep":
                 return {"keep": self.reason}
         return self.name
@@ -143,11 +146,9 @@ class Operator:
                     + (f"only the form {form} here" if form else f"no form here, but for {_listed(FORMS)}")
                 )
             return Operator("generalise", form=form)
-        if self.name == "synthetic":
-            if self.entity not in (None, entity):
-                raise ConfigError(f"masking.entities.{entity}: synthetic makes up a {entity} here")
-            return Operator("synthetic", entity=entity)
-        return self
+        if self.entity not in (None, entity):
+            raise ConfigError(f"masking.entities.{entity}: {self.name} of another entity, {self.entity}, says nothing here")
+        return replace(self, entity=entity if self.name == "synthetic" else None)
 
     def of_column(self, column: str) -> "Operator":
         """Return this operator as it stands for a column.
@@ -194,7 +195,7 @@ def _options(name: Any, option: Any) -> dict[str, Any]:
             return {"form": "bin", "width": float(width)}
         case "generalise", str():
             return {"form": option}
-        case "synthetic", str():
+        case ("synthetic" | "token" | "hash" | "reversible" | "redact"), str():
             if option not in list(Entity):
                 raise ConfigError(f"no entity is called {option[:80]!r}{nearest(option, list(Entity))}")
             return {"entity": Entity(option)}
