@@ -15,6 +15,7 @@ _DIGIT = (_CODES >= ord("0")) & (_CODES <= ord("9"))
 _WORD = np.array([chr(code).isalnum() and code < 0x80 for code in _CODES])
 _UPPER = np.array([ord(chr(code).upper()) if code < 0x80 else code for code in _CODES], np.uint8)
 _IN_IPV4 = _DIGIT | (_CODES == ord("."))
+_IN_IPV6 = np.array([chr(code) in "0123456789abcdef:" for code in range(256)])
 _NANP_BODY = range(10, 17)
 
 _IN_CAPITALS = frozenset(
@@ -40,7 +41,7 @@ def canonical_values(entity: str, values: pa.LargeStringArray) -> pa.LargeString
     offsets, data = buffers(values)
     plain = _whole(_PRINTABLE[data], offsets)
     if kind is Entity.IP_ADDRESS:
-        plain &= _whole(_IN_IPV4[data], offsets) & ~_has_padded_octet(offsets, data)
+        plain &= _is_plain_ipv4(offsets, data) | _is_plain_ipv6(offsets, data)
     elif kind in BY_COLUMN:
         plain[:] = False
     if plain.all():
@@ -54,7 +55,7 @@ def canonical_values(entity: str, values: pa.LargeStringArray) -> pa.LargeString
 
 
 def _spelled(kind: Entity, offsets: Ints, data: Bytes) -> pa.LargeStringArray:
-    """Spell printable ASCII; an address is a dotted quad without zeros in front."""
+    """Spell printable ASCII; an address is one that is spelled so already."""
     if kind is Entity.IP_ADDRESS:
         return _strings(offsets, data)
     if kind is Entity.EMAIL:
@@ -82,23 +83,40 @@ def _kept(offsets: Ints, data: Bytes, keep: npt.NDArray[np.bool_]) -> tuple[Ints
 def _whole(holds: npt.NDArray[np.bool_], offsets: Ints) -> npt.NDArray[np.bool_]:
     """Return which values have nothing but bytes for which it holds."""
     result = np.ones(len(offsets) - 1, np.bool_)
-    result[np.searchsorted(offsets, np.flatnonzero(~holds), "right") - 1] = False
+    result[_value_of(offsets, np.flatnonzero(~holds))] = False
     return result
 
 
-def _has_padded_octet(offsets: Ints, data: Bytes) -> npt.NDArray[np.bool_]:
-    """Return which values have a number that begins with a zero and goes on."""
-    digit = _DIGIT[data]
-    begins = digit.copy()
-    begins[1:] &= ~digit[:-1]
-    begins[offsets[:-1][np.diff(offsets) > 0]] |= digit[offsets[:-1][np.diff(offsets) > 0]]
-    padded = begins & (data == ord("0"))
-    padded[:-1] &= digit[1:]
-    padded[-1:] = False
-    padded[offsets[1:][np.diff(offsets) > 0] - 1] = False
-    result = np.zeros(len(offsets) - 1, np.bool_)
-    result[np.searchsorted(offsets, np.flatnonzero(padded), "right") - 1] = True
-    return result
+def _is_plain_ipv4(offsets: Ints, data: Bytes) -> npt.NDArray[np.bool_]:
+    """Return which values are dotted quads, if addresses, without zeros in front."""
+    begins = _group_starts(offsets, data, ord("."))
+    begins = begins[(begins + 1 < len(data)) & (data[begins] == ord("0"))]
+    padded = begins[_DIGIT[data[begins + 1]] & (_value_of(offsets, begins) == _value_of(offsets, begins + 1))]
+    plain = _whole(_IN_IPV4[data], offsets)
+    plain[_value_of(offsets, padded)] = False
+    return plain
+
+
+def _is_plain_ipv6(offsets: Ints, data: Bytes) -> npt.NDArray[np.bool_]:
+    """Return which values are eight groups in small letters, if addresses, none of them zero or with zeros in front."""
+    begins = _group_starts(offsets, data, ord(":"))
+    plain = _whole(_IN_IPV6[data], offsets)
+    plain &= np.bincount(_value_of(offsets, begins), minlength=len(offsets) - 1) == 8
+    odd = begins[(data[begins] == ord("0")) | (data[begins] == ord(":"))]
+    plain[_value_of(offsets, odd)] = False
+    some = np.flatnonzero(np.diff(offsets))
+    plain[some[data[offsets[some + 1] - 1] == ord(":")]] = False
+    return plain
+
+
+def _group_starts(offsets: Ints, data: Bytes, mark: int) -> Ints:
+    """Return the places of the first byte of each value that is not empty, and of those behind a mark in it."""
+    behind = np.flatnonzero(data[:-1] == mark) + 1
+    return np.union1d(behind[_value_of(offsets, behind) == _value_of(offsets, behind - 1)], offsets[:-1][np.diff(offsets) > 0])
+
+
+def _value_of(offsets: Ints, places: Ints) -> Ints:
+    return np.searchsorted(offsets, places, "right") - 1
 
 
 def _without_nanp_prefix(offsets: Ints, data: Bytes) -> tuple[Ints, Bytes]:
