@@ -31,7 +31,7 @@ from portcullis.keys import symmetric_key
 from portcullis.models.store import WEIGHTS_FILE, ModelSpec, load_model, read_model_files, save_model
 from portcullis.pii.mask import mask_table
 from portcullis.pii.residual import residual_figures
-from portcullis.pii.stage import mask_pii, masking_plan, residual_pii
+from portcullis.pii.stage import mask_pii, residual_pii
 from portcullis.preflight.stage import preflight
 from portcullis.privacy.noise import noise_dataset
 from portcullis.privacy.stage import dp_noise
@@ -63,18 +63,22 @@ def signed(config: ReferenceConfig, home: Home, out: Path) -> None:
     nonce = preflight(step="preflight", bundle=out / "e0")
     spec = str(config.arguments(URI)["dataset_spec"])
     ingest(step="ingest", nonce=nonce, evidence=out / "e0", uri=URI, spec=spec, dataset=out / "raw", bundle=out / "e1")
-    names = config.entities
+    masking = config.masking.to_dict()
     mask_pii(
         step="mask_pii",
         dataset=out / "raw",
         evidence=out / "e1",
-        entities=names,
-        detection=config.detection,
+        masking=masking,
         masked=out / "m",
         bundle=out / "e2",
     )
     residual_pii(
-        step="residual_pii", dataset=out / "m", evidence=out / "e2", entities=names, report=out / "r", bundle=out / "e3"
+        step="residual_pii",
+        dataset=out / "m",
+        evidence=out / "e2",
+        masking=masking,
+        report=out / "r",
+        bundle=out / "e3",
     )
     enforce("residual_pii", subject=subject_digest("residual_pii", out / "m"), evidence=out / "e3", passed=out / "e4")
     evaluate_quality(
@@ -189,7 +193,7 @@ def bare(config: ReferenceConfig, home: Home, out: Path) -> None:
     source = read_source(URI, config.dataset)
     write_dataset(out / "raw", source.table, source.spec)
     raw = read_dataset(out / "raw")
-    plan = masking_plan(raw.spec, config.entities, config.detection)
+    plan = config.masking
     table, _ = mask_table(raw.table, plan, key=symmetric_key(f"file:{home.keys / 'masking.key'}"))
     write_dataset(out / "m", table, raw.spec)
     residual_figures(read_dataset(out / "m").table, plan)

@@ -13,7 +13,7 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from kfp import components
 from kfp.dsl import Artifact, Dataset
@@ -39,7 +39,7 @@ residual_pii_gate = components.load_component_from_file(str(STAGES / "pii" / "ga
 
 
 @secure_pipeline(name=NAME)
-def mask_and_hash(data_uri: str, description: str, entities: list[str], detection: str) -> NamedTuple(
+def mask_and_hash(data_uri: str, description: str, masking: dict[str, Any]) -> NamedTuple(
     "Outputs", [("masked", Dataset), ("evidence", Artifact)]
 ):
     """Read, attest, mask, and search again.
@@ -47,8 +47,7 @@ def mask_and_hash(data_uri: str, description: str, entities: list[str], detectio
     Args:
         data_uri: The raw data.
         description: What they mean (YAML).
-        entities: Identifiers to mask.
-        detection: `strict` or `recall`.
+        masking: The masking policy.
 
     Returns:
         masked: The masked data.
@@ -67,8 +66,7 @@ def mask_and_hash(data_uri: str, description: str, entities: list[str], detectio
     masked = mask_pii(
         dataset=raw.outputs["dataset"],
         evidence=raw.outputs["dataset_evidence"],
-        entities=entities,
-        detection=detection,
+        masking=masking,
         step="mask_pii",
         secret=secret_name("mask_pii"),
         **NO_GPU,
@@ -76,7 +74,7 @@ def mask_and_hash(data_uri: str, description: str, entities: list[str], detectio
     clean = residual_pii_gate(
         dataset=masked.outputs["masked"],
         evidence=masked.outputs["masked_evidence"],
-        entities=entities,
+        masking=masking,
         step="residual_pii",
         secret=secret_name("residual_pii"),
     )
@@ -93,8 +91,7 @@ def run(config: ReferenceConfig, uri: str, output: Path) -> homes.Home:
     arguments = {
         "data_uri": uri,
         "description": json.dumps(config.dataset.to_dict()),
-        "entities": list(config.entities),
-        "detection": config.detection,
+        "masking": config.masking.to_dict(),
     }
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)

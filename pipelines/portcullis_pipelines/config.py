@@ -4,7 +4,7 @@ A configuration file is YAML. Only `dataset` is required; the other sections tak
 and an unknown key is refused.
 
     dataset: {name: …, label: {…}, features: {…}, sensitive: {…}}
-    masking: {entities: [EMAIL, …], detection: strict}
+    masking: {detection: strict, entities: {EMAIL: token, …}, columns: {zip: {generalise: zip3}}}
     screening: {n_min: 30, …}
     quality: {label_issues: 0.004, …}
     split: {test_fraction: 0.2}
@@ -25,15 +25,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 from portcullis.dataset import DatasetSpec
 from portcullis.deploy.settings import ServingSettings, require_server_name
 from portcullis.digest import canonical_json
 from portcullis.errors import ConfigError, DataError
 from portcullis.files import read_bytes
-from portcullis.pii.entities import IN_TEXT, Entity
-from portcullis.pii.plan import Detection
+from portcullis.pii.entities import IN_TEXT
+from portcullis.pii.plan import MaskingPlan, masking_plan
 from portcullis.privacy.settings import NoisedColumn, noised_columns
 from portcullis.quality.settings import QualitySettings
 from portcullis.robustness.settings import RobustnessSettings
@@ -180,8 +180,8 @@ class ReferenceConfig:
 
     Attributes:
         dataset: The description of the data.
-        entities: Identifiers to mask.
-        detection: `strict`: a check digit must hold; `recall`: or a word names the number.
+        masking: What is masked, and how; it has every sensitive column of the description, and no column that the model
+            learns from but to keep, scan or generalise it.
         screening: How the data are screened for poison.
         quality: What they must keep.
         test_fraction: Expected share of test rows.
@@ -197,8 +197,7 @@ class ReferenceConfig:
     """
 
     dataset: DatasetSpec
-    entities: tuple[str, ...] = tuple(entity.value for entity in IN_TEXT)
-    detection: str = "strict"
+    masking: MaskingPlan = MaskingPlan(IN_TEXT, {})  # type: ignore[arg-type]  # names become their defaults
     screening: QualitySettings = field(default_factory=QualitySettings)
     quality: Quality = field(default_factory=Quality)
     test_fraction: float = 0.2
@@ -215,6 +214,9 @@ class ReferenceConfig:
     def __post_init__(self) -> None:
         if self.deployment.target == "kubernetes":
             require_server_name(self.dataset.name)
+        masking = self.masking.covering(self.dataset.sensitive)
+        masking_plan(self.dataset, masking.to_dict())
+        object.__setattr__(self, "masking", masking)
 
     @classmethod
     def load(cls, path: Path | None) -> "ReferenceConfig":
@@ -244,13 +246,11 @@ class ReferenceConfig:
         sections = _known(document, names, "the file")
         if "dataset" not in sections:
             raise ConfigError("the configuration has no section `dataset`")
-        masking = _known(sections.get("masking", {}), {"entities", "detection"}, "masking")
         split = _known(sections.get("split", {}), {"test_fraction"}, "split")
         model = _known(sections.get("model", {}), {"architecture", "options"}, "model")
         return cls(
             dataset=DatasetSpec.from_dict(sections["dataset"]),
-            entities=_entities(masking.get("entities", list(IN_TEXT))),
-            detection=_detection(masking.get("detection", "strict")),
+            masking=MaskingPlan.parse(sections.get("masking", {})),
             screening=_section(QualitySettings, sections.get("screening", {}), "screening"),
             quality=_section(Quality, sections.get("quality", {}), "quality"),
             test_fraction=_fraction(split.get("test_fraction", 0.2)),
@@ -275,8 +275,7 @@ class ReferenceConfig:
         return {
             "data_uri": uri,
             "dataset_spec": json.dumps(self.dataset.to_dict()),
-            "pii_entities": list(self.entities),
-            "pii_detection": self.detection,
+            "masking": self.masking.to_dict(),
             **{f"screen_{name}": value for name, value in dataclasses.asdict(self.screening).items()},
             "test_fraction": self.test_fraction,
             "architecture": self.architecture,
@@ -346,21 +345,6 @@ def _name(value: Any) -> str:
     if not isinstance(value, str) or not value.isprintable() or not 1 <= len(value) <= 64:
         raise ConfigError("model.architecture is the name of an installed architecture, 1 to 64 printable characters")
     return value
-
-
-def _entities(value: Any) -> tuple[str, ...]:
-    known = [entity.value for entity in Entity]
-    if not isinstance(value, list) or not value or not all(name in known for name in value):
-        raise ConfigError(f"masking.entities is a list of {', '.join(known)}")
-    if len(set(value)) != len(value):
-        raise ConfigError("masking.entities names one twice")
-    return tuple(str(name) for name in value)
-
-
-def _detection(value: Any) -> str:
-    if value not in get_args(Detection):
-        raise ConfigError(f"masking.detection is {' or '.join(get_args(Detection))}")
-    return str(value)
 
 
 def _options(value: Any) -> dict[str, float]:

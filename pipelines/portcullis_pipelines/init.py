@@ -68,6 +68,13 @@ dataset:
   contact: ""
   retention: \"\""""
 
+_MASKING = """\
+  # A list has every entity become a keyed token. Whole columns of names, addresses, dates, ages and post codes are
+  # looked for too once they are named: PERSON_NAME, STREET_ADDRESS, DATE, AGE, POSTCODE.
+  # entities: {EMAIL: token, CREDIT_CARD: {star: {keep_last: 4}}, IP_ADDRESS: generalise, AGE: generalise}
+  # Of a sensitive column that is a token, more exactly what becomes of its cells.
+  # columns: {name: {token: PERSON_NAME}, zip: {generalise: zip3}, birth_date: {generalise: year}}"""
+
 # Words of a column's name, and what is suggested for it.
 _WORDS: Mapping[str, frozenset[str]] = {
     "token": frozenset(
@@ -103,9 +110,10 @@ def configuration(suggestions: Sequence[str] = ()) -> str:
         _DATASET,
         _section(
             "masking",
-            "Identifiers that are masked in sensitive columns, and that may be left nowhere.",
-            {"entities": [entity.value for entity in IN_TEXT], "detection": defaults.detection},
-        ),
+            "Identifiers that are masked wherever they stand, and that may be left nowhere.",
+            {"entities": [entity.value for entity in IN_TEXT], "columns": {}, "detection": defaults.masking.detection},
+        )
+        + f"\n{_MASKING}",
         _of("screening", "How the data are screened for poison.", defaults.screening, QualitySettings),
         _of("quality", "What the screening may find.", defaults.quality, Quality),
         _section(

@@ -27,6 +27,7 @@ from portcullis.digest import parse_json
 from portcullis.errors import ConfigError, DataError, EvidenceError
 from portcullis.evidence.policy import EXTERNAL
 from portcullis.evidence.statement import Statement, format_time
+from portcullis.pii.plan import MaskingPlan
 from portcullis.privacy.settings import noised_columns
 from portcullis_pipelines.outcome import Verified
 
@@ -232,16 +233,35 @@ def _read(statement: Statement) -> _Table:
     return _Table(columns, _count(statement, "rows"), spec)
 
 
+# By operator, what became of a cell as a whole.
+_BECAME = {
+    "token": "became a keyed token",
+    "hash": "became a keyed hash",
+    "reversible": "became a reversible token",
+    "redact": "was redacted",
+    "star": "was overwritten with stars",
+    "generalise": "was generalised",
+    "synthetic": "was replaced by a made-up one",
+}
+
+
 def _masked(statement: Statement, _: str, table: _Table) -> _Table:
+    try:
+        plan = MaskingPlan.parse(statement.parameters["masking"])
+    except (KeyError, ConfigError) as error:
+        raise EvidenceError(f"step {statement.step!r} does not state how it masked; run it again") from error
     columns = []
     for column in table.columns:
-        declared = table.spec["sensitive"].get(column.name)
-        if declared == "drop":
+        operator = plan.columns.get(column.name)
+        name = operator.name if operator else "scan"
+        if name == "drop":
             continue
-        if declared == "token":
-            columns.append(replace(column, became="each cell became a keyed token", label="MASKED", masking=True))
+        if name in _BECAME:
+            became = f"each cell {_BECAME[name]}"
+            kind = column.kind if name == "generalise" else "string"
+            columns.append(replace(column, kind=kind, became=became, label="MASKED", masking=True))
         elif statement.figures.get(f"masked_{column.name}"):
-            columns.append(replace(column, became="identifiers in it became keyed tokens", label="", masking=True))
+            columns.append(replace(column, became="identifiers in it were masked", label="", masking=True))
         else:
             columns.append(replace(column, became="unchanged", label="IDENTITY", masking=False))
     return replace(table, columns=tuple(columns), rows=_count(statement, "rows"))

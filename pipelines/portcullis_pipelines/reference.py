@@ -34,8 +34,7 @@ from portcullis.watermark.component import verify_watermark_gate, watermark
 def secure_training(
     data_uri: str,
     dataset_spec: str,
-    pii_entities: List[str],
-    pii_detection: str,
+    masking: Dict[str, Any],
     screen_n_min: int,
     screen_outlier_distance: float,
     screen_neighbours: int,
@@ -77,8 +76,7 @@ def secure_training(
     Args:
         data_uri: The raw data.
         dataset_spec: Their description (YAML).
-        pii_entities: Identifiers to mask.
-        pii_detection: `strict` or `recall`.
+        masking: The masking policy: entities, columns, detection.
         screen_n_min: Fewest rows of each class with which the data are judged.
         screen_outlier_distance: How far from its class's median a row is an outlier.
         screen_neighbours: How many nearest rows vote on a row's label.
@@ -139,13 +137,12 @@ def secure_training(
     masked = mask_pii(
         dataset=raw.outputs["dataset"],
         evidence=raw.outputs["dataset_evidence"],
-        entities=pii_entities,
-        detection=pii_detection,
+        masking=masking,
     )
     clean = residual_pii_gate(
         dataset=masked.outputs["masked"],
         evidence=masked.outputs["masked_evidence"],
-        entities=pii_entities,
+        masking=masking,
         step="residual_pii",
         secret=secret_name("residual_pii"),
     )

@@ -119,7 +119,7 @@ STEPS: tuple[ReferenceStep, ...] = (
         threat="identifiers in training data, artifacts, logs and reports",
         limits="names and addresses in free text; numbers that are not declared",
         keys=("masking.key", READS, WRITES),
-        parameters=lambda config: {"entities": list(config.entities), "detection": config.detection},
+        parameters=lambda config: {"masking": config.masking.to_dict()},
     ),
     ReferenceStep(
         name="residual_pii",
@@ -131,7 +131,7 @@ STEPS: tuple[ReferenceStep, ...] = (
         threat="identifiers that masking missed",
         limits="kinds of identifier that neither looks for",
         keys=(READS,),
-        parameters=lambda config: {"entities": list(config.entities)},
+        parameters=lambda config: {"masking": config.masking.to_dict()},
         checks=lambda _: {
             "residual_identifiers": {"min": 0, "max": 0},
             "untokenised_cells": {"min": 0, "max": 0},

@@ -95,7 +95,7 @@ def test_a_gate_says_what_to_do_instead():
 
         @dsl.pipeline
         def wrong(dataset: Input[Dataset], evidence: Input[Artifact], keys: str):
-            gate = residual_pii_gate(dataset=dataset, evidence=evidence, entities=[], step="residual_pii", secret=keys)
+            gate = residual_pii_gate(dataset=dataset, evidence=evidence, masking={}, step="residual_pii", secret=keys)
             harden(gate, secret=keys)
 
 
@@ -142,7 +142,9 @@ def everything(dataset: Input[Dataset], evidence: Input[Artifact], flag: bool, k
             own = say(number=1)
             harden(own, secret=keys)
             assert is_hardened(own)
-        residual_pii_gate(dataset=dataset, evidence=evidence, entities=["EMAIL"], step="residual_pii", secret=keys)
+        residual_pii_gate(
+            dataset=dataset, evidence=evidence, masking={"entities": ["EMAIL"]}, step="residual_pii", secret=keys
+        )
 
 
 def test_every_container_of_a_secure_pipeline_is_hardened():

@@ -36,6 +36,7 @@ from portcullis.evidence.dsse import Envelope
 from portcullis.evidence.statement import Statement
 from portcullis.evidence.step import enforce
 from portcullis.keys import role_uri, symmetric_key
+from portcullis.pii.plan import MaskingPlan
 from portcullis.pii.stage import mask_pii, residual_pii
 from portcullis.privacy.noise import noise_dataset
 from portcullis.privacy.stage import dp_noise
@@ -98,11 +99,9 @@ class Steps:
         with self.run.environment():
             match step:
                 case "mask_pii":
-                    return mask_pii(
-                        entities=config.entities, detection=config.detection, masked=out / "masked", **given
-                    )
+                    return mask_pii(masking=config.masking.to_dict(), masked=out / "masked", **given)
                 case "residual_pii":
-                    return residual_pii(entities=config.entities, report=out / "report", **given)
+                    return residual_pii(masking=config.masking.to_dict(), report=out / "report", **given)
                 case "data_quality":
                     return evaluate_quality(settings=config.screening, report=out / "report", **given)
                 case "split":
@@ -607,10 +606,10 @@ def test_enforce_is_pointed_at_a_step_that_is_no_gate(attacked, tmp_path):
 
 
 def test_the_pipeline_calls_a_step_with_weaker_parameters_than_the_policys(steps):
-    weak = dataclasses.replace(steps.run.config, entities=("EMAIL",))
+    weak = dataclasses.replace(steps.run.config, masking=MaskingPlan(("EMAIL",), {}))
     steps.run = dataclasses.replace(steps.run, config=weak)
     for step in ("mask_pii", "residual_pii"):
-        with pytest.raises(PolicyError, match="entities"):
+        with pytest.raises(PolicyError, match="masking"):
             steps.call(step)
 
 

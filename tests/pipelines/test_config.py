@@ -61,8 +61,12 @@ robustness: {epsilon: 0.05, n_min: 7}
 thresholds: {robust_accuracy: 0.5, clean_accuracy: 1, samples: 9}
 """
     )
-    assert (config.entities, config.test_fraction, config.architecture) == (("EMAIL", "PHONE"), 0.5, "mine")
-    assert config.detection == "recall"
+    assert (list(config.masking.entities), config.test_fraction, config.architecture) == (
+        ["EMAIL", "PHONE"],
+        0.5,
+        "mine",
+    )
+    assert config.masking.detection == "recall"
     assert config.options == {"width": 8, "rate": 0.5}
     assert config.training == TrainingSettings(method="trades", epsilon=0.2, epochs=3, learning_rate=1.0)
     assert type(config.training.learning_rate) is float
@@ -142,13 +146,17 @@ REFUSED = {
     "robust above clean": ("thresholds: {robust_accuracy: 0.95}", "thresholds need"),
     "no samples": ("thresholds: {samples: 0}", "thresholds need"),
     "more samples than can be stated": (f"thresholds: {{samples: {10**20}}}", "thresholds need"),
-    "no entities": ("masking: {entities: []}", "masking.entities is a list of EMAIL"),
-    "entities as text": ("masking: {entities: EMAIL}", "masking.entities is a list of EMAIL"),
-    "unknown entity": ("masking: {entities: [NAME]}", "masking.entities is a list of EMAIL"),
-    "entity that is a list": ("masking: {entities: [[EMAIL]]}", "masking.entities is a list of EMAIL"),
+    "no entities": ("masking: {entities: []}", "names at least one entity"),
+    "entities as text": ("masking: {entities: EMAIL}", "masking.entities is a list of entities, or maps"),
+    "unknown entity": ("masking: {entities: [EMIAL]}", "no entity is called 'EMIAL'; the nearest is 'EMAIL'"),
+    "entity that is a list": ("masking: {entities: [[EMAIL]]}", "no entity is called"),
     "unknown detection": ("masking: {detection: loose}", "masking.detection is strict or recall"),
     "detection that is a list": ("masking: {detection: [strict]}", "masking.detection is strict or recall"),
     "entity twice": ("masking: {entities: [EMAIL, EMAIL]}", "twice"),
+    "unknown key of masking": ("masking: {entites: [EMAIL]}", "masking knows no 'entites'; the nearest is 'entities'"),
+    "huge entity": (f"masking: {{entities: [0x{'f' * 5000}]}}", "no entity is called a very large number"),
+    "huge bin": (f"masking: {{columns: {{a: {{generalise: {{bin: 0x{'f' * 5000}}}}}}}}}", "the width of a bin"),
+    "masking of the label": ("masking: {columns: {kind: token}}", "a column that the model learns from"),
     "test fraction zero": ("split: {test_fraction: 0}", "split.test_fraction"),
     "test fraction one": ("split: {test_fraction: 1}", "split.test_fraction"),
     "test fraction NaN": ("split: {test_fraction: .nan}", "split.test_fraction"),

@@ -13,6 +13,7 @@ from portcullis.evidence.dsse import seal_payload
 from portcullis.evidence.policy import policy_body, sign_policy
 from portcullis.evidence.trust import TrustStore, now_ms
 from portcullis.keys import Signer
+from portcullis.pii.plan import MaskingPlan
 from portcullis.sealing.recipients import SealingPrivateKey
 from portcullis_pipelines import home as homes
 from portcullis_pipelines.config import ReferenceConfig, Thresholds
@@ -164,7 +165,7 @@ def test_nothing_is_signed_when_nothing_changed(home):
     [
         {"thresholds": Thresholds(robust_accuracy=0.5)},
         {"test_fraction": 0.3},
-        {"entities": ("EMAIL",)},
+        {"masking": MaskingPlan(("EMAIL",), {})},
         {"options": {"width": 8}},
         {"training": replace(CONFIG.training, epochs=1)},
         {"robustness": replace(CONFIG.robustness, epsilon=0.05)},

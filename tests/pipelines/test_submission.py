@@ -142,7 +142,7 @@ def test_a_pipeline_of_loaded_stages_is_submitted_with_an_image_by_its_digest(ca
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     path = tmp_path / "mask.yaml"
     path.write_bytes(compiled(__import__("mask_and_hash").mask_and_hash))
-    arguments = ("data_uri=s3://b/c", "description=x", "entities=[]", "detection=strict")
+    arguments = ("data_uri=s3://b/c", "description=x", "masking={}")
     given = [part for argument in arguments for part in ("--argument", argument)]
     code, _, err = call(path, *given)
     assert code == 2 and "'ghcr.io/kfp-portcullis/portcullis-python:" in err and not server.requests

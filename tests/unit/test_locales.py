@@ -189,7 +189,7 @@ def test_recall_is_a_choice_of_the_plan() -> None:
     )
     assert strict == "card 4111 1111 1111 1112"
     assert recall == f"card {token(bytes(32), Entity.CREDIT_CARD, '4111111111111112')}"
-    with pytest.raises(ConfigError, match="strict, recall"):
+    with pytest.raises(ConfigError, match="strict or recall"):
         MaskingPlan(ALL, {}, "loose")
 
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from portcullis.errors import DataError
-from portcullis.pii.entities import Entity
+from portcullis.pii.entities import IN_TEXT, Entity
 from portcullis.pii.mask import mask_table
 from portcullis.pii.plan import MaskingPlan
 from portcullis.pii.residual import residual_figures
@@ -16,7 +16,7 @@ from portcullis.pii.scan import find
 from portcullis.pii.tokens import VALUE, token
 
 KEY = bytes(32)
-ALL = tuple(Entity)
+ALL = IN_TEXT
 PLAN = MaskingPlan(ALL, {})
 
 

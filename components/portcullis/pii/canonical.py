@@ -10,11 +10,11 @@ from portcullis.pii.operators import VALUE
 from portcullis.pii.reading import Bytes, Ints, buffers
 
 _CODES = np.arange(256)
-_PRINTABLE = (_CODES >= ord(" ")) & (_CODES <= ord("~"))
-_DIGIT = (_CODES >= ord("0")) & (_CODES <= ord("9"))
+_PRINTABLE = (ord(" ") <= _CODES) & (ord("~") >= _CODES)
+_DIGIT = (ord("0") <= _CODES) & (ord("9") >= _CODES)
 _WORD = np.array([chr(code).isalnum() and code < 0x80 for code in _CODES])
 _UPPER = np.array([ord(chr(code).upper()) if code < 0x80 else code for code in _CODES], np.uint8)
-_IN_IPV4 = _DIGIT | (_CODES == ord("."))
+_IN_IPV4 = _DIGIT | (ord(".") == _CODES)
 _IN_IPV6 = np.array([chr(code) in "0123456789abcdef:" for code in range(256)])
 _NANP_BODY = range(10, 17)
 
@@ -112,7 +112,9 @@ def _is_plain_ipv6(offsets: Ints, data: Bytes) -> npt.NDArray[np.bool_]:
 def _group_starts(offsets: Ints, data: Bytes, mark: int) -> Ints:
     """Return the places of the first byte of each value that is not empty, and of those behind a mark in it."""
     behind = np.flatnonzero(data[:-1] == mark) + 1
-    return np.union1d(behind[_value_of(offsets, behind) == _value_of(offsets, behind - 1)], offsets[:-1][np.diff(offsets) > 0])
+    return np.union1d(
+        behind[_value_of(offsets, behind) == _value_of(offsets, behind - 1)], offsets[:-1][np.diff(offsets) > 0]
+    )
 
 
 def _value_of(offsets: Ints, places: Ints) -> Ints:

@@ -1,6 +1,6 @@
 """KFP component `mask_pii` and its gate `residual_pii_gate`."""
 
-from typing import List, NamedTuple
+from typing import Any, Dict, NamedTuple
 
 from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Output
 
@@ -13,23 +13,21 @@ from portcullis.harden import harden
 def mask_pii(
     dataset: Input[Dataset],
     evidence: Input[Artifact],
-    entities: List[str],
+    masking: Dict[str, Any],
     masked: Output[Dataset],
     masked_evidence: Output[Artifact],
     metrics: Output[Metrics],
     step: str = "mask_pii",
-    detection: str = "strict",
 ) -> NamedTuple("Outputs", [("digest", str)]):
-    """Replace identifiers in every text column by keyed tokens, and declared columns as the data set declares.
+    """Mask identifiers in every text column, and whole columns, as the masking policy says.
 
     Refuses columns of a type that it cannot scan and undeclared columns of card numbers.
 
     Args:
         dataset: The data set.
         evidence: Its evidence.
-        entities: What to look for, by the names in the table of identifiers.
+        masking: The masking policy, every default written out: entities, columns, detection.
         step: Name of this step in the policy.
-        detection: `strict`: a check digit must hold; `recall`: or a word names the number.
         masked: The masked data set.
         masked_evidence: The evidence with this step's statement.
         metrics: How many were masked in each column.
@@ -46,8 +44,7 @@ def mask_pii(
         step=step,
         dataset=Path(dataset.path),
         evidence=Path(evidence.path),
-        entities=entities,
-        detection=detection,
+        masking=masking,
         masked=Path(masked.path),
         bundle=Path(masked_evidence.path),
     )
@@ -60,7 +57,7 @@ def mask_pii(
 def evaluate_residual_pii(
     dataset: Input[Dataset],
     evidence: Input[Artifact],
-    entities: List[str],
+    masking: Dict[str, Any],
     step: str,
     verdict_evidence: Output[Artifact],
     report: Output[HTML],
@@ -71,7 +68,7 @@ def evaluate_residual_pii(
     Args:
         dataset: The masked data set.
         evidence: Its evidence.
-        entities: What to look for.
+        masking: The masking policy that it was masked by.
         step: Name of this gate in the policy.
         verdict_evidence: The evidence with the signed verdict.
         report: The verdict and its figures.
@@ -86,7 +83,7 @@ def evaluate_residual_pii(
         step=step,
         dataset=Path(dataset.path),
         evidence=Path(evidence.path),
-        entities=entities,
+        masking=masking,
         report=Path(report.path),
         bundle=Path(verdict_evidence.path),
     )
@@ -97,7 +94,7 @@ def evaluate_residual_pii(
 def residual_pii_gate(
     dataset: Input[Dataset],
     evidence: Input[Artifact],
-    entities: List[str],
+    masking: Dict[str, Any],
     step: str,
     secret: str,
 ) -> NamedTuple("Outputs", [("evidence", Artifact)]):
@@ -106,14 +103,14 @@ def residual_pii_gate(
     Args:
         dataset: The masked data set.
         evidence: Its evidence.
-        entities: What to look for, by the names in the table of identifiers.
+        masking: The masking policy that it was masked by.
         step: Name of this gate in the policy.
         secret: Name of the Kubernetes Secret with its keys.
 
     Returns:
         evidence: The evidence with the PASSED verdict.
     """
-    judged = evaluate_residual_pii(dataset=dataset, evidence=evidence, entities=entities, step=step)
+    judged = evaluate_residual_pii(dataset=dataset, evidence=evidence, masking=masking, step=step)
     held = enforce(subject=dataset, evidence=judged.outputs["verdict_evidence"], gate=step)
     harden(judged, secret=secret)
     harden(held, secret=secret)  # it opens the data set, to see that it is the one that was judged

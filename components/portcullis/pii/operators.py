@@ -78,7 +78,7 @@ class Operator:
             "keep": bool(self.reason),
         }
         if self.name not in get_args(Name):
-            raise ConfigError(f"no operator is called {self.name!r}{nearest(self.name, get_args(Name))}")
+            raise ConfigError(f"no operator is called {shown(self.name)}{nearest(self.name, get_args(Name))}")
         if wrong := [name for name, is_given in given.items() if is_given and name != self.name]:
             raise ConfigError(f"operator {self.name} takes no option of {wrong[0]}")
         if self.entity is not None and self.name not in _OF_A_KIND:
@@ -86,7 +86,7 @@ class Operator:
         if type(self.keep_last) is not int or not 0 <= self.keep_last <= MAX_KEPT:
             raise ConfigError(f"star.keep_last is a whole number from 0 to {MAX_KEPT}")
         if self.form and self.form not in get_args(Form):
-            raise ConfigError(f"generalise knows no {self.form!r}{nearest(self.form, get_args(Form))}")
+            raise ConfigError(f"generalise knows no {shown(self.form)}{nearest(self.form, get_args(Form))}")
         if (self.form == "bin") != (self.width != 0) or not 0 <= self.width < 2**53:
             raise ConfigError("generalise.bin is the width of a bin, a number above 0: {generalise: {bin: 10}}")
         if self.name == "synthetic" and self.entity not in (None, *SYNTHETIC):
@@ -147,7 +147,9 @@ class Operator:
                 )
             return Operator("generalise", form=form)
         if self.entity not in (None, entity):
-            raise ConfigError(f"masking.entities.{entity}: {self.name} of another entity, {self.entity}, says nothing here")
+            raise ConfigError(
+                f"masking.entities.{entity}: {self.name} of another entity, {self.entity}, says nothing here"
+            )
         return replace(self, entity=entity if self.name == "synthetic" else None)
 
     def of_column(self, column: str) -> "Operator":
@@ -181,28 +183,36 @@ def default_operator(entity: Entity) -> Operator:
 
 def nearest(name: object, known: Collection[str]) -> str:
     """Return a hint at the known name that is spelled most like `name`, to put behind a message."""
-    matches = difflib.get_close_matches(str(name)[:80], known, n=1, cutoff=0.0)
+    matches = difflib.get_close_matches(shown(name), known, n=1, cutoff=0.0)
     return f"; the nearest is {str(matches[0])!r}" if matches else ""
+
+
+def shown(value: object) -> str:
+    """Return a value in one short line, whatever a file holds."""
+    try:
+        return repr(str(value)[:80])
+    except ValueError:  # Python refuses to spell integers of more than 4,300 digits, which YAML's 0x… can hold
+        return "a very large number"
 
 
 def _options(name: Any, option: Any) -> dict[str, Any]:
     match name, option:
         case "star", dict():
             if unknown := [key for key in option if key != "keep_last"]:
-                raise ConfigError(f"star knows no {str(unknown[0])[:80]!r}; it knows keep_last")
+                raise ConfigError(f"star knows no {shown(unknown[0])}; it knows keep_last")
             return {"keep_last": _whole(option.get("keep_last", 0))}
         case "generalise", {"bin": width, **others} if not others and type(width) in (int, float):
-            return {"form": "bin", "width": float(width)}
+            return {"form": "bin", "width": float(width) if 0 < width < 2**53 else 0.0}
         case "generalise", str():
             return {"form": option}
-        case ("synthetic" | "token" | "hash" | "reversible" | "redact"), str():
+        case (("synthetic" | "token" | "hash" | "reversible" | "redact"), str()):
             if option not in list(Entity):
-                raise ConfigError(f"no entity is called {option[:80]!r}{nearest(option, list(Entity))}")
+                raise ConfigError(f"no entity is called {shown(option)}{nearest(option, list(Entity))}")
             return {"entity": Entity(option)}
         case "keep", str():
             return {"reason": option}
     if not isinstance(name, str) or name not in _NAMES:
-        raise ConfigError(f"no operator is called {str(name)[:80]!r}{nearest(name, _NAMES)}")
+        raise ConfigError(f"no operator is called {shown(name)}{nearest(name, _NAMES)}")
     raise ConfigError(f"operator {name} has no such option")
 
 

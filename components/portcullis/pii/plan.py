@@ -9,14 +9,15 @@ A masking policy, in a configuration or a file of its own, is a mapping. All of 
 `entities` may be a list: each becomes what `portcullis.pii.operators.default_operator` says.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
+from portcullis.dataset import DatasetSpec
 from portcullis.errors import ConfigError
 from portcullis.pii.entities import IN_TEXT, Entity
-from portcullis.pii.operators import Operator, default_operator, nearest
+from portcullis.pii.operators import Operator, default_operator, nearest, shown
 
 Detection = Literal["strict", "recall"]
 
@@ -63,7 +64,7 @@ class MaskingPlan:
         known = ("detection", "entities", "columns")
         for key in document:
             if key not in known:
-                raise ConfigError(f"masking knows no {str(key)[:80]!r}{nearest(key, known)}")
+                raise ConfigError(f"masking knows no {shown(key)}{nearest(key, known)}")
         entities, columns = document.get("entities", list(IN_TEXT)), document.get("columns", {})
         if not isinstance(entities, dict | list):
             raise ConfigError("masking.entities is a list of entities, or maps each to an operator")
@@ -82,16 +83,50 @@ class MaskingPlan:
             "columns": {name: operator.spelled() for name, operator in sorted(self.columns.items())},
         }
 
-    def tokenising(self, columns: Collection[str]) -> "MaskingPlan":
-        """Return the plan by which each of these columns becomes tokens where it says nothing of it."""
-        return replace(self, columns={**dict.fromkeys(columns, Operator("token")), **self.columns})
+    def covering(self, sensitive: Mapping[str, str]) -> "MaskingPlan":
+        """Return the plan with the treatments that a data set declares of its sensitive columns.
+
+        The plan may say more exactly what becomes of a column that is declared `token`; it takes nothing back.
+
+        Args:
+            sensitive: Column to treatment: `token`, `drop` or `scan`.
+
+        Raises:
+            ConfigError: The plan contradicts one.
+        """
+        for name, treatment in sensitive.items():
+            operator = self.columns.get(name)
+            whole = operator is None or operator.name not in ("drop", "scan", "keep")
+            if operator is not None and operator.name != treatment and not (treatment == "token" and whole):
+                raise ConfigError(
+                    f"masking.columns.{name} is {operator.name}, but dataset.sensitive.{name} says {treatment}"
+                )
+        return replace(self, columns={**sensitive, **self.columns})  # type: ignore[dict-item]
+
+
+def masking_plan(spec: DatasetSpec, masking: Mapping[str, Any]) -> MaskingPlan:
+    """Return the plan that a masking policy is for a data set.
+
+    Raises:
+        ConfigError: The policy is malformed; it leaves out what the data set declares of a sensitive column, or
+            contradicts it; or it alters the label or a feature otherwise than by `keep`, `scan` or `generalise`.
+    """
+    plan = MaskingPlan.parse(dict(masking))
+    if missing := sorted(set(spec.sensitive) - set(plan.columns)):
+        raise ConfigError(f"masking.columns leaves out sensitive columns: {', '.join(map(repr, missing))}")
+    plan.covering(spec.sensitive)
+    for name in (spec.label.column, *spec.features.columns):
+        operator = plan.columns.get(name)
+        if operator is not None and operator.name not in ("keep", "scan", "generalise"):
+            raise ConfigError(f"masking.columns.{name}: {operator.name} of a column that the model learns from")
+    return plan
 
 
 def _entities(given: Any) -> dict[Entity, Operator]:
     names = list(given)
     for name in names:
         if name not in list(Entity):
-            raise ConfigError(f"no entity is called {str(name)[:80]!r}{nearest(name, list(Entity))}")
+            raise ConfigError(f"no entity is called {shown(name)}{nearest(name, list(Entity))}")
     if not names or len(set(names)) != len(names):
         raise ConfigError("masking.entities names at least one entity, and none twice")
     if not isinstance(given, Mapping):

@@ -22,7 +22,7 @@ from portcullis.pii.entities import IBAN_LENGTHS, Entity, valid_card, valid_iban
 from portcullis.pii.locales.eu import valid_dni, valid_nie, valid_nino, valid_nir, valid_steuer_id, valid_vat
 from portcullis.pii.locales.us import valid_aba, valid_ein, valid_itin
 from portcullis.pii.plan import MaskingPlan
-from portcullis.pii.tokens import TOKEN
+from portcullis.pii.spelling import cell_spelling, masked_spelling
 
 _GAP = r"[ \t\-._/()\[\]*~]{1,3}"
 _END = r"(?![^\W_])"
@@ -71,36 +71,38 @@ def residual_figures(table: Any, plan: MaskingPlan) -> dict[str, int]:
 
     Returns:
         Counts, all to be judged against zero but the last two: `residual_identifiers` (in cells, and in the columns'
-        names), `untokenised_cells` (of `token` columns, neither null nor a well-formed token), `undropped_columns`,
+        names), `untokenised_cells` (of columns that are masked whole, neither null nor well-formed), `undropped_columns`,
         `cells_scanned` and `columns_scanned` (text and numbers; nulls are not counted).
 
     Raises:
         DataError: The table is empty, lacks a column that it should have kept, or has a type that cannot be searched.
     """
     names = checked_names(table)
-    kept = {name for name, action in plan.columns.items() if action != "drop"}
+    kept = {name for name, operator in plan.columns.items() if operator.name != "drop"}
     if missing := sorted(kept.difference(names)):
         raise DataError(f"the masked table lacks columns of the plan: {', '.join(map(repr, missing))}")
     searches = [search for entity, search in _SEARCHES.items() if entity in plan.entities]
-    residual = sum(_count(name, searches) for name in names)
+    masked = masked_spelling(plan)
+    residual = sum(_count(name, searches, masked) for name in names)
     untokenised = undropped = cells = columns = 0
     for name in names:
         values = table.column(name)
-        action = plan.columns.get(name)
-        undropped += action == "drop"
+        operator = plan.columns.get(name)
+        spelling = cell_spelling(operator) if operator else None
+        undropped += operator is not None and operator.name == "drop"
         present = len(values) - values.null_count
         match kind(name, values.type):
             case Kind.TEXT:
                 distinct = _distinct(values)
-                residual += sum(rows * _count(f"{name}: {text}", searches) for text, rows in distinct.items())
-                tokens = sum(rows for text, rows in distinct.items() if TOKEN.fullmatch(text))
+                residual += sum(rows * _count(f"{name}: {text}", searches, masked) for text, rows in distinct.items())
+                tokens = sum(rows for text, rows in distinct.items() if spelling and spelling.fullmatch(text))
             case Kind.NUMBER:
                 residual += sum(map(valid_card, long_numbers(values))) if Entity.CREDIT_CARD in plan.entities else 0
-                tokens = 0
+                tokens = present if operator and operator.name == "generalise" else 0
             case Kind.OTHER:
-                untokenised += present if action == "token" else 0
+                untokenised += present if spelling else 0
                 continue
-        untokenised += present - tokens if action == "token" else 0
+        untokenised += present - tokens if spelling else 0
         columns += 1
         cells += present
     return {
@@ -117,8 +119,8 @@ def _distinct(values: Any) -> Mapping[str, int]:
     return dict(zip(counted.field("values").to_pylist(), counted.field("counts").to_pylist(), strict=True))
 
 
-def _count(text: str, searches: list[Callable[[str], int]]) -> int:
-    text = TOKEN.sub("|", text).translate(_VISIBLE)
+def _count(text: str, searches: list[Callable[[str], int]], masked: re.Pattern[str]) -> int:
+    text = masked.sub("|", text).translate(_VISIBLE)
     return sum(search(text) for search in searches)
 
 

@@ -127,9 +127,7 @@ SPELLINGS: Mapping[Entity, str] = {
 }
 
 
-def synthetic(
-    entity: Entity, codes: npt.NDArray[np.uint8], texts: pa.LargeStringArray
-) -> pa.LargeStringArray:
+def synthetic(entity: Entity, codes: npt.NDArray[np.uint8], texts: pa.LargeStringArray) -> pa.LargeStringArray:
     """Return a made-up identifier for each text.
 
     Args:
