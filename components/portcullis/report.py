@@ -4,6 +4,7 @@ A page repeats what signed evidence says; it is never evidence itself.
 """
 
 import html
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from typing import Protocol
@@ -11,6 +12,8 @@ from typing import Protocol
 from portcullis.digest import is_digest
 from portcullis.evidence.policy import StepRule
 from portcullis.evidence.statement import Check, Figure, Statement, format_time
+
+Counts = Mapping[str, Mapping[str, int]]
 
 _STYLE = resources.files("portcullis").joinpath("report.css").read_text("utf-8")
 
@@ -66,6 +69,81 @@ def bar_chart(values: Mapping[str, float], lows: Mapping[str, float]) -> str:
             x = label + low * width
             parts.append(f'<path d="M{x:.1f} {y - 3} v{row}" stroke="var(--ink)" stroke-dasharray="4 3"/>')
     return f'<div class="scroll">{"".join(parts)}</svg></div>'
+
+
+def tiles(facts: Mapping[str, object]) -> str:
+    """Return a few facts side by side, each a large figure over its name."""
+    cells = (
+        f'<div class="tile"><b>{html.escape(grouped(value))}</b><span>{html.escape(name)}</span></div>'
+        for name, value in facts.items()
+    )
+    return f'<div class="tiles">{"".join(cells)}</div>'
+
+
+def heat_table(corner: str, kinds: Sequence[str], rows: Counts, left: Counts) -> str:
+    """Return counts as a table, each cell the darker the larger its count; what is left stands beside it in red.
+
+    Args:
+        corner: What a row is.
+        kinds: The columns of the table.
+        rows: By row and kind, a count; so is `left`.
+        left: How many are left, where there are any.
+    """
+    most = max((count for counts in rows.values() for count in counts.values()), default=0)
+
+    def cell(count: int, still: int) -> str:
+        if not count and not still:
+            return '<td class="heat none">·</td>'
+        heat = math.log1p(count) / math.log1p(most) if count else 0.0
+        mark = f' <b class="FAILED">{still:,} left</b>' if still else ""
+        return f'<td class="heat" style="--heat:{heat:.2f}">{count:,}{mark}</td>'
+
+    head = "".join(f'<th class="turned"><span>{html.escape(kind)}</span></th>' for kind in kinds)
+    body = "".join(
+        f"<tr><th>{html.escape(name)}</th>"
+        + "".join(cell(counts.get(kind, 0), left.get(name, {}).get(kind, 0)) for kind in kinds)
+        + "</tr>"
+        for name, counts in rows.items()
+    )
+    return (
+        f'<div class="scroll"><table class="heats"><thead><tr><th>{html.escape(corner)}</th>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def stacked_bars(rows: Counts, kinds: Sequence[str], *, bad: str = "") -> str:
+    """Draw counts as horizontal bars in SVG, one for each row, stacked by kind; the kind `bad` is red.
+
+    The first eight other kinds have colours of their own; the rest share one.
+    """
+    row, label, width = 26, 200, 420
+    whole = label + width + 90
+    most = max((sum(counts.values()) for counts in rows.values()), default=0) or 1
+    colours = {kind: f"var(--s{min(place, 8)})" for place, kind in enumerate(it for it in kinds if it != bad)}
+    colours[bad] = "var(--bad)"
+    parts = [f'<svg viewBox="0 0 {whole} {row * len(rows)}" role="img" style="width:{whole}px">']
+    for index, (name, counts) in enumerate(rows.items()):
+        y, x = index * row + 3, float(label)
+        shown = name if len(name) <= _LABEL else f"{name[: _LABEL - 1]}…"
+        parts.append(f'<text x="0" y="{y + 15}">{html.escape(shown)}<title>{html.escape(name)}</title></text>')
+        for kind in kinds:
+            if count := counts.get(kind, 0):
+                long = max(count / most * width, 1.5)  # one in a million is still seen
+                title = f"<title>{html.escape(f'{name}, {kind}: {count:,}')}</title>"
+                parts.append(
+                    f'<rect x="{x:.1f}" y="{y}" width="{long:.1f}" height="20" fill="{colours[kind]}">{title}</rect>'
+                )
+                x += long
+        parts.append(f'<text x="{x + 8:.1f}" y="{y + 15}">{sum(counts.values()):,}</text>')
+    key = "".join(
+        f'<span><i style="background:{colours[kind]}"></i>{html.escape(kind)}</span>'
+        for kind in kinds
+        if any(counts.get(kind) for counts in rows.values())
+    )
+    return f'<div class="scroll">{"".join(parts)}</svg></div><p class="key">{key}</p>'
+
+
+_LABEL = 26  # characters of a label beside a bar
 
 
 def gate_section(statement: Statement, checks: Mapping[str, Check]) -> list[str]:
@@ -132,3 +210,8 @@ def plain(value: object) -> str:
     if value is None:
         return ""
     return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def grouped(value: object) -> str:
+    """Return a value as people read it, whole numbers in groups of three digits."""
+    return f"{value:,}" if isinstance(value, int) else plain(value)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from portcullis.evidence.policy import EXTERNAL, POLICY, StepKind
 from portcullis.keys import PublicKey
+from portcullis.pii.residual import BOUNDS as RESIDUAL_BOUNDS
 from portcullis_pipelines.config import ReferenceConfig
 
 Bounds = Mapping[str, Mapping[Literal["min", "max"], float]]
@@ -132,12 +133,7 @@ STEPS: tuple[ReferenceStep, ...] = (
         limits="kinds of identifier that neither looks for",
         keys=(READS,),
         parameters=lambda config: {"masking": config.masking.to_dict()},
-        checks=lambda _: {
-            "residual_identifiers": {"min": 0, "max": 0},
-            "untokenised_cells": {"min": 0, "max": 0},
-            "undropped_columns": {"min": 0, "max": 0},
-            "cells_scanned": {"min": 1},
-        },
+        checks=lambda _: RESIDUAL_BOUNDS,
     ),
     ReferenceStep(
         name="data_quality",

@@ -101,7 +101,9 @@ class Steps:
                 case "mask_pii":
                     return mask_pii(masking=config.masking.to_dict(), masked=out / "masked", **given)
                 case "residual_pii":
-                    return residual_pii(masking=config.masking.to_dict(), report=out / "report", **given)
+                    return residual_pii(
+                        masking=config.masking.to_dict(), report=out / "report", details=out / "details", **given
+                    )
                 case "data_quality":
                     return evaluate_quality(settings=config.screening, report=out / "report", **given)
                 case "split":

@@ -66,6 +66,8 @@ def test_the_table_comes_out_masked_and_the_report_counts() -> None:
         "residual_identifiers": 0,
         "untokenised_cells": 0,
         "undropped_columns": 0,
+        "malformed_cells": 0,
+        "suspected_name_columns": 0,
         "cells_scanned": 10,
         "columns_scanned": 4,
     }

@@ -128,6 +128,9 @@ def test_every_row_counts() -> None:
         "residual_identifiers": 4,
         "untokenised_cells": 0,
         "undropped_columns": 0,
+        "malformed_cells": 0,
+        "suspected_name_columns": 0,
+        "residual:EMAIL:a": 4,
         "cells_scanned": 3,
         "columns_scanned": 1,
     }

@@ -23,14 +23,36 @@ def checked_names(table: Any) -> list[str]:
     Raises:
         DataError: No rows, no columns, malformed buffers or text, a name that is not UTF-8, or one name twice.
     """
+    names = names_of(table.schema)
+    check_sound(table)
+    if not table.num_rows:
+        raise DataError("the table is empty; there is nothing to judge")
+    return names
+
+
+def check_sound(table: Any) -> None:
+    """Check a table's buffers and its text.
+
+    Raises:
+        DataError: They are malformed.
+    """
     try:
         table.validate(full=True)
-        names: list[str] = table.column_names
     except pa.ArrowInvalid as error:
         raise DataError("the table is malformed; write its text as UTF-8") from error
+
+
+def names_of(schema: Any) -> list[str]:
+    """Return the names of the columns of a schema that has some, each once.
+
+    Raises:
+        DataError: There is none, one is not UTF-8, or one occurs twice.
+    """
+    try:
+        names: list[str] = schema.names
     except UnicodeDecodeError as error:
         raise DataError("a column's name is not UTF-8; rename it") from error
-    if not names or not table.num_rows:
+    if not names:
         raise DataError("the table is empty; there is nothing to judge")
     if len(set(names)) != len(names):
         raise DataError("two columns have the same name; rename one")

@@ -61,6 +61,7 @@ def evaluate_residual_pii(
     step: str,
     verdict_evidence: Output[Artifact],
     report: Output[HTML],
+    details: Output[Artifact],
     metrics: Output[Metrics],
 ):
     """Search a masked data set again, by other rules than those that masked it, and sign the verdict.
@@ -71,7 +72,8 @@ def evaluate_residual_pii(
         masking: The masking policy that it was masked by.
         step: Name of this gate in the policy.
         verdict_evidence: The evidence with the signed verdict.
-        report: The verdict and its figures.
+        report: The verdict, what was masked and what is left, to look at.
+        details: The same as JSON.
         metrics: The figures.
     """
     from pathlib import Path
@@ -85,6 +87,7 @@ def evaluate_residual_pii(
         evidence=Path(evidence.path),
         masking=masking,
         report=Path(report.path),
+        details=Path(details.path),
         bundle=Path(verdict_evidence.path),
     )
     log_figures(metrics, statement)

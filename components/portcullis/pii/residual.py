@@ -9,21 +9,34 @@ As in `portcullis.pii.entities`, repetitions are bounded, possessive, or of char
 before them, so a search is linear.
 """
 
+import math
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from portcullis.errors import DataError
-from portcullis.pii.columns import Kind, checked_names, kind, long_numbers
+from portcullis.evidence.statement import Check, judge
+from portcullis.pii.columns import Kind, check_sound, kind, names_of, text_of
 from portcullis.pii.entities import IBAN_LENGTHS, Entity, valid_card, valid_iban, valid_ip, valid_mac, valid_ssn
+from portcullis.pii.figures import Counts, pair_figures
+from portcullis.pii.generalise import OLDEST, RESTRICTED_ZIP3
 from portcullis.pii.locales.eu import valid_dni, valid_nie, valid_nino, valid_nir, valid_steuer_id, valid_vat
 from portcullis.pii.locales.us import valid_aba, valid_ein, valid_itin
+from portcullis.pii.name_columns import SUSPECT_SHARE, called_as_persons, shaped_as_person
+from portcullis.pii.operators import Operator
 from portcullis.pii.plan import MaskingPlan
 from portcullis.pii.spelling import cell_spelling, masked_spelling
+from portcullis.pii.tokens import KIND
 
+_MALFORMED = re.compile(f"<({KIND})[:~>]")
 _GAP = r"[ \t\-._/()\[\]*~]{1,3}"
 _END = r"(?![^\W_])"
 _EMAIL = re.compile(r"[\w\"](?:@| @ )(?:[\w-]++\.)+[^\W\d_]{2,}")
@@ -62,56 +75,279 @@ _VAT = re.compile(
 )
 
 
+SAMPLED_ROWS = 10
+
+
+@dataclass(frozen=True)
+class Residual:
+    """What a masked table still holds, in counts; never a value. A column whose name is an identifier is `column 3`.
+
+    Attributes:
+        rows: The table's rows.
+        columns: What became of each column by the plan, those that were dropped last: its operator as a masking policy
+            spells it, else `scan` (text) or nothing (other types).
+        identifiers: By column and entity, how many are left in its cells and its name; none are left out.
+        misfits: By column, its cells that its operator cannot have put out; where there are any.
+        undropped: The columns that should be gone.
+        suspected_names: The columns that nobody declared and that look like names of persons.
+        samples: By column, the first rows, counted from 1, in which something is left.
+        cells_scanned: Cells of text and numbers that were searched; nulls are not counted.
+        columns_scanned: Columns of text and numbers.
+    """
+
+    rows: int
+    columns: Mapping[str, Any]
+    identifiers: Counts
+    misfits: Mapping[str, int]
+    undropped: tuple[str, ...]
+    suspected_names: tuple[str, ...]
+    samples: Mapping[str, tuple[int, ...]]
+    cells_scanned: int
+    columns_scanned: int
+
+    def figures(self) -> dict[str, int]:
+        """Return what a gate states.
+
+        Those that `MUST_BE_ZERO` names; `cells_scanned` and `columns_scanned`; and what the first is made of, by entity
+        and column (`pair_figures`).
+        """
+        tokens = sum(count for column, count in self.misfits.items() if self.columns[column] == "token")
+        return {
+            "residual_identifiers": sum(sum(counts.values()) for counts in self.identifiers.values()),
+            "untokenised_cells": tokens,
+            "undropped_columns": len(self.undropped),
+            "malformed_cells": sum(self.misfits.values()) - tokens,
+            "suspected_name_columns": len(self.suspected_names),
+            "cells_scanned": self.cells_scanned,
+            "columns_scanned": self.columns_scanned,
+            **pair_figures("residual", self.identifiers),
+        }
+
+
+MUST_BE_ZERO = (
+    "residual_identifiers",
+    "untokenised_cells",
+    "undropped_columns",
+    "malformed_cells",
+    "suspected_name_columns",
+)
+BOUNDS: Mapping[str, Mapping[Literal["min", "max"], float]] = {
+    **{name: {"min": 0, "max": 0} for name in MUST_BE_ZERO},
+    "cells_scanned": {"min": 1},
+}
+
+
+def judge_residual(residual: Residual) -> str:
+    """Return why a masked table is refused by the bounds of the reference policy, in one line; empty where it passes.
+
+    Whoever judges by a policy of their own derives the verdict from the figures.
+    """
+    return judge(residual.figures(), {name: Check(it.get("min"), it.get("max")) for name, it in BOUNDS.items()})[1]
+
+
 def residual_figures(table: Any, plan: MaskingPlan) -> dict[str, int]:
-    """Measure what a masked table still holds.
-
-    Args:
-        table: The table that masking put out; a pyarrow Table.
-        plan: The plan it was masked by.
-
-    Returns:
-        Counts, all to be judged against zero but the last two: `residual_identifiers` (in cells, and in the columns'
-        names), `untokenised_cells` (of columns that are masked whole, neither null nor well-formed), `undropped_columns`,
-        `cells_scanned` and `columns_scanned` (text and numbers; nulls are not counted).
+    """Measure what one masked table still holds; see `Residual.figures`.
 
     Raises:
-        DataError: The table is empty, lacks a column that it should have kept, or has a type that cannot be searched.
+        DataError: As `ResidualSearch`.
     """
-    names = checked_names(table)
-    kept = {name for name, operator in plan.columns.items() if operator.name != "drop"}
-    if missing := sorted(kept.difference(names)):
-        raise DataError(f"the masked table lacks columns of the plan: {', '.join(map(repr, missing))}")
-    searches = [search for entity, search in _SEARCHES.items() if entity in plan.entities]
-    masked = masked_spelling(plan)
-    residual = sum(_count(name, searches, masked) for name in names)
-    untokenised = undropped = cells = columns = 0
-    for name in names:
-        values = table.column(name)
-        operator = plan.columns.get(name)
-        spelling = cell_spelling(operator) if operator else None
-        undropped += operator is not None and operator.name == "drop"
-        present = len(values) - values.null_count
-        match kind(name, values.type):
-            case Kind.TEXT:
-                distinct = _distinct(values)
-                residual += sum(rows * _count(f"{name}: {text}", searches, masked) for text, rows in distinct.items())
-                tokens = sum(rows for text, rows in distinct.items() if spelling and spelling.fullmatch(text))
-            case Kind.NUMBER:
-                residual += sum(map(valid_card, long_numbers(values))) if Entity.CREDIT_CARD in plan.entities else 0
-                tokens = present if operator and operator.name == "generalise" else 0
-            case Kind.OTHER:
-                untokenised += present if spelling else 0
-                continue
-        untokenised += present - tokens if spelling else 0
-        columns += 1
-        cells += present
-    return {
-        "residual_identifiers": residual,
-        "untokenised_cells": untokenised,
-        "undropped_columns": undropped,
-        "cells_scanned": cells,
-        "columns_scanned": columns,
-    }
+    return search_residual(table.schema, [table], plan).figures()
+
+
+def search_residual(schema: Any, pieces: Iterable[Any], plan: MaskingPlan) -> Residual:
+    """Search a masked table piece by piece; where it is cut decides nothing.
+
+    Raises:
+        DataError: As `ResidualSearch`.
+    """
+    search = ResidualSearch(schema, plan)
+    for piece in pieces:
+        search.update(piece)
+    return search.found()
+
+
+@dataclass
+class _Tally:
+    """What was found in one column so far."""
+
+    place: int
+    name: str
+    kind: Kind
+    operator: Operator | None
+    may_hold_names: bool
+    found: Counter[str]
+    misfits: int = 0
+    cells: int = 0
+    unmasked: int = 0
+    name_shaped: int = 0
+    samples: list[int] = field(default_factory=list)
+    in_name: bool = False
+
+    @property
+    def shown(self) -> str:
+        return f"column {self.place}" if self.in_name else self.name
+
+    @property
+    def action(self) -> Any:
+        if self.operator is not None:
+            return self.operator.spelled()
+        return "scan" if self.kind is Kind.TEXT else ""
+
+    @property
+    def searched(self) -> bool:
+        """Whether identifiers are looked for in it: not where the plan gives a reason to keep it as it is."""
+        return self.kind is not Kind.OTHER and not (self.operator and self.operator.name == "keep")
+
+
+class ResidualSearch:
+    """Searches a masked table piece by piece, in memory that the table's length does not decide.
+
+    Args:
+        schema: The schema that all pieces have.
+        plan: The plan that the table was masked by.
+
+    Raises:
+        DataError: A column that should have been kept is missing, one name occurs twice, or a type cannot be searched.
+    """
+
+    def __init__(self, schema: Any, plan: MaskingPlan) -> None:
+        names = names_of(schema)
+        dropped = {name for name, operator in plan.columns.items() if operator.name == "drop"}
+        if missing := sorted(set(plan.columns).difference(dropped, names)):
+            raise DataError(f"the masked table lacks columns of the plan: {', '.join(map(repr, missing))}")
+        self._dropped = sorted(dropped.difference(names))
+        self._searches = [(str(entity), search) for entity, search in _SEARCHES.items() if entity in plan.entities]
+        self._spelling = masked_spelling(plan)
+        self._rows = 0
+        self._columns = []
+        for place, (name, type_) in enumerate(zip(names, schema.types, strict=True), start=1):
+            found = self._found_in(name)
+            shown = f"column {place}" if found else name
+            column_kind = kind(shown, type_)
+            suspect = column_kind is Kind.TEXT and name not in plan.columns and called_as_persons(name)
+            tally = _Tally(place, name, column_kind, plan.columns.get(name), suspect, found, in_name=bool(found))
+            self._columns.append(tally)
+
+    def update(self, piece: Any) -> None:
+        """Search the next piece, a pyarrow Table of the schema.
+
+        Raises:
+            DataError: Its buffers or its text are malformed.
+        """
+        check_sound(piece)
+        for tally in self._columns:
+            values = piece.column(tally.place - 1)
+            tally.cells += len(values) - values.null_count
+            if tally.kind is Kind.TEXT and tally.searched:
+                self._search_text(tally, values)
+            elif tally.searched:
+                self._search_numbers(tally, values)
+            if tally.kind is not Kind.TEXT:
+                self._fit(tally, values)
+        self._rows += piece.num_rows
+
+    def found(self) -> Residual:
+        """Return what all pieces hold together.
+
+        Raises:
+            DataError: There was no row.
+        """
+        if not self._rows:
+            raise DataError("the table is empty; there is nothing to judge")
+        searched = [it for it in self._columns if it.searched]
+        return Residual(
+            rows=self._rows,
+            columns={it.shown: it.action for it in self._columns} | dict.fromkeys(self._dropped, "drop"),
+            identifiers={it.shown: dict(sorted(it.found.items())) for it in self._columns if it.found},
+            misfits={it.shown: it.misfits for it in self._columns if it.misfits},
+            undropped=tuple(it.shown for it in self._columns if it.action == "drop"),
+            suspected_names=tuple(
+                it.shown for it in self._columns if it.name_shaped and it.name_shaped >= SUSPECT_SHARE * it.unmasked
+            ),
+            samples={it.shown: tuple(it.samples) for it in self._columns if it.samples},
+            cells_scanned=sum(it.cells for it in searched),
+            columns_scanned=len(searched),
+        )
+
+    def _search_text(self, tally: _Tally, values: Any) -> None:
+        left = []
+        for text, rows in _distinct(values).items():
+            misfit = not _fits(tally.operator, text)
+            tally.misfits += rows if misfit else 0
+            found: Counter[str] = Counter()
+            if self._spelling.fullmatch(text) is None:
+                tally.unmasked += rows
+                tally.name_shaped += rows if tally.may_hold_names and shaped_as_person(text) else 0
+                found = self._found_in(text, called=f"{tally.name}: ")
+            for entity, count in found.items():
+                tally.found[entity] += rows * count
+            if found or misfit:
+                left.append(text)
+        if left:
+            self._sample(tally, pc.is_in(values, value_set=pa.array(left, values.type)).to_numpy().nonzero()[0])
+
+    def _search_numbers(self, tally: _Tally, values: Any) -> None:
+        if Entity.CREDIT_CARD not in dict(self._searches):
+            return
+        places, texts = _long_numbers(values)
+        cards = np.array([valid_card(text) for text in texts], bool)
+        if cards.any():
+            tally.found[str(Entity.CREDIT_CARD)] += int(cards.sum())
+            self._sample(tally, places[cards])
+
+    def _fit(self, tally: _Tally, values: Any) -> None:
+        """Count the cells, none of them text, that the column's operator cannot have put out."""
+        if tally.operator is None or cell_spelling(tally.operator) is None:
+            return
+        numbers = tally.kind is Kind.NUMBER and tally.operator.name == "generalise"
+        texts = pc.unique(text_of(values) if numbers else values.drop_null().slice(0, 0))
+        fitting = [text for text in texts.drop_null().to_pylist() if _fits_as_number(tally.operator, text)]
+        cells = text_of(values) if fitting else values
+        misfits = values.is_valid()
+        if fitting:
+            misfits = pc.and_(misfits, pc.invert(pc.is_in(cells, value_set=pa.array(fitting, pa.large_string()))))
+        count = pc.sum(misfits).as_py() or 0
+        tally.misfits += count
+        if count:
+            self._sample(tally, misfits.to_numpy(zero_copy_only=False).nonzero()[0])
+
+    def _sample(self, tally: _Tally, places: npt.NDArray[np.intp]) -> None:
+        room = SAMPLED_ROWS - len(tally.samples)
+        tally.samples += (self._rows + 1 + places[:room]).tolist()
+
+    def _found_in(self, text: str, *, called: str = "") -> Counter[str]:
+        """Count by entity what a text holds; `called` is put before it, and may say what its numbers are."""
+        rest = self._spelling.sub("|", text)
+        # What begins like a spelling of ours and is none was tampered with, or never masked.
+        found = Counter(made[1] for made in _MALFORMED.finditer(rest))
+        visible = f"{called}{rest}".translate(_VISIBLE)
+        for entity, search in self._searches:
+            found[entity] += search(visible)
+        return +found
+
+
+def _fits(operator: Operator | None, text: str) -> bool:
+    """Tell whether the operator of a column can have put out this cell."""
+    pattern = None if operator is None else cell_spelling(operator)
+    if operator is None or pattern is None:
+        return True
+    if pattern.fullmatch(text) is None:
+        return False
+    match operator.form:
+        case "zip3":
+            return text not in RESTRICTED_ZIP3
+        case "bin" if not text.startswith("<"):
+            return _is_whole(float(text) / operator.width)
+    return True
+
+
+def _fits_as_number(operator: Operator, text: str) -> bool:
+    """Likewise, in a column of numbers, where 90 stands for all ages above 89."""
+    return _fits(operator, text) or (operator.form == "age" and text == f"{OLDEST + 1}")
+
+
+def _is_whole(number: float) -> bool:
+    return math.isfinite(number) and abs(number - round(number)) < 1e-6 * max(1.0, abs(number))
 
 
 def _distinct(values: Any) -> Mapping[str, int]:
@@ -119,9 +355,17 @@ def _distinct(values: Any) -> Mapping[str, int]:
     return dict(zip(counted.field("values").to_pylist(), counted.field("counts").to_pylist(), strict=True))
 
 
-def _count(text: str, searches: list[Callable[[str], int]], masked: re.Pattern[str]) -> int:
-    text = masked.sub("|", text).translate(_VISIBLE)
-    return sum(search(text) for search in searches)
+def _long_numbers(values: Any) -> tuple[npt.NDArray[np.intp], list[str]]:
+    """Return the numbers of a column that are long enough for a card, as text without sign, and their places."""
+    if pa.types.is_decimal(values.type):
+        long = values.is_valid()
+    else:
+        long = pc.or_(pc.greater_equal(values, _SHORTEST_CARD), pc.less_equal(values, -_SHORTEST_CARD))
+    places = np.flatnonzero(pc.fill_null(long, fill_value=False).to_numpy())
+    return places, [text.lstrip("-") for text in text_of(values.take(pa.array(places))).to_pylist()]
+
+
+_SHORTEST_CARD = 10**11
 
 
 class _Visible(dict[int, str]):

@@ -1,20 +1,22 @@
 """`mask_pii` and its gate: identifiers out, then measured again by another path."""
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from portcullis.at_rest import open_input, pipeline_recipient, read_input, seal_dataset
-from portcullis.dataset import parse_dataset
-from portcullis.digest import content_digest
+from portcullis.at_rest import open_input, pipeline_recipient, seal_dataset
 from portcullis.errors import DataError
+from portcullis.evidence.chain import Chain
 from portcullis.evidence.statement import Statement
 from portcullis.evidence.step import begin, keys_base
 from portcullis.files import write_bytes
 from portcullis.keys import role_uri, symmetric_key
+from portcullis.pii.figures import pair_figures, pairs_in
 from portcullis.pii.mask import mask_stream
+from portcullis.pii.page import PiiReport
 from portcullis.pii.plan import masking_plan
-from portcullis.pii.residual import residual_figures
+from portcullis.pii.residual import Residual, search_residual
 from portcullis.report import gate_page
 
 
@@ -53,13 +55,14 @@ def mask_pii(
         digest = seal_dataset(masked, stream.table, spec, recipient=pipeline_recipient())
     report = stream.report()
     figures = {f"masked_{column}": sum(counts.values()) for column, counts in report.counts.items()}
+    figures |= pair_figures("masked", report.counts)
     return begun.finish(bundle=bundle, outputs={"dataset": digest}, figures={"rows": report.rows, **figures})
 
 
 def residual_pii(
-    *, step: str, dataset: Path, evidence: Path, masking: Mapping[str, Any], report: Path, bundle: Path
+    *, step: str, dataset: Path, evidence: Path, masking: Mapping[str, Any], report: Path, details: Path, bundle: Path
 ) -> Statement:
-    """Judge a masked data set: search it again, by other rules than those that masked it.
+    """Judge a masked data set: search it again, by other rules than those that masked it, a piece at a time.
 
     Args:
         step: This gate's name in the policy.
@@ -67,6 +70,7 @@ def residual_pii(
         evidence: Its bundle of evidence.
         masking: The policy that it was masked by, whole.
         report: Where the HTML report goes.
+        details: Where the same goes as JSON; see `portcullis.pii.page`.
         bundle: Where the evidence goes, the verdict included.
 
     Raises:
@@ -74,21 +78,34 @@ def residual_pii(
         SealError: The data set was altered at rest, or lies in plain text.
         KeyMaterialError: There is no key to open it.
     """
-    files = read_input(step, "dataset", dataset)
-    begun = begin(
-        step,
-        stage="residual_pii_gate",
-        inputs={"dataset": content_digest(files)},
-        parameters={"masking": dict(masking)},
-        evidence=[evidence],
-    )
-    figures: dict[str, int] = {}
-    inconclusive = ""
-    try:
-        masked = parse_dataset(files)
-        figures = residual_figures(masked.table, masking_plan(masked.spec, masking))
-    except DataError as error:
-        inconclusive = str(error)
+    with open_input(step, "dataset", dataset) as masked:
+        begun = begin(
+            step,
+            stage="residual_pii_gate",
+            inputs={"dataset": masked.digest},
+            parameters={"masking": dict(masking)},
+            evidence=[evidence],
+        )
+        residual: Residual | None = None
+        inconclusive = ""
+        try:
+            table = masked.table
+            residual = search_residual(table.schema, table.pieces(), masking_plan(masked.spec, masking))
+        except DataError as error:
+            inconclusive = str(error)
+    figures = residual.figures() if residual else {}
     statement = begun.finish(bundle=bundle, figures=figures, inconclusive=inconclusive)
-    write_bytes(report, gate_page(statement, begun.rule).encode())
+    found = PiiReport(residual, _masked(begun.chain), reason=statement.reason)
+    write_bytes(report, gate_page(statement, begun.rule, found.sections()).encode())
+    write_bytes(details, found.to_json())
     return statement
+
+
+def _masked(chain: Chain) -> dict[str, dict[str, int]]:
+    """Return how many the evidence says were masked, by column and entity: of all steps that masked a part of it."""
+    counts: dict[str, Counter[str]] = {}
+    for statement in chain.statements.values():
+        if statement.stage == "mask_pii":
+            for column, entities in pairs_in("masked", statement.figures).items():
+                counts.setdefault(column, Counter()).update(entities)
+    return {column: dict(entities) for column, entities in counts.items()}
