@@ -519,7 +519,7 @@ def stream_dataset(directory: Path) -> Iterator[DatasetStream]:
     """
     _check_names(directory)
     description = read_regular_file(directory / SPEC_FILE, limit=MAX_SPEC_BYTES)
-    with _open_regular(directory / DATA_FILE) as rows:
+    with open_regular_file(directory / DATA_FILE) as rows:
         yield DatasetStream.digesting(rows, description)
 
 
@@ -579,7 +579,7 @@ def read_regular_file(path: Path | str, *, limit: int, dir_fd: int | None = None
     Raises:
         DataError: Missing, unreadable, a link, not a regular file, or larger than `limit`.
     """
-    with _open_regular(path, dir_fd) as stream:
+    with open_regular_file(path, dir_fd) as stream:
         try:
             data = stream.read(limit + 1)
         except OSError as error:
@@ -589,7 +589,7 @@ def read_regular_file(path: Path | str, *, limit: int, dir_fd: int | None = None
     return data
 
 
-def _open_regular(path: Path | str, dir_fd: int | None = None) -> BinaryIO:
+def open_regular_file(path: Path | str, dir_fd: int | None = None) -> BinaryIO:
     def opener(name: str, flags: int) -> int:
         return os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=dir_fd)
 

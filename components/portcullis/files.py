@@ -110,22 +110,32 @@ class PinnedFile(SegmentedFile):
     Args:
         source: Seekable.
         name: Names the file in messages.
+        pinned: The same file as it was digested through another handle; then nothing is read now.
 
     Attributes:
         sha256: SHA-256 of all bytes (hex).
+        pins: SHA-256 of each MiB, 32 bytes.
     """
 
-    def __init__(self, source: BinaryFile, name: str) -> None:
+    def __init__(self, source: BinaryFile, name: str, *, pinned: "PinnedFile | None" = None) -> None:
         self._source, self._name = source, name
-        self._pins: list[bytes] = []
+        if pinned is not None:
+            self.pins, self.sha256 = pinned.pins, pinned.sha256
+            super().__init__(pinned.size, PIN_BYTES)
+            return
+        self.pins: list[bytes] = []
         size = 0
         whole = hashlib.sha256()
         while chunk := self._read_source(size, PIN_BYTES):
             whole.update(chunk)
-            self._pins.append(hashlib.sha256(chunk).digest())
+            self.pins.append(hashlib.sha256(chunk).digest())
             size += len(chunk)
         self.sha256 = whole.hexdigest()
         super().__init__(size, PIN_BYTES)
+
+    def over(self, source: BinaryFile) -> "PinnedFile":
+        """Return the file read through another handle, from its start: the same bytes, or refused."""
+        return PinnedFile(source, self._name, pinned=self)
 
     def segment(self, index: int) -> bytes:
         """Load the bytes.
@@ -135,7 +145,7 @@ class PinnedFile(SegmentedFile):
         """
         start = index * PIN_BYTES
         chunk = self._read_source(start, min(PIN_BYTES, self.size - start))
-        if hashlib.sha256(chunk).digest() != self._pins[index]:
+        if hashlib.sha256(chunk).digest() != self.pins[index]:
             raise DataError(f"{self._name} changed while it was read; leave it alone and run again")
         return chunk
 
@@ -191,6 +201,14 @@ def write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         with os.fdopen(descriptor, "wb") as stream:
             stream.write(data)
+
+
+def read_full(source: BinaryFile, size: int) -> bytes:
+    """Read `size` bytes, fewer only at the end of the file."""
+    data = bytearray()
+    while len(data) < size and (part := source.read(size - len(data))):
+        data += part
+    return bytes(data)
 
 
 def write_all(target: BinaryFile, data: bytes | memoryview) -> None:

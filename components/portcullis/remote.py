@@ -16,6 +16,7 @@ ends in a slash only marks a folder and is not read.
 
 import contextlib
 import datetime as dt
+import io
 import os
 import re
 from collections.abc import Iterator
@@ -42,36 +43,68 @@ _FOREIGN_ERRORS = (OSError, pa.ArrowException, UnicodeDecodeError)
 
 
 @dataclass(frozen=True)
-class _Object:
-    """One object: its path relative to the source, where the store has it, and its size in bytes."""
+class StoreObject:
+    """One object of a store, listed and checked but not yet read.
 
+    Attributes:
+        uri: The URI that it was found by, for messages.
+        name: Its path relative to that source; of a single object the last part of its key.
+        size: In bytes.
+    """
+
+    uri: str
     name: str
-    location: str
     size: int
+    _location: str
+    _store: fs.FileSystem
 
     def __post_init__(self) -> None:
         if type(self.size) is not int or self.size < 0:
             raise DataError(f"the store names no size of {self.name[:80]!a}")
 
+    def read(self) -> bytes:
+        """Read it whole, by one request, so that one that is replaced meanwhile is not read half old, half new.
 
-@dataclass(frozen=True)
-class _Source:
-    """What a URI names, listed and checked but not yet read."""
+        Raises:
+            UsageError: It cannot be read.
+            DataError: Its size is no longer the listed one.
+        """
+        with _store_errors(self.uri), self._store.open_input_stream(self._location, compression=None) as stream:
+            data: bytes = stream.read(self.size + 1)
+        if len(data) != self.size:
+            raise DataError(f"{self.uri}: {self.name} changed while it was read")
+        return data
 
-    uri: str
-    store: fs.FileSystem
-    objects: tuple[_Object, ...]
-    is_folder: bool
+    @contextlib.contextmanager
+    def open(self) -> Iterator[io.RawIOBase]:
+        """Open it to read and seek in, by one request for each part; whether it stays the same is not checked.
 
-    def read(self) -> Iterator[tuple[str, bytes]]:
-        """Yield the name and the bytes of each object; one whose size is no longer the listed one is refused."""
-        for entry in self.objects:
-            with _store_errors(self.uri), self.store.open_input_stream(entry.location, compression=None) as stream:
-                # One read is one request, so an object that is replaced meanwhile is not read half old, half new.
-                data = stream.read(entry.size + 1)
-            if len(data) != entry.size:
-                raise DataError(f"{self.uri}: {entry.name} changed while it was read")
-            yield entry.name, data
+        Raises:
+            UsageError: It cannot be read, now or later.
+            DataError: Its size is no longer the listed one.
+        """
+        with _store_errors(self.uri):
+            opened = self._store.open_input_file(self._location)
+        with opened:
+            if opened.size() != self.size:
+                raise DataError(f"{self.uri}: {self.name} changed while it was read")
+            yield _StoreFile(self.uri, opened)
+
+
+class _StoreFile(io.RawIOBase):
+    """An object that is open, whose errors are ours."""
+
+    def __init__(self, uri: str, opened: pa.NativeFile) -> None:
+        self._uri, self._opened = uri, opened
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        with _store_errors(self._uri):
+            return int(self._opened.seek(offset, whence))
+
+    def read(self, size: int = -1) -> bytes:
+        with _store_errors(self._uri):
+            data: bytes = self._opened.read(size)
+            return data
 
 
 def is_remote(uri: str) -> bool:
@@ -94,50 +127,62 @@ def parse_uri(uri: str) -> tuple[str, str, str]:
     return match[1], match[2], match[3]
 
 
-def remote_files(uri: str, *, limit: int) -> tuple[dict[str, bytes], bool]:
-    """Read an object, or every object of a folder, into memory.
+def remote_objects(uri: str, *, limit: int | None = None) -> tuple[tuple[StoreObject, ...], bool]:
+    """List an object, or every object of a folder, sorted by name; nothing of them is read yet.
 
     Args:
         uri: The source (see the module's docstring); a slash at its end says that it is a folder.
-        limit: Most bytes of all objects together; they are summed before any is read.
+        limit: Most bytes of all objects together.
 
     Returns:
-        Path relative to the source (of a single object its last part) to bytes, and whether the source is a folder.
+        The objects, and whether the source is a folder.
 
     Raises:
-        UsageError: The URI or the environment is malformed, or the source is missing or cannot be read.
-        DataError: More than `limit` bytes or 100,000 names, a name that no file may have, an object that changed while
-            it was read, or an empty folder.
+        UsageError: The URI or the environment is malformed, or the source is missing or cannot be listed.
+        DataError: More than `limit` bytes or 100,000 names, a name that no file may have, or an empty folder.
     """
-    source = _listed(uri, limit)
-    return dict(source.read()), source.is_folder
+    scheme, bucket, key = parse_uri(uri)
+    location = f"{bucket}/{key.removesuffix('/')}"
+    with _store_errors(uri):
+        store = _google() if scheme == "gs" else _s3(bucket, own_server=scheme == "minio")
+        info = store.get_file_info(location)
+    if info.type == fs.FileType.File and not key.endswith("/"):
+        objects = (StoreObject(uri, location.rpartition("/")[2], info.size, location, store),)
+    elif info.type == fs.FileType.Directory:
+        objects = _below(uri, store, location)
+    else:
+        raise UsageError(f"cannot read {uri}: there is no such object or folder; check its name and the endpoint")
+    total = sum(entry.size for entry in objects)
+    if limit is not None and total > limit:
+        raise DataError(f"{uri} holds {total} bytes, larger than the {limit} allowed here")
+    return objects, info.type == fs.FileType.Directory
 
 
 def fetch(uri: str, destination: Path, *, is_folder: bool, limit: int) -> None:
     """Write an object to a file, or a folder to a directory, whole or not at all; what was there is replaced.
 
     Args:
-        uri: As in `remote_files`.
+        uri: As in `remote_objects`.
         destination: The file or directory; one object is in memory at a time.
         is_folder: Which of the two the source must be.
         limit: Most bytes of all objects together.
 
     Raises:
-        UsageError: As `remote_files`, or the source is of the other kind, or the destination cannot be written.
-        DataError: As `remote_files`.
+        UsageError: As `remote_objects`, or an object cannot be read, or the source is of the other kind, or the
+            destination cannot be written.
+        DataError: As `remote_objects`, or an object changed while it was read.
     """
-    source = _listed(uri, limit)
-    if source.is_folder != is_folder:
-        raise UsageError(f"{uri} is {'a folder' if source.is_folder else 'one object'}; name the other kind")
+    objects, found_folder = remote_objects(uri, limit=limit)
+    if found_folder != is_folder:
+        raise UsageError(f"{uri} is {'a folder' if found_folder else 'one object'}; name the other kind")
     try:
         if not is_folder:
-            ((_, data),) = source.read()
-            write_bytes(destination, data)
+            write_bytes(destination, objects[0].read())
             return
         with atomic_path(destination) as temporary:
             temporary.mkdir()
-            for name, data in source.read():
-                write_bytes(temporary / name, data)
+            for entry in objects:
+                write_bytes(temporary / entry.name, entry.read())
     except OSError as error:
         raise UsageError(f"cannot write {destination}: {error.strerror}") from error
 
@@ -152,32 +197,14 @@ def _store_errors(uri: str) -> Iterator[None]:
         raise UsageError(f"cannot read {uri}: {said[:400]}; {advice}") from error
 
 
-def _listed(uri: str, limit: int) -> _Source:
-    scheme, bucket, key = parse_uri(uri)
-    location = f"{bucket}/{key.removesuffix('/')}"
-    with _store_errors(uri):
-        store = _google() if scheme == "gs" else _s3(bucket, own_server=scheme == "minio")
-        info = store.get_file_info(location)
-    if info.type == fs.FileType.File and not key.endswith("/"):
-        objects = [_Object(location.rpartition("/")[2], location, info.size)]
-    elif info.type == fs.FileType.Directory:
-        objects = _below(uri, store, location)
-    else:
-        raise UsageError(f"cannot read {uri}: there is no such object or folder; check its name and the endpoint")
-    total = sum(entry.size for entry in objects)
-    if total > limit:
-        raise DataError(f"{uri} holds {total} bytes, larger than the {limit} allowed here")
-    return _Source(uri, store, tuple(objects), info.type == fs.FileType.Directory)
-
-
-def _below(uri: str, store: fs.FileSystem, root: str) -> list[_Object]:
+def _below(uri: str, store: fs.FileSystem, root: str) -> tuple[StoreObject, ...]:
     """List every object of a folder, sorted by name."""
     with _store_errors(uri):
         # At once: level by level, Arrow finds a folder of Google's store only where someone made an object for it.
         listing = store.get_file_info(fs.FileSelector(root, recursive=True))
     if len(listing) > MAX_ENTRIES:
         raise DataError(f"{uri} holds more than {MAX_ENTRIES} names")
-    objects: dict[str, _Object] = {}
+    objects: dict[str, StoreObject] = {}
     for info in listing:
         name = info.path.removeprefix(f"{root}/")
         if not info.path.startswith(f"{root}/") or not _is_path(name):
@@ -186,13 +213,13 @@ def _below(uri: str, store: fs.FileSystem, root: str) -> list[_Object]:
             continue
         if name in objects:
             raise DataError(f"{uri} holds {name} twice")
-        objects[name] = _Object(name, info.path, info.size)
+        objects[name] = StoreObject(uri, name, info.size, info.path, store)
     parents = {str(parent) for name in objects for parent in PurePosixPath(name).parents}
     if both := parents & objects.keys():
         raise DataError(f"{uri}: {min(both)} is both an object and a folder")
     if not objects:
         raise DataError(f"{uri} holds no object")
-    return [objects[name] for name in sorted(objects)]
+    return tuple(objects[name] for name in sorted(objects))
 
 
 def _is_path(name: str) -> bool:

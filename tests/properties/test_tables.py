@@ -17,10 +17,19 @@ from hypothesis import strategies as st
 from portcullis.dataset import PROVENANCE, DatasetSpec, Features, Label, read_dataset, write_dataset
 from portcullis.digest import canonical_json, parse_canonical_json, tree_digest
 from portcullis.errors import DataError, PortcullisError
-from portcullis.ingest.csv_table import parse_csv
-from portcullis.ingest.jsonl_table import parse_jsonl
+from portcullis.ingest.csv_table import read_csv
+from portcullis.ingest.jsonl_table import read_jsonl
 from portcullis.ingest.readers import read_source
 from portcullis.table import logical_root, parse_parquet
+
+
+def parse_csv(data: bytes, block_bytes: int = 1 << 20) -> pa.Table:
+    return pa.concat_tables([it.table for it in read_csv(io.BytesIO(data), block_bytes=block_bytes)]).combine_chunks()
+
+
+def parse_jsonl(data: bytes, block_bytes: int = 1 << 20) -> pa.Table:
+    return pa.concat_tables([it.table for it in read_jsonl(io.BytesIO(data), block_bytes=block_bytes)]).combine_chunks()
+
 
 VALUES = {
     "int64": st.integers(-(2**63), 2**63 - 1),
@@ -154,7 +163,7 @@ def test_any_bytes_are_json_lines_or_are_refused(pieces: list[bytes]) -> None:
     rows = [json.loads(line) for line in data.decode().splitlines()]
     assert [set(row) for row in rows] == [{"a"}] * len(rows)
     spelled = [None if row["a"] is None else "true" if row["a"] is True else str(row["a"]) for row in rows]
-    assert parsed.table["a"].to_pylist() == spelled
+    assert parsed["a"].to_pylist() == spelled
     assert len({type(row["a"]) for row in rows} - {type(None)}) <= 1
 
 
@@ -164,14 +173,14 @@ def test_csv_cells_come_back_as_written(rows: list[list[str]]) -> None:
         return '"' + cell.replace('"', '""') + '"'
 
     text = "a,b\n" + "".join(",".join(map(quoted, row)) + "\r\n" for row in rows)
-    assert [list(row.values()) for row in parse_csv(text.encode()).table.to_pylist()] == rows
+    assert [list(row.values()) for row in parse_csv(text.encode()).to_pylist()] == rows
 
 
 @given(st.lists(st.sampled_from([b"a", b'"', b",", b"\n", b"\r", b"\r\n", b"\xc3", b"\xa9", b"\0", b"1"]), max_size=30))
 def test_any_bytes_parse_or_are_refused(pieces: list[bytes]) -> None:
     data = b"a,b\n" + b"".join(pieces)
     try:
-        table = parse_csv(data).table
+        table = parse_csv(data)
     except DataError:
         return
     assert table.column_names == ["a", "b"]
@@ -180,7 +189,44 @@ def test_any_bytes_parse_or_are_refused(pieces: list[bytes]) -> None:
         ",".join("" if cell is None else '"' + cell.replace('"', '""') + '"' for cell in row.values()) + "\n"
         for row in table.to_pylist()
     )
-    assert parse_csv(again.encode()).table.equals(table)
+    assert parse_csv(again.encode()).equals(table)
+
+
+CSV_PIECES = st.lists(
+    st.sampled_from([b"a", b'"', b",", b"\n", b"\r\n", b"\xc3\xa9", b"1", b'"x\ny"', b"a,b\n"]), max_size=30
+)
+BLOCKS = st.integers(3, 40)  # at least what a byte-order mark takes
+
+
+@given(CSV_PIECES, BLOCKS)
+def test_where_a_csv_file_is_cut_decides_nothing(pieces: list[bytes], block: int) -> None:
+    data = b"a,b\n" + b"".join(pieces)
+    positions = []
+    try:
+        whole = parse_csv(data)
+    except DataError:
+        with pytest.raises(DataError):
+            parse_csv(data, block)
+        return
+    assert parse_csv(data, block).equals(whole)
+    for size in (block, 1 << 20):
+        blocks = list(read_csv(io.BytesIO(data), block_bytes=size))
+        positions.append(
+            [it.position(row, column) for it in blocks for row in range(len(it.table)) for column in (0, 1)]
+        )
+    assert positions[0] == positions[1]
+
+
+@given(st.lists(st.sampled_from([*PIECES, *WHOLE, b"\n", b"\n"]), max_size=20), BLOCKS)
+def test_where_json_lines_are_cut_decides_nothing(pieces: list[bytes], block: int) -> None:
+    data = b"".join(pieces)
+    try:
+        whole = parse_jsonl(data)
+    except DataError:
+        with pytest.raises(DataError):
+            parse_jsonl(data, block)
+        return
+    assert parse_jsonl(data, block).equals(whole)
 
 
 # Descriptions and directories.

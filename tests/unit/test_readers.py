@@ -14,8 +14,8 @@ from portcullis.dataset import DatasetSpec
 from portcullis.digest import path_digest
 from portcullis.errors import ConfigError, DataError, UsageError
 from portcullis.ingest import csv_table, jsonl_table
-from portcullis.ingest.csv_table import parse_csv
-from portcullis.ingest.jsonl_table import parse_jsonl
+from portcullis.ingest.csv_table import read_csv
+from portcullis.ingest.jsonl_table import read_jsonl
 from portcullis.ingest.readers import read_source, read_table
 from portcullis.table import logical_root, table_schema
 
@@ -32,6 +32,14 @@ ROW = b"1,2.5,02139,x,yes\n"
 def write(path: Path, data: bytes) -> str:
     path.write_bytes(data)
     return str(path)
+
+
+def parse_csv(data: bytes, block_bytes: int = 1 << 20) -> pa.Table:
+    return pa.concat_tables([block.table for block in read_csv(io.BytesIO(data), block_bytes=block_bytes)])
+
+
+def parse_jsonl(data: bytes, block_bytes: int = 1 << 20) -> pa.Table:
+    return pa.concat_tables([block.table for block in read_jsonl(io.BytesIO(data), block_bytes=block_bytes)])
 
 
 # The CSV dialect.
@@ -53,12 +61,13 @@ CSV = {
 }
 
 
+@pytest.mark.parametrize("block", [1, 2, 5, 1 << 20])
 @pytest.mark.parametrize("chunk", [1, 2, 3, 7, 1 << 18])
 @pytest.mark.parametrize("name", CSV)
-def test_csv_is_split_into_cells(name: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_csv_is_split_into_cells(name: str, chunk: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(csv_table, "_CHUNK", chunk)
     data, rows = CSV[name]
-    assert parse_csv(data).table.to_pylist() == rows
+    assert parse_csv(data, block).to_pylist() == rows
 
 
 BAD_CSV = {
@@ -96,13 +105,16 @@ BAD_CSV = {
 }
 
 
+@pytest.mark.parametrize("block", [3, 1 << 20])
 @pytest.mark.parametrize("chunk", [1, 5, 1 << 18])
 @pytest.mark.parametrize("name", [name for name in BAD_CSV if not name.startswith(("oversize", "too many columns"))])
-def test_malformed_csv_is_refused_with_its_line(name: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_malformed_csv_is_refused_with_its_line(
+    name: str, chunk: int, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(csv_table, "_CHUNK", chunk)
     data, message = BAD_CSV[name]
     with pytest.raises(DataError, match=message):
-        parse_csv(data)
+        parse_csv(data, block)
 
 
 @pytest.mark.parametrize("name", [name for name in BAD_CSV if name.startswith(("oversize", "too many columns"))])
@@ -113,7 +125,7 @@ def test_oversize_csv_is_refused(name: str) -> None:
 
 
 def test_a_cell_of_the_largest_size_is_read() -> None:
-    assert parse_csv(b"a,b\n1," + b"x" * (1 << 20)).table["b"][0].as_py() == "x" * (1 << 20)
+    assert parse_csv(b"a,b\n1," + b"x" * (1 << 20))["b"][0].as_py() == "x" * (1 << 20)
 
 
 # The JSON Lines dialect.
@@ -140,7 +152,7 @@ JSONL = {
 def test_json_lines_are_read(name: str, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jsonl_table, "_BATCH_LINES", batch)
     data, rows = JSONL[name]
-    assert parse_jsonl(data).table.to_pylist() == rows
+    assert parse_jsonl(data).to_pylist() == rows
 
 
 BIG = b"x" * ((1 << 20) + 1)

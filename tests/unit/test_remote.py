@@ -16,7 +16,7 @@ from portcullis.dataset import DatasetSpec
 from portcullis.digest import content_digest, path_digest
 from portcullis.errors import DataError, UsageError
 from portcullis.ingest.readers import read_source
-from portcullis.remote import fetch, is_remote, remote_files
+from portcullis.remote import fetch, is_remote, remote_objects
 
 LIMIT = 1 << 20
 FOLDER = {
@@ -26,6 +26,11 @@ FOLDER = {
     "é x?#%41+&.csv": b"",
     "z": b"3",
 }
+
+
+def remote_files(uri, *, limit):
+    objects, is_folder = remote_objects(uri, limit=limit)
+    return {it.name: it.read() for it in objects}, is_folder
 
 
 @pytest.fixture(autouse=True)
@@ -220,7 +225,7 @@ def test_a_store_that_sends_elsewhere_is_not_followed(store, monkeypatch, region
 @pytest.mark.parametrize("size", [-1, None, 1.5, True])
 def test_a_size_that_is_none_is_refused(size):
     with pytest.raises(DataError, match="names no size"):
-        remote._Object("a", "bucket/a", size)
+        remote.StoreObject("s3://bucket/a", "a", size, "bucket/a", None)
 
 
 def test_another_access_key_is_refused(store, tmp_path, monkeypatch):

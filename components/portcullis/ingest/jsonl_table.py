@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from portcullis.errors import DataError
-from portcullis.ingest.csv_table import MAX_CELL_BYTES, check_encoding, line_of
+from portcullis.files import BinaryFile, read_full
+from portcullis.ingest.csv_table import BLOCK_BYTES, MAX_CELL_BYTES, check_beginning, check_encoding, line_of
 from portcullis.table import check_header
 
 MAX_LINE_BYTES = 16 << 20  # parsed values take many times the bytes of their line
@@ -36,60 +37,103 @@ _KINDS: Mapping[type, str] = {str: "text", _Number: "a number", bool: "a boolean
 
 
 @dataclass(frozen=True)
-class JsonlTable:
-    """A parsed JSON Lines file.
+class JsonlBlock:
+    """Some lines of a JSON Lines file.
 
     Attributes:
         table: One row per line, every column of type string: text, the spelling of numbers, `true` and `false`.
-        kinds: Column to `text`, `a number` or `a boolean`; a column without any value is not in it.
+        row: How many lines come before the first.
+        kinds: Column to `text`, `a number` or `a boolean`, by the lines up to the last one here; a column without any
+            value so far is not in it.
     """
 
     table: pa.Table
+    row: int
     kinds: Mapping[str, str]
 
+    def position(self, row: int, _: int) -> str:
+        """Name a row of the block by its line of the file, from 1."""
+        return f"line {self.row + row + 1}"
 
-def parse_jsonl(data: bytes) -> JsonlTable:
-    """Parse JSON Lines.
+
+def read_jsonl(file: BinaryFile, *, block_bytes: int = BLOCK_BYTES) -> Iterator[JsonlBlock]:
+    """Read a JSON Lines file block by block.
+
+    Args:
+        file: At its start.
+        block_bytes: About how many bytes are read at a time.
+
+    Yields:
+        The blocks, each of at least one row, at least one block.
 
     Raises:
-        DataError: Not in the dialect above, with the line; an empty file, or a cell of more than 1 MiB.
+        DataError: Not in the dialect above, with the line; an empty file, a cell of more than 1 MiB, or a line of more
+            than 16 MiB.
     """
-    check_encoding(data)
-    lone = _LONE_CR.search(data)
-    if lone:
-        raise DataError(f"line {line_of(data, lone.start())}: a CR without LF")
     header: list[str] = []
     kinds: dict[str, type] = {}
-    batches: list[pa.RecordBatch] = []
-    rows: list[tuple[Any, ...]] = []
-    schema = pa.schema([])
-    size = 0
-    for number, line in enumerate(_lines(data), start=1):
-        pairs = _parse(line, number)
-        if number == 1:
-            header = [name for name, _ in pairs]
-            try:
-                check_header(header)
-            except DataError as error:
-                raise DataError(f"line 1: {error}") from error
-            schema = pa.schema([(name, pa.string()) for name in header])
-        rows.append(_row(pairs, header, number))
-        size += len(line)
-        if len(rows) == _BATCH_LINES or size > _BATCH_BYTES:
-            batches.append(_batch(rows, schema, kinds, number))
-            rows, size = [], 0
-    if rows:
-        batches.append(_batch(rows, schema, kinds, number))
-    return JsonlTable(pa.Table.from_batches(batches, schema), {name: _KINDS[kind] for name, kind in kinds.items()})
+    number = 0
+    for data in _whole_lines(file, block_bytes):
+        check_encoding(data, number + 1)
+        lone = _LONE_CR.search(data)
+        if lone:
+            raise DataError(f"line {line_of(data, lone.start(), number + 1)}: a CR without LF")
+        for lines in _batches(data):
+            first = number
+            rows: list[tuple[Any, ...]] = []
+            for line in lines:
+                number += 1
+                pairs = _parse(line, number)
+                if number == 1:
+                    header = _header(pairs)
+                rows.append(_row(pairs, header, number))
+            yield JsonlBlock(
+                pa.Table.from_batches([_batch(rows, header, kinds, first + 1)]),
+                first,
+                {name: _KINDS[kind] for name, kind in kinds.items()},
+            )
 
 
-def _lines(data: bytes) -> Iterator[bytes]:
-    start = 0
+def _whole_lines(file: BinaryFile, block_bytes: int) -> Iterator[bytes]:
+    rest, number, at_end = b"", 1, False
+    while not at_end:
+        part = read_full(file, block_bytes)
+        at_end = len(part) < block_bytes
+        if number == 1 and not rest:
+            check_beginning(part)
+        data = rest + part
+        end = len(data) if at_end else data.rfind(b"\n") + 1
+        if not end and len(data) > MAX_LINE_BYTES:
+            raise DataError(f"line {number}: more than {MAX_LINE_BYTES} bytes")
+        if end:
+            yield data[:end]
+        number += data.count(b"\n", 0, end)
+        rest = data[end:]
+
+
+def _batches(data: bytes) -> Iterator[list[bytes]]:
+    lines: list[bytes] = []
+    size = start = 0
     while start < len(data):
         end = data.find(b"\n", start)
         end = len(data) if end < 0 else end
-        yield data[start:end]
+        lines.append(data[start:end])
+        size += end - start
         start = end + 1
+        if len(lines) == _BATCH_LINES or size > _BATCH_BYTES:
+            yield lines
+            lines, size = [], 0
+    if lines:
+        yield lines
+
+
+def _header(pairs: tuple[tuple[str, Any], ...]) -> list[str]:
+    header = [name for name, _ in pairs]
+    try:
+        check_header(header)
+    except DataError as error:
+        raise DataError(f"line 1: {error}") from error
+    return header
 
 
 def _parse(line: bytes, number: int) -> tuple[tuple[str, Any], ...]:
@@ -128,12 +172,13 @@ def _row(pairs: tuple[tuple[str, Any], ...], header: Sequence[str], number: int)
     return tuple(value for _, value in pairs)
 
 
-def _batch(rows: Sequence[tuple[Any, ...]], schema: pa.Schema, kinds: dict[str, type], last: int) -> pa.RecordBatch:
-    first = last - len(rows) + 1
+def _batch(
+    rows: Sequence[tuple[Any, ...]], header: Sequence[str], kinds: dict[str, type], first: int
+) -> pa.RecordBatch:
     columns = [
-        _column(values, name, kinds, first) for name, values in zip(schema.names, zip(*rows, strict=True), strict=True)
+        _column(values, name, kinds, first) for name, values in zip(header, zip(*rows, strict=True), strict=True)
     ]
-    return pa.record_batch(columns, schema=schema)
+    return pa.record_batch(columns, names=header)
 
 
 def _column(values: Sequence[Any], name: str, kinds: dict[str, type], first: int) -> pa.StringArray:

@@ -9,14 +9,14 @@ from portcullis.errors import DataError
 from portcullis.evidence.statement import Statement
 from portcullis.evidence.step import begin
 from portcullis.evidence.trust import now_ms
-from portcullis.ingest.readers import read_source
-from portcullis.table import logical_root, table_schema
+from portcullis.ingest.readers import open_source
+from portcullis.table import RowDigester, digested, table_schema
 
 MAX_SCHEMA_BYTES = 1 << 20  # far below what one line of evidence may hold
 
 
 def ingest(*, step: str, nonce: str, evidence: Path, uri: str, spec: str, dataset: Path, bundle: Path) -> Statement:
-    """Read a source and write it as a sealed data set.
+    """Read a source, of any size, and write it as a sealed data set.
 
     Args:
         step: This step's name in the policy.
@@ -35,7 +35,7 @@ def ingest(*, step: str, nonce: str, evidence: Path, uri: str, spec: str, datase
     """
     started = now_ms()
     described = DatasetSpec.from_yaml(spec)
-    source = read_source(uri, described)
+    source = open_source(uri, described)
     begun = begin(
         step,
         stage="ingest",
@@ -44,10 +44,12 @@ def ingest(*, step: str, nonce: str, evidence: Path, uri: str, spec: str, datase
         evidence=[evidence],
         started=started,
     )
-    schema = canonical_json([list(column) for column in table_schema(source.table)])
+    table = source.table
+    schema = canonical_json([list(column) for column in table_schema(table)])
     if len(schema) > MAX_SCHEMA_BYTES:
         raise DataError(f"the names of the columns take more than {MAX_SCHEMA_BYTES} bytes; shorten them")
-    digest = seal_dataset(dataset, source.table, source.spec, recipient=pipeline_recipient())
+    digester = RowDigester(table.schema, table.rows)
+    digest = seal_dataset(dataset, digested(table, digester), source.spec, recipient=pipeline_recipient())
     return begun.finish(
         bundle=bundle,
         outputs={"dataset": digest},
@@ -56,9 +58,9 @@ def ingest(*, step: str, nonce: str, evidence: Path, uri: str, spec: str, datase
             "reader": source.reader,
             "bytes": sum(entry.size for entry in source.files),
             "files": len(source.files),
-            "rows": source.table.num_rows,
-            "columns": source.table.num_columns,
-            "logical_root": logical_root(source.table),
+            "rows": table.rows,
+            "columns": len(table.schema),
+            "logical_root": digester.digests().root,
             "schema": schema.decode(),
         },
     )
