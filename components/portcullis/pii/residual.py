@@ -71,7 +71,7 @@ def residual_figures(table: Any, plan: MaskingPlan) -> dict[str, int]:
 
     Returns:
         Counts, all to be judged against zero but the last two: `residual_identifiers` (in cells, and in the columns'
-        names), `untokenised_cells` (of columns that are masked whole, neither null nor well-formed), `undropped_columns`,
+        names), `untokenised_cells` (of columns masked whole, neither null nor well-formed), `undropped_columns`,
         `cells_scanned` and `columns_scanned` (text and numbers; nulls are not counted).
 
     Raises:
