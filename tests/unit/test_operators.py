@@ -1,8 +1,12 @@
 """Masking policies and operators: what each leaves, which policies are refused, and what a gate recognises."""
 
+from pathlib import Path
+
 import pyarrow as pa
 import pytest
+import yaml
 
+import portcullis.pii
 from portcullis.dataset import DatasetSpec, Features, Label
 from portcullis.errors import ConfigError, DataError
 from portcullis.pii.entities import BY_COLUMN, Entity
@@ -284,3 +288,10 @@ def test_a_policy_says_more_exactly_what_becomes_of_a_sensitive_column() -> None
     plan = MaskingPlan.parse({"columns": {"zip": {"generalise": "zip3"}}}).covering(SPEC.sensitive)
     assert plan.to_dict()["columns"] == {"zip": {"generalise": "zip3"}, "note": "scan", "id": "drop"}
     assert masking_plan(SPEC, plan.to_dict()) == plan
+
+
+def test_the_policy_on_the_stages_page_is_one() -> None:
+    page = (Path(portcullis.pii.__file__).parent / "README.md").read_text()
+    document = yaml.safe_load(page.split("```\n")[1])
+    plan = MaskingPlan.parse(document["masking"])
+    assert plan.columns["name"] == Operator("token", entity=Entity.PERSON_NAME)
