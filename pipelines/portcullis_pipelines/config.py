@@ -32,7 +32,6 @@ from portcullis.deploy.settings import ServingSettings, require_server_name
 from portcullis.digest import canonical_json
 from portcullis.errors import ConfigError, DataError
 from portcullis.files import read_bytes
-from portcullis.pii.entities import IN_TEXT
 from portcullis.pii.plan import MaskingPlan, masking_plan
 from portcullis.privacy.settings import NoisedColumn, noised_columns
 from portcullis.quality.settings import QualitySettings
@@ -197,7 +196,7 @@ class ReferenceConfig:
     """
 
     dataset: DatasetSpec
-    masking: MaskingPlan = MaskingPlan(IN_TEXT, {})  # type: ignore[arg-type]  # names become their defaults
+    masking: MaskingPlan = field(default_factory=lambda: MaskingPlan.parse({}))
     screening: QualitySettings = field(default_factory=QualitySettings)
     quality: Quality = field(default_factory=Quality)
     test_fraction: float = 0.2

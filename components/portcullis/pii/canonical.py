@@ -112,9 +112,8 @@ def _is_plain_ipv6(offsets: Ints, data: Bytes) -> npt.NDArray[np.bool_]:
 def _group_starts(offsets: Ints, data: Bytes, mark: int) -> Ints:
     """Return the places of the first byte of each value that is not empty, and of those behind a mark in it."""
     behind = np.flatnonzero(data[:-1] == mark) + 1
-    return np.union1d(
-        behind[_value_of(offsets, behind) == _value_of(offsets, behind - 1)], offsets[:-1][np.diff(offsets) > 0]
-    )
+    behind = behind[_value_of(offsets, behind) == _value_of(offsets, behind - 1)]
+    return np.union1d(behind, offsets[:-1][np.diff(offsets) > 0])
 
 
 def _value_of(offsets: Ints, places: Ints) -> Ints:

@@ -47,9 +47,9 @@ def cmac(key: bytes, prefix: bytes, values: pa.LargeStringArray) -> npt.NDArray[
         blocks = text.view(np.uint64).reshape(len(group), count, 2)
         blocks[:, -1] ^= whole
         blocks[short, -1] ^= whole ^ partial
-        state = start
+        state = start[np.newaxis]
         for index in range(count):
-            state = np.frombuffer(encrypt((blocks[:, index] ^ state).view(np.uint8)), np.uint64).reshape(-1, 2)
+            state = np.frombuffer(encrypt((blocks[:, index] ^ state).view(np.uint8).data), np.uint64).reshape(-1, 2)
         codes[which] = state.view(np.uint8)
     return codes
 

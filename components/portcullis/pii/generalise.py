@@ -17,28 +17,13 @@ import pyarrow as pa
 from portcullis.pii.folding import fold
 from portcullis.pii.operators import Operator
 
-# The areas of 20,000 people or fewer by the Census of 2000, as the Office for Civil Rights lists them in its guidance on
-# de-identification of November 26, 2012.
+# The areas of 20,000 people or fewer by the Census of 2000, as the Office for Civil Rights lists them in its guidance
+# on de-identification of November 26, 2012.
 RESTRICTED_ZIP3 = frozenset(
-    [
-        "036",
-        "059",
-        "063",
-        "102",
-        "203",
-        "556",
-        "692",
-        "790",
-        "821",
-        "823",
-        "830",
-        "831",
-        "878",
-        "879",
-        "884",
-        "890",
-        "893",
-    ]
+    {
+        *("036", "059", "063", "102", "203", "556", "692", "790", "821"),
+        *("823", "830", "831", "878", "879", "884", "890", "893"),
+    }
 )
 OLDEST = 89
 

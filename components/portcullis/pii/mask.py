@@ -282,7 +282,7 @@ class _Masker:
         return masked
 
     def _laid_bare(self, name: str, findings: Findings) -> tuple[Ints, npt.NDArray[np.uint8]]:
-        """Return the distinct values that hold something more once the findings are out of them, and the first of it."""
+        """Return the distinct values that hold more once the findings are out of them, and the first of it."""
         offsets, data = buffers(findings.distinct)
         outside = ~_inside(*_places(findings, offsets), len(data))
         suspect = np.zeros(len(findings.distinct), np.bool_)
@@ -435,7 +435,7 @@ def _cell_ranks(findings: Findings, otherwise: str) -> npt.NDArray[np.uint8]:
 
 
 def _held(head: Any, plan: MaskingPlan) -> dict[str, Entity]:
-    """Return what entity each column that the plan does not name holds as a whole, where one shows that no text does."""
+    """Return what entity each column that the plan does not name holds as a whole, of those that no text shows."""
     if not BY_COLUMN.intersection(plan.entities):
         return {}
     dropped = [name for name, operator in plan.columns.items() if operator.name == "drop"]

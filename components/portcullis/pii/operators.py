@@ -2,13 +2,13 @@
 
 | operator | what is left | may stand for |
 |---|---|---|
-| `token` | `<EMAIL:` 32 letters `>`, the same for the same identifier under one key | entity, column |
-| `hash` | `<EMAIL:` 64 letters `>`, likewise, under a key of its own | entity, column |
-| `reversible` | `<EMAIL~` letters `>`, which the key turns back into what was written (`portcullis reveal`) | entity, column |
-| `redact` | `<EMAIL>` | entity, column |
-| `star` | as many stars as there were characters; `{star: {keep_last: 4}}` leaves the last ones | entity, column |
-| `generalise` | a year, an age, a region, a network or the lower end of a bin | entity that has such a form, column |
-| `synthetic` | a made-up one that its standard reserves, the same for the same identifier | entity that has one, column |
+| `token` | `<EMAIL:` 32 letters `>`, the same for the same identifier under one key | both |
+| `hash` | `<EMAIL:` 64 letters `>`, likewise, under a key of its own | both |
+| `reversible` | `<EMAIL~` letters `>`, which the key turns back into what was written | both |
+| `redact` | `<EMAIL>` | both |
+| `star` | as many stars as there were characters; `{star: {keep_last: 4}}` leaves the last ones | both |
+| `generalise` | a year, an age, a region, a network or the lower end of a bin | both, but not every entity |
+| `synthetic` | a made-up one from a reserved range, the same for the same one | both, but not every entity |
 | `drop` | nothing: the column is removed | column |
 | `scan` | the text, each identifier in it replaced as its entity says | column |
 | `keep` | everything, for the reason given: `{keep: reason}` | column |
@@ -56,8 +56,8 @@ class Operator:
         keep_last: Of `star`: how many characters at the end stay, 0 to 4; none where they were half of it or more.
         form: Of `generalise`: what it makes; empty where the entity says so.
         width: Of the form `bin`: the width of a bin, above 0.
-        entity: Of `synthetic` in a column: what is made up. Of `token`, `hash`, `reversible` and `redact` in a column: what
-            its cells are, so that a name has one token in every column; else they are VALUE, as they are written.
+        entity: Of `synthetic` in a column: what is made up. Of `token`, `hash`, `reversible` and `redact` in a column:
+            what its cells are, so that a name has one token in every column; else they are VALUE, as they are written.
         reason: Of `keep`: why the column stays.
 
     Raises:
@@ -110,10 +110,7 @@ class Operator:
         try:
             if isinstance(value, str):
                 return cls(value)  # type: ignore[arg-type]
-            if not isinstance(value, dict) or len(value) != 1:
-                raise ConfigError(f"an operator is a name or one name with its option; known are {_listed(_NAMES)}")
-            ((name, option),) = value.items()
-            return cls(name, **_options(name, option))
+            return cls(**_parsed(value))
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from error
 
@@ -147,9 +144,7 @@ class Operator:
                 )
             return Operator("generalise", form=form)
         if self.entity not in (None, entity):
-            raise ConfigError(
-                f"masking.entities.{entity}: {self.name} of another entity, {self.entity}, says nothing here"
-            )
+            raise ConfigError(f"masking.entities.{entity}: {self.name} of {self.entity} says nothing here")
         return replace(self, entity=entity if self.name == "synthetic" else None)
 
     def of_column(self, column: str) -> "Operator":
@@ -160,7 +155,8 @@ class Operator:
         """
         if self.name == "generalise" and not self.form:
             raise ConfigError(
-                f"masking.columns.{column}: say how to generalise, such as {{generalise: year}}; known are {_listed(_FORMS)}"
+                f"masking.columns.{column}: say how to generalise, such as {{generalise: year}}; known are "
+                f"{_listed(_FORMS)}"
             )
         if self.name == "synthetic" and self.entity is None:
             raise ConfigError(
@@ -193,6 +189,13 @@ def shown(value: object) -> str:
         return repr(str(value)[:80])
     except ValueError:  # Python refuses to spell integers of more than 4,300 digits, which YAML's 0x… can hold
         return "a very large number"
+
+
+def _parsed(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict) or len(value) != 1:
+        raise ConfigError(f"an operator is a name or one name with its option; known are {_listed(_NAMES)}")
+    ((name, option),) = value.items()
+    return {"name": name, **_options(name, option)}
 
 
 def _options(name: Any, option: Any) -> dict[str, Any]:
