@@ -119,11 +119,12 @@ class PinnedFile(SegmentedFile):
 
     def __init__(self, source: BinaryFile, name: str, *, pinned: "PinnedFile | None" = None) -> None:
         self._source, self._name = source, name
+        self.pins: list[bytes] = []
+        self.sha256 = ""
         if pinned is not None:
             self.pins, self.sha256 = pinned.pins, pinned.sha256
             super().__init__(pinned.size, PIN_BYTES)
             return
-        self.pins: list[bytes] = []
         size = 0
         whole = hashlib.sha256()
         while chunk := self._read_source(size, PIN_BYTES):

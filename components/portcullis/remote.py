@@ -147,7 +147,7 @@ def remote_objects(uri: str, *, limit: int | None = None) -> tuple[tuple[StoreOb
         store = _google() if scheme == "gs" else _s3(bucket, own_server=scheme == "minio")
         info = store.get_file_info(location)
     if info.type == fs.FileType.File and not key.endswith("/"):
-        objects = (StoreObject(uri, location.rpartition("/")[2], info.size, location, store),)
+        objects: tuple[StoreObject, ...] = (StoreObject(uri, location.rpartition("/")[2], info.size, location, store),)
     elif info.type == fs.FileType.Directory:
         objects = _below(uri, store, location)
     else:

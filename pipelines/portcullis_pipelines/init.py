@@ -5,6 +5,7 @@ The defaults and meanings are read off the dataclasses that read the file again,
 
 import dataclasses
 import inspect
+import io
 import json
 import re
 import tempfile
@@ -18,8 +19,8 @@ import yaml
 
 from portcullis.dataset import read_regular_file
 from portcullis.errors import DataError, UsageError
-from portcullis.ingest.csv_table import parse_csv
-from portcullis.ingest.jsonl_table import parse_jsonl
+from portcullis.ingest.csv_table import read_csv
+from portcullis.ingest.jsonl_table import read_jsonl
 from portcullis.pii.entities import IN_TEXT
 from portcullis.privacy.settings import NoisedColumn
 from portcullis.quality.settings import QualitySettings
@@ -194,7 +195,8 @@ def _table(path: Path) -> pa.Table:
     try:
         if suffix == ".parquet":
             return parse_parquet(data, path.name)
-        return parse_csv(data).table if suffix == ".csv" else parse_jsonl(data).table
+        read = read_csv if suffix == ".csv" else read_jsonl
+        return pa.concat_tables([block.table for block in read(io.BytesIO(data))])
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
 
