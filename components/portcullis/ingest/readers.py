@@ -133,6 +133,17 @@ def read_source(uri: str, spec: DatasetSpec, *, limit: int = MAX_BYTES) -> Sourc
     )
 
 
+def stream_table(uri: str) -> TableStream:
+    """Open a source of any size without a description: columns are typed as those are that a description leaves out.
+
+    Raises:
+        UsageError: As `open_source`; so are the next two.
+        DataError: A malformed source.
+        MissingDependencyError: The built-in data needs scikit-learn.
+    """
+    return _stream(source_files(uri), None)
+
+
 def read_table(uri: str, *, limit: int = MAX_BYTES) -> pa.Table:
     """Read a source without a description: its columns are typed as those are that a description leaves out.
 

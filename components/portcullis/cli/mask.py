@@ -1,0 +1,98 @@
+"""The verb that masks a file: what the pipeline's `mask_pii` and its gate do, for one table and without evidence."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from portcullis.cli.show import say
+from portcullis.errors import GateFailedError, UsageError
+
+_FILE = click.Path(dir_okay=False, path_type=Path)
+_Write = Callable[[Any], None]
+
+
+@click.command()
+@click.argument("source")
+@click.option("--output", type=_FILE, required=True, help="File to write: .csv, .jsonl or .parquet.")
+@click.option("--policy", type=_FILE, help="Masking policy, YAML (default: every identifier in text becomes a token).")
+@click.option("--key", "uri", help="The masking key: file:/path or env:NAME (default: masking.key of PORTCULLIS_KEYS).")
+@click.option("--report", type=_FILE, help="HTML page of what was masked and what is left, also when that is refused.")
+def mask(source: str, output: Path, policy: Path | None, uri: str | None, report: Path | None) -> None:
+    r"""Mask the identifiers in SOURCE, a table of any size.
+
+    SOURCE is whatever `run --data` reads: a .csv, .jsonl or .parquet file, a folder of one kind, s3://bucket/key. What
+    was masked is searched again by other rules; if anything is left, no file is. The policy is the `masking` mapping of
+    a configuration, such as:
+
+    \b
+        entities: {EMAIL: token, PHONE: {star: {keep_last: 4}}}
+        columns: {name: {token: PERSON_NAME}, zip: {generalise: zip3}, note: scan}
+
+    A key is one line, made once and kept: head -c32 /dev/urandom | base64 > masking.key; chmod 600 masking.key
+    """
+    from portcullis.evidence.step import keys_base
+    from portcullis.files import atomic_path, read_bytes, write_bytes
+    from portcullis.ingest.readers import stream_table
+    from portcullis.keys import role_uri, symmetric_key
+    from portcullis.pii.frames import DEFAULT_PLAN
+    from portcullis.pii.mask import mask_stream
+    from portcullis.pii.page import PiiReport
+    from portcullis.pii.plan import MaskingPlan
+    from portcullis.pii.residual import ResidualSearch
+    from portcullis.strict_yaml import load_yaml
+
+    if output.suffix.lower() not in _WRITERS:
+        raise UsageError(f"{output} is not a .csv, .jsonl or .parquet file")
+    plan = MaskingPlan.parse(load_yaml(read_bytes(policy, limit=1 << 20))) if policy else DEFAULT_PLAN
+    key = symmetric_key(uri or role_uri(keys_base(), "masking.key"))
+    masked = mask_stream(stream_table(source), plan, key=key)
+    search = ResidualSearch(masked.table.schema, plan)
+    with atomic_path(output, mode=0o600) as temporary:
+        with _WRITERS[output.suffix.lower()](temporary, masked.table.schema) as write:
+            for piece in masked.table.pieces():
+                write(piece)
+                search.update(piece)
+        done = masked.report()
+        judged = PiiReport.judged(search.found(), done.counts, done.actions)
+        if report:
+            write_bytes(report, judged.to_html().encode())
+        if not judged.passed:
+            raise GateFailedError(f"{judged.reason}; nothing was written: declare that column token or drop")
+    for column, counts in done.counts.items():
+        if counts:
+            say(f"{column}: {', '.join(f'{count:,} {entity}' for entity, count in counts.items())}")
+    say(f"{done.rows:,} rows in {output}")
+
+
+@contextmanager
+def _csv(path: Path, schema: Any) -> Iterator[_Write]:
+    from pyarrow.csv import CSVWriter
+
+    with CSVWriter(path, schema) as writer:
+        yield writer.write_table
+
+
+@contextmanager
+def _jsonl(path: Path, _: Any) -> Iterator[_Write]:
+    with path.open("x", encoding="utf-8") as file:
+
+        def write(piece: Any) -> None:
+            for batch in piece.to_batches(max_chunksize=1 << 12):
+                file.writelines(f"{json.dumps(row, ensure_ascii=False)}\n" for row in batch.to_pylist())
+
+        yield write
+
+
+@contextmanager
+def _parquet(path: Path, schema: Any) -> Iterator[_Write]:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        yield writer.write_table
+
+
+_WRITERS = {".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}

@@ -1,0 +1,97 @@
+"""Masking in a notebook or a script: a pandas data frame or a pyarrow table in, one of the same kind out.
+
+    from portcullis.pii.frames import mask_frame
+    masked, report = mask_frame(frame, MaskingPlan(IN_TEXT, {"name": "token"}), key=key)
+    report.to_html()
+
+Nothing is signed here; in a pipeline the components do the same and leave evidence.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from portcullis.errors import DataError, GateFailedError
+from portcullis.pii.entities import IN_TEXT
+from portcullis.pii.mask import mask_table
+from portcullis.pii.page import PiiReport
+from portcullis.pii.plan import MaskingPlan
+from portcullis.pii.residual import search_residual
+
+# Every identifier that a text can show becomes a token.
+DEFAULT_PLAN = MaskingPlan(IN_TEXT, {})  # type: ignore[arg-type]  # names become their defaults
+
+
+def mask_frame(frame: Any, plan: MaskingPlan = DEFAULT_PLAN, *, key: bytes) -> tuple[Any, PiiReport]:
+    """Mask a table, and search what comes out of it again, another way.
+
+    Args:
+        frame: A pandas DataFrame or a pyarrow Table of at least one row. A data frame's index is kept; it must be of
+            whole numbers. Columns that are not masked keep their type; categories are masked as the text they are.
+        plan: What to mask.
+        key: The masking key, 32 secret bytes; whoever has them can test guesses against tokens.
+
+    Returns:
+        The masked table, of the same kind, and a report without any value.
+
+    Raises:
+        DataError: As `mask_table`; or a data frame has columns without a name of text, an index that is no numbers, or
+            cells of several types in one column.
+        GateFailedError: The second search still finds something; nothing is returned.
+        KeyMaterialError: The key is not 32 bytes.
+    """
+    table, done = mask_table(_table(frame), plan, key=key)
+    report = _judged(table, plan, done.counts, done.actions)
+    if not report.passed:
+        raise GateFailedError(f"{report.reason}; declare that column token or drop")
+    return (table if isinstance(frame, pa.Table) else _like(frame, table, done.actions)), report
+
+
+def check_frame(frame: Any, plan: MaskingPlan = DEFAULT_PLAN) -> PiiReport:
+    """Judge a table by the bounds of the reference policy: whether identifiers are left that the plan looks for.
+
+    Args:
+        frame: As for `mask_frame`.
+        plan: By which it was masked.
+
+    Raises:
+        DataError: As `mask_frame`, of the table alone.
+    """
+    return _judged(_table(frame), plan, {}, {})
+
+
+def _judged(
+    table: pa.Table, plan: MaskingPlan, masked: Mapping[str, Mapping[str, int]], actions: Mapping[str, Any]
+) -> PiiReport:
+    return PiiReport.judged(search_residual(table.schema, [table], plan), masked, actions)
+
+
+def _table(frame: Any) -> pa.Table:
+    if isinstance(frame, pa.Table):
+        return frame
+    if not all(isinstance(name, str) for name in frame.columns):
+        raise DataError("a data frame's columns must be named by text; rename them")
+    if not (frame.index.nlevels == 1 and frame.index.dtype.kind in "iu"):
+        raise DataError("a data frame's index is not searched, so it must be of whole numbers; call reset_index()")
+    try:
+        table = pa.Table.from_pandas(frame, preserve_index=False)
+    except (pa.ArrowException, TypeError) as error:
+        raise DataError("a column holds cells of several types, or none that a table has; make it text") from error
+    columns = [
+        column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+        for column in table.columns
+    ]
+    return pa.table(columns, names=table.column_names)
+
+
+def _like(frame: Any, table: pa.Table, actions: Mapping[str, Any]) -> Any:
+    """Return the masked table as a data frame with the index and, where nothing was masked, the columns of another."""
+    masked = table.to_pandas()
+    masked.index = frame.index
+    for name in masked.columns:
+        if actions[name] == "keep":
+            masked[name] = frame[name]
+        elif frame[name].dtype == "category":
+            masked[name] = masked[name].astype("category")
+    return masked
