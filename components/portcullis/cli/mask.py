@@ -22,7 +22,7 @@ _Write = Callable[[Any], None]
 @click.option("--key", "uri", help="The masking key: file:/path or env:NAME (default: masking.key of PORTCULLIS_KEYS).")
 @click.option("--report", type=_FILE, help="HTML page of what was masked and what is left, also when that is refused.")
 def mask(source: str, output: Path, policy: Path | None, uri: str | None, report: Path | None) -> None:
-    r"""Mask the identifiers in SOURCE, a table of any size.
+    """Mask the identifiers in SOURCE, a table of any size.
 
     SOURCE is whatever `run --data` reads: a .csv, .jsonl or .parquet file, a folder of one kind, s3://bucket/key. What
     was masked is searched again by other rules; if anything is left, no file is. The policy is the `masking` mapping of
@@ -33,7 +33,7 @@ def mask(source: str, output: Path, policy: Path | None, uri: str | None, report
         columns: {name: {token: PERSON_NAME}, zip: {generalise: zip3}, note: scan}
 
     A key is one line, made once and kept: head -c32 /dev/urandom | base64 > masking.key; chmod 600 masking.key
-    """
+    """  # noqa: D301 - \b is click's mark for text that is not to be wrapped
     from portcullis.evidence.step import keys_base
     from portcullis.files import atomic_path, read_bytes, write_bytes
     from portcullis.ingest.readers import stream_table
