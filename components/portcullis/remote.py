@@ -10,6 +10,11 @@ no escapes and no query, so a URI can choose neither a server nor credentials; t
 - `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY` and where else the AWS SDK looks for credentials.
 - `GOOGLE_APPLICATION_CREDENTIALS` and where else Google's SDK looks, for `gs://`.
 
+Any other URL, such as `abfs://container/key` or `https://host/file.csv`, is read by fsspec, where it and its package
+for that scheme are installed; options and credentials come from fsspec's own configuration and that package's
+environment, never from the URL. Refused are `http://` and schemes that read this machine's files, chain another URL or
+keep copies.
+
 A store can name its objects as no file may be named, so every name is checked before it is used. An object whose key
 ends in a slash only marks a folder and is not read.
 """
@@ -26,7 +31,7 @@ from pathlib import Path, PurePosixPath
 import pyarrow as pa
 from pyarrow import fs
 
-from portcullis.errors import DataError, UsageError
+from portcullis.errors import DataError, MissingDependencyError, PortcullisError, UsageError
 from portcullis.files import atomic_path, write_bytes
 
 MAX_ENTRIES = 100_000
@@ -35,6 +40,34 @@ ENDPOINT = re.compile(r"(https?)://((?:[A-Za-z0-9][A-Za-z0-9.-]*|\[[0-9A-Fa-f:]+
 _PATIENCE = {"connect_timeout": 10, "request_timeout": 60}  # seconds, of each of three attempts
 _GOOGLE_PATIENCE = dt.timedelta(seconds=30)
 
+_FSSPEC = re.compile(r"([a-z][a-z0-9+.-]*)://")
+_FSSPEC_URI = re.compile(r"[a-z][a-z0-9+.-]*://[A-Za-z0-9._/=,:+ -]+")
+# Those that read this machine's files, wrap another URI, keep copies, or believe whoever answers.
+_NOT_FSSPEC = frozenset(
+    [
+        "file",
+        "local",
+        "asynclocal",
+        "asyncwrapper",
+        "data",
+        "dir",
+        "generic",
+        "reference",
+        "zip",
+        "tar",
+        "libarchive",
+        "git",
+        "blockcache",
+        "cached",
+        "filecache",
+        "simplecache",
+        "dask",
+        "worker",
+        "jupyter",
+        "jlab",
+        "http",
+    ]
+)
 _URI = re.compile(r"(s3|gs|minio)://([a-z0-9][a-z0-9._-]{1,220}[a-z0-9])/(.+)", re.DOTALL)
 _ENDPOINT_ENV = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 _REGION_ENV = ("AWS_REGION", "AWS_DEFAULT_REGION")
@@ -107,6 +140,11 @@ class _StoreFile(io.RawIOBase):
             return data
 
 
+def is_fsspec(uri: str) -> bool:
+    """Tell whether a URI is of another store, which fsspec reads where its package for it is installed."""
+    return not is_remote(uri) and _FSSPEC.match(uri) is not None
+
+
 def is_remote(uri: str) -> bool:
     """Tell whether a URI is of a store that is read here."""
     return uri.startswith(("s3://", "gs://", "minio://"))
@@ -141,12 +179,17 @@ def remote_objects(uri: str, *, limit: int | None = None) -> tuple[tuple[StoreOb
         UsageError: The URI or the environment is malformed, or the source is missing or cannot be listed.
         DataError: More than `limit` bytes or 100,000 names, a name that no file may have, or an empty folder.
     """
-    scheme, bucket, key = parse_uri(uri)
-    location = f"{bucket}/{key.removesuffix('/')}"
+    if is_fsspec(uri):
+        store, location = _fsspec(uri)
+    else:
+        scheme, bucket, key = parse_uri(uri)
+        location = f"{bucket}/{key}"
+        with _store_errors(uri):
+            store = _google() if scheme == "gs" else _s3(bucket, own_server=scheme == "minio")
+    is_named_folder, location = location.endswith("/"), location.rstrip("/")
     with _store_errors(uri):
-        store = _google() if scheme == "gs" else _s3(bucket, own_server=scheme == "minio")
         info = store.get_file_info(location)
-    if info.type == fs.FileType.File and not key.endswith("/"):
+    if info.type == fs.FileType.File and not is_named_folder:
         objects: tuple[StoreObject, ...] = (StoreObject(uri, location.rpartition("/")[2], info.size, location, store),)
     elif info.type == fs.FileType.Directory:
         objects = _below(uri, store, location)
@@ -189,9 +232,12 @@ def fetch(uri: str, destination: Path, *, is_folder: bool, limit: int) -> None:
 
 @contextlib.contextmanager
 def _store_errors(uri: str) -> Iterator[None]:
+    foreign = (Exception,) if is_fsspec(uri) else _FOREIGN_ERRORS  # each of fsspec's packages has errors of its own
     try:
         yield
-    except _FOREIGN_ERRORS as error:
+    except PortcullisError:
+        raise
+    except foreign as error:
         said = "".join(character if character.isprintable() else "?" for character in " ".join(str(error).split()))
         advice = "check its name, the endpoint, the region and the credentials"
         raise UsageError(f"cannot read {uri}: {said[:400]}; {advice}") from error
@@ -225,6 +271,29 @@ def _below(uri: str, store: fs.FileSystem, root: str) -> tuple[StoreObject, ...]
 def _is_path(name: str) -> bool:
     """Tell whether a name is a relative path of printable parts that leads down only."""
     return name.isprintable() and not {"", ".", ".."} & set(name.split("/"))
+
+
+def _fsspec(uri: str) -> tuple[fs.FileSystem, str]:
+    """Return fsspec's file system for a URI, and where the source is in it."""
+    match = _FSSPEC.match(uri)
+    scheme = match[1] if match else ""
+    if scheme in _NOT_FSSPEC or not _FSSPEC_URI.fullmatch(uri):
+        # Not shown whole: someone may have put a password into it.
+        raise UsageError(
+            f"{scheme[:20]!r} URIs are not read here; others are written scheme://place/path, as plain text without "
+            "credentials, query or a second URI"
+        )
+    try:
+        import fsspec
+    except ImportError as error:
+        raise MissingDependencyError(f"{scheme}:// needs fsspec: pip install 'kfp-portcullis[fsspec]'") from error
+    try:
+        system, location = fsspec.core.url_to_fs(uri)
+    except (ImportError, ValueError) as error:
+        raise UsageError(
+            f"nothing here reads {scheme[:20]}://; install fsspec's package for it, such as adlfs for abfs"
+        ) from error
+    return fs.PyFileSystem(fs.FSSpecHandler(system)), location + "/" * (uri.endswith("/") and location[-1:] != "/")
 
 
 def _s3(bucket: str, *, own_server: bool) -> fs.FileSystem:

@@ -3,8 +3,11 @@
 import io
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import fsspec
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
@@ -16,7 +19,7 @@ from portcullis.errors import ConfigError, DataError, UsageError
 from portcullis.ingest import csv_table, jsonl_table
 from portcullis.ingest.csv_table import read_csv
 from portcullis.ingest.jsonl_table import read_jsonl
-from portcullis.ingest.readers import read_source, read_table
+from portcullis.ingest.readers import open_source, read_source, read_table
 from portcullis.table import logical_root, table_schema
 
 SPEC = DatasetSpec.from_yaml("""
@@ -484,7 +487,15 @@ BAD_URIS = [
         "",
         "s3://bucket",
         "s3:/bucket/key",
-        "https://example.com/a.csv",
+        "http://example.com/a.csv",
+        "unknown://place/a.csv",
+        "simplecache::memory://a.csv",
+        "filecache://a.csv",
+        "zip://a.csv::memory://b.zip",
+        "memory://user:word@place/a.csv",
+        "memory://a.csv?word",
+        "memory://none/a.csv",
+        "local:///etc/passwd",
         "gs:x",
         "file://host/a.csv",
         "file:a.csv",
@@ -498,6 +509,42 @@ BAD_URIS = [
 def test_other_sources_are_a_usage_error(uri: str) -> None:
     with pytest.raises(UsageError):
         read_source(uri, SPEC)
+
+
+@pytest.fixture
+def memory() -> Iterator[Any]:
+    store = fsspec.filesystem("memory")
+    yield store
+    store.store.clear()
+    store.pseudo_dirs[:] = [""]
+
+
+def test_another_store_is_read_through_fsspec(memory: Any, tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    for name in ("a.csv", "b.csv"):
+        memory.pipe(f"/place/set/{name}", HEADER + ROW)
+        write(tmp_path / "set" / name, HEADER + ROW)
+    for name in ("set", "set/", "set/a.csv"):
+        there, here = read_source(f"memory://place/{name}", SPEC), read_source(str(tmp_path / name), SPEC)
+        assert there.table.equals(here.table) and there.files == here.files
+        assert there.raw_digest == here.raw_digest == path_digest(tmp_path / name)
+
+
+def test_an_object_that_changes_in_another_store_is_refused(memory: Any) -> None:
+    memory.pipe("/place/a.csv", HEADER + ROW)
+    opened = open_source("memory://place/a.csv", SPEC)
+    memory.pipe("/place/a.csv", HEADER + ROW.replace(b"x", b"y"))
+    with pytest.raises(DataError, match="changed while it was read"):
+        list(opened.table.pieces())
+    memory.rm("/place/a.csv")
+    with pytest.raises(UsageError, match="cannot read memory://place"):
+        list(opened.table.pieces())
+
+
+def test_a_word_in_a_url_is_not_repeated(memory: Any) -> None:
+    with pytest.raises(UsageError) as caught:
+        read_source("memory://user:hunter2@place/a.csv", SPEC)
+    assert "hunter2" not in str(caught.value)
 
 
 def _link_to_file(root: Path) -> Path:

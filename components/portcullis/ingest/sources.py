@@ -19,7 +19,7 @@ from portcullis.digest import FileEntry, manifest_digest
 from portcullis.errors import DataError, UsageError
 from portcullis.files import BinaryFile, PinnedFile
 from portcullis.ingest import cheque_digits
-from portcullis.remote import StoreObject, is_remote, remote_objects
+from portcullis.remote import StoreObject, is_fsspec, is_remote, remote_objects
 
 _FILE_URI = re.compile(r"file:(?://(?:localhost)?)?(/(?!/)[^?#]*)")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
@@ -82,7 +82,7 @@ def source_files(uri: str, *, limit: int | None = None) -> SourceFiles:
     if uri.startswith("builtin:"):
         name, data = _builtin_name(uri), cheque_digits.csv_bytes()
         files = [_digested(name, lambda: contextlib.nullcontext(BytesIO(data)))]
-    elif is_remote(uri):
+    elif is_remote(uri) or (is_fsspec(uri) and not uri.startswith("file://")):
         objects, is_folder = remote_objects(uri, limit=limit)
         files = [_stored(entry) for entry in objects]
     else:
@@ -121,9 +121,7 @@ def _local_path(uri: str) -> Path:
             raise UsageError(f"{uri!r} is not a local file; write file:///path")
         path = unquote(match[1], errors="surrogateescape")
     elif _SCHEME.match(uri):
-        raise UsageError(
-            f"{uri!r}: only paths, file:, s3://, gs://, minio:// and builtin: are read; mount the data first"
-        )
+        raise UsageError(f"{uri!r}: only paths, file:, builtin: and scheme://place/path are read; mount the data first")
     if not path or not path.isprintable():
         raise UsageError("the source is empty or holds an unprintable character; give the path of a file or folder")
     return Path(path)
