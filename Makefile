@@ -14,7 +14,7 @@ IMAGE = portcullis-python:$(VERSION)
 PIP_COMPILE = $(BIN)/pip-compile --quiet --constraint build/torch.txt --generate-hashes --unsafe-package torch --strip-extras --no-header --no-annotate --no-emit-index-url --no-emit-find-links $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench compile images push lock clean
+.PHONY: help install demo test fuzz lint format bench compile images push lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ demo: install ## run the reference pipeline locally on real data
 
 test: install ## run every test
 	$(BIN)/python -m pytest
+
+fuzz: install ## fuzz what parses foreign bytes: make fuzz SECONDS=300 TARGETS="csv mask"
+	$(BIN)/python -m fuzz $(TARGETS) --seconds $(or $(SECONDS),30)
 
 lint: install ## ruff, mypy --strict
 	$(BIN)/ruff check .

@@ -14,8 +14,8 @@ def load_yaml(text: bytes) -> dict[str, Any]:
     """Read one YAML mapping of plain data (YAML 1.1, PyYAML's safe loader).
 
     Raises:
-        DataError: Too large, not UTF-8, not YAML, not a mapping, a duplicate key, an explicit tag, a merge key, or an
-            alias (which can expand without bound).
+        DataError: Too large, not UTF-8, not YAML, not a mapping, a duplicate key, an explicit tag, a merge key, a
+            number in base 60, or an alias (which can expand without bound).
     """
     if len(text) > MAX_YAML_BYTES:
         raise DataError(f"YAML of {len(text)} bytes exceeds the {MAX_YAML_BYTES} allowed")
@@ -35,6 +35,15 @@ class _StrictLoader(yaml.SafeLoader):
             raise yaml.constructor.ConstructorError(None, None, "a key is repeated", node.start_mark)
         return mapping
 
+    def construct_number(self, node: yaml.ScalarNode) -> int | float:
+        """Refuse YAML 1.1's base 60: `22:22` is rarely meant as 1342, and a long one takes minutes to add up."""
+        if ":" in node.value:
+            raise yaml.constructor.ConstructorError(
+                None, None, "numbers in base 60 are not allowed; put it in quotes", node.start_mark
+            )
+        integer = node.tag == "tag:yaml.org,2002:int"
+        return self.construct_yaml_int(node) if integer else self.construct_yaml_float(node)
+
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         """Leave merge keys (`<<`) in place; they have no constructor, so they are refused."""
 
@@ -45,3 +54,7 @@ class _StrictLoader(yaml.SafeLoader):
         if getattr(self.peek_event(), "tag", None) is not None:  # type: ignore[no-untyped-call]
             raise yaml.composer.ComposerError(None, None, "explicit tags are not allowed")
         return super().compose_node(parent, index)
+
+
+for _kind in ("int", "float"):
+    _StrictLoader.add_constructor(f"tag:yaml.org,2002:{_kind}", _StrictLoader.construct_number)

@@ -215,6 +215,9 @@ def _check_records(
         record = int(wrong[0])
         where = line_of(data, int(starts[ends[record - 1]]) if record else 0, line)
         raise DataError(f"line {where} (row {first + record}): {widths[record]} instead of {width} cells")
+    if width == 1:  # where there are more columns, a blank line has too few cells
+        first_bytes = np.frombuffer(data, dtype=np.uint8)[starts[:-1]]
+        _refuse(data, line, starts[:-1][(first_bytes == _LF) | (first_bytes == _CR)], "a blank line")
     big = np.flatnonzero(starts[1:] - starts[:-1] > MAX_CELL_BYTES + 1)
     if big.size:
         where = line_of(data, int(starts[big[0]]), line)

@@ -1,0 +1,166 @@
+"""Fuzz: `python -m fuzz [TARGET…] [--seconds 30] [--jobs 1]`; also `--list`, and `--replay FILE` for one input.
+
+Each target runs in a process of its own, with a limit on the time of each input (10 s) and on memory. What was found
+lies in build/fuzz/TARGET/, and beside it the corpus, which the next run goes on from. Exit code: 0 nothing found,
+1 something found, 2 usage.
+"""
+
+import argparse
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from fuzz import Target
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "build" / "fuzz"
+MODULES = ("fuzz.tables", "fuzz.identifiers", "fuzz.evidence")
+INPUT_SECONDS = 10
+GUIDED = importlib.util.find_spec("atheris") is not None
+
+
+def targets() -> Mapping[str, Target]:
+    """Return every target by its name."""
+    modules = [importlib.import_module(name) for name in MODULES]
+    return {target.name: target for module in modules for target in module.TARGETS}
+
+
+def run(names: Sequence[str], *, seconds: int, jobs: int) -> list[str]:
+    """Fuzz targets, each in its own process; returns the names of those with a finding.
+
+    Args:
+        names: Of the targets.
+        seconds: For each of them.
+        jobs: How many at a time.
+    """
+
+    def one(name: str) -> str | None:
+        folder = FOLDER / name
+        (folder / "corpus").mkdir(parents=True, exist_ok=True)
+        before = set(folder.glob("*-*"))
+        with (folder / "log").open("wb") as log:
+            path = os.pathsep.join([str(ROOT), *sys.path])
+            command = [sys.executable, "-m", "fuzz", "--child", name, "--seconds", str(seconds)]
+            # A native loop that never returns would not see its own alarm.
+            limit = seconds + 10 * INPUT_SECONDS
+            try:
+                code = subprocess.run(
+                    command, stdout=log, stderr=log, cwd=ROOT, env=os.environ | {"PYTHONPATH": path}, timeout=limit
+                ).returncode
+            except subprocess.TimeoutExpired:
+                code = -1
+        text = (folder / "log").read_text(errors="replace")
+        runs = re.findall(r"^stat::number_of_executed_units: *(\d+)", text, re.M)
+        found = sorted(path.name for path in set(folder.glob("*-*")) - before)
+        print(f"{name}: {runs[0] if runs else '?'} inputs, {'FOUND ' + ' '.join(found) if code else 'nothing found'}")
+        if code:
+            print("\n".join(text.splitlines()[-40:]))
+        return name if code else None
+
+    with ThreadPoolExecutor(jobs) as pool:
+        return [name for name in pool.map(one, names) if name]
+
+
+def _child(name: str, seconds: int) -> None:
+    folder = FOLDER / name
+    if not GUIDED:
+        _unguided(targets()[name], seconds, folder)
+        return
+    import atheris
+
+    with atheris.instrument_imports(include=["portcullis", "fuzz", "yaml", "json"]):
+        target = targets()[name]
+    seeds = folder / "seeds"
+    seeds.mkdir(exist_ok=True)
+    for number, seed in enumerate(target.seeds()):
+        (seeds / str(number)).write_bytes(seed)
+    words = folder / "words"
+    words.write_text("".join(f'"{_escaped(word)}"\n' for word in target.words))
+    options = [
+        f"-max_total_time={seconds}",
+        f"-timeout={INPUT_SECONDS}",
+        f"-rss_limit_mb={target.memory_mb}",
+        f"-max_len={target.longest}",
+        f"-artifact_prefix={folder}/",
+        f"-dict={words}",
+        "-print_final_stats=1",
+        "-reload=0",
+    ]
+    atheris.Setup([sys.argv[0], *options, str(folder / "corpus"), str(seeds)], target.fuzz_one)
+    atheris.Fuzz()
+
+
+def _escaped(word: bytes) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in word)
+
+
+def _unguided(target: Target, seconds: int, folder: Path) -> None:
+    from hypothesis import HealthCheck, Phase, given, settings
+
+    from fuzz.inputs import inputs
+
+    tried = 0
+
+    @settings(
+        max_examples=200, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
+    )
+    @given(inputs(target))
+    def try_some(data: bytes) -> None:
+        nonlocal tried
+        if time.monotonic() < end:
+            tried += 1
+            (folder / "current").write_bytes(data)
+            target.fuzz_one(data)
+
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            try_some()
+        except BaseException:
+            (folder / "current").rename(folder / f"crash-{time.time_ns()}")
+            raise
+    (folder / "current").unlink(missing_ok=True)
+    print(f"stat::number_of_executed_units: {tried}")
+
+
+def main() -> int:
+    """Be the command line."""
+    parser = argparse.ArgumentParser(prog="python -m fuzz", description="Fuzz what parses foreign bytes.")
+    parser.add_argument("target", nargs="*", help="all when none is named")
+    parser.add_argument("--seconds", type=int, default=30, help="for each target (30)")
+    parser.add_argument("--jobs", type=int, default=1, help="how many at a time (1)")
+    parser.add_argument("--list", action="store_true", help="name the targets")
+    parser.add_argument("--replay", type=Path, metavar="FILE", help="run one target on one input")
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        _child(arguments.target[0], arguments.seconds)
+        return 0
+    known = targets()
+    names = arguments.target or list(known)
+    if unknown := set(names) - set(known):
+        parser.error(f"no target {', '.join(sorted(unknown))}; known are {', '.join(known)}")
+    if arguments.list:
+        for target in known.values():
+            print(f"{target.name:12} {(target.fuzz_one.__doc__ or '').splitlines()[0]}")
+        return 0
+    if arguments.replay:
+        if len(arguments.target) != 1:
+            parser.error("name the one target to run the input on")
+        known[names[0]].fuzz_one(arguments.replay.read_bytes())
+        return 0
+    if not GUIDED:
+        print("atheris is not installed (pip install atheris): inputs come from hypothesis, without coverage")
+    found = run(names, seconds=arguments.seconds, jobs=arguments.jobs)
+    print(f"found something in: {', '.join(found)}; see {FOLDER}" if found else "nothing found")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
