@@ -63,8 +63,10 @@ def fuzz_csv(data: bytes) -> None:
     rows = list(csv.reader(io.StringIO(data.decode(), newline=""), strict=True))
     assert rows[0] == table.column_names
     assert [len(row) for row in rows] == [table.num_columns] * (table.num_rows + 1)
+    # Arrow takes an empty cell at the very end for quoted where the one before it is.
+    ended = data if data.endswith(b"\n") else data + b"\n"
     peer = pa_csv.read_csv(
-        pa.BufferReader(data),
+        pa.BufferReader(ended),
         read_options=pa_csv.ReadOptions(use_threads=False),
         parse_options=pa_csv.ParseOptions(newlines_in_values=True),
         convert_options=pa_csv.ConvertOptions(
