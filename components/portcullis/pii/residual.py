@@ -41,11 +41,14 @@ _GAP = r"[ \t\-._/()\[\]*~]{1,3}"
 _END = r"(?![^\W_])"
 _EMAIL = re.compile(r"[\w\"](?:@| @ )(?:[\w-]++\.)+[^\W\d_]{2,}")
 _IBAN = re.compile(rf"(?<![^\W_])[A-Za-z]{{2}}\d\d(?:(?:{_GAP})?[A-Za-z0-9]){{11,30}}")
-_NUMBERS = re.compile(rf"(?<![^\W_])(?<!\d,)([A-Za-z]{{0,12}})(\d++(?:{_GAP}\d++)*+)")
+# No possessive group: before Python 3.11.5 those lose matches.
+_NUMBERS = re.compile(
+    rf"(?<![^\W_])(?<!\d,)([A-Za-z]{{0,12}})(\d+(?:{_GAP}\d+)*)"
+)  # a possessive group loses matches before Python 3.11.5
 _SSN = re.compile(rf"(?<!\d)\d{{3}}{_GAP}\d\d{_GAP}\d{{4}}(?!\d)")
 _CUED_SSN = re.compile(rf"(?:ssn|social.?security)(?: no| number)?[^\w<>]{{0,4}}(\d(?:(?:{_GAP})?\d){{8}}){_END}", re.I)
 _IPV4 = re.compile(r"(?<![\w.])\d{1,3}(?:[\[(]?\.[\])]?\d{1,3}){3}(?!\w|\.\d)")
-_IPV6 = re.compile(r"(?<![^\W_])[0-9A-Fa-f:]{3,}+")
+_IPV6 = re.compile(r"(?<![^\W_])[0-9A-Fa-f:]{3,}")
 _NANP = re.compile(rf"(?<![^\W_])(?<!\d[.,])1?[2-9]\d\d(?:{_GAP})?[2-9]\d\d(?:{_GAP})?\d{{4}}{_END}")
 _E164 = re.compile(rf"\+(?:{_GAP})?[1-9](?:(?:{_GAP})?\d){{7,14}}{_END}")
 _MAC = re.compile(r"(?<![^\W_:-])[\dA-Fa-f]{2}(?:[:-][\dA-Fa-f]{2}){5}(?![^\W_]|[:-][^\W_])")
