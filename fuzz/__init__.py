@@ -23,7 +23,8 @@ class Target:
         seeds: Makes a few inputs to begin with, most of which are accepted.
         words: What its language is made of.
         longest: Most bytes of an input; more would only be slow.
-        memory_mb: Most memory of the process, in MiB.
+        allocations_mb: How much more memory than at the start the process is given, in MiB; what wants more must refuse.
+            None where there is no need: more than 2 GiB is a finding.
     """
 
     name: str
@@ -31,4 +32,4 @@ class Target:
     seeds: Callable[[], Sequence[bytes]]
     words: Sequence[bytes] = ()
     longest: int = 1024
-    memory_mb: int = 2048
+    allocations_mb: int | None = None

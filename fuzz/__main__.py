@@ -9,6 +9,7 @@ import argparse
 import importlib.util
 import os
 import re
+import resource
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "build" / "fuzz"
 MODULES = ("fuzz.tables", "fuzz.identifiers", "fuzz.evidence")
 INPUT_SECONDS = 10
+MEMORY_MB = 2048
 GUIDED = importlib.util.find_spec("atheris") is not None
 
 
@@ -85,13 +87,17 @@ def _child(name: str, seconds: int) -> None:
     options = [
         f"-max_total_time={seconds}",
         f"-timeout={INPUT_SECONDS}",
-        f"-rss_limit_mb={target.memory_mb}",
+        f"-rss_limit_mb={MEMORY_MB}",
         f"-max_len={target.longest}",
         f"-artifact_prefix={folder}/",
         f"-dict={words}",
         "-print_final_stats=1",
         "-reload=0",
     ]
+    if target.allocations_mb is not None:
+        held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        most = held + (target.allocations_mb << 20)
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
     atheris.Setup([sys.argv[0], *options, str(folder / "corpus"), str(seeds)], target.fuzz_one)
     atheris.Fuzz()
 
