@@ -23,8 +23,8 @@ class Target:
         seeds: Makes a few inputs to begin with, most of which are accepted.
         words: What its language is made of.
         longest: Most bytes of an input; more would only be slow.
-        allocations_mb: How much more memory than at the start the process is given, in MiB; what wants more must refuse.
-            None where there is no need: more than 2 GiB is a finding.
+        allocations_mb: How much more memory than at the start the process is given, in MiB; what wants more must
+            refuse. None where there is no need: more than 2 GiB is a finding.
     """
 
     name: str
