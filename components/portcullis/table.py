@@ -34,6 +34,7 @@ import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -53,11 +54,13 @@ MAX_BYTES = (1 << 31) - 1  # of what is held in memory as a whole; Arrow's strin
 MAX_COLUMNS = 10_000
 MAX_ROWS = 100_000_000  # likewise
 MAX_BLOCK_BYTES = 256 << 20  # of 1,024 rows, which a digest and a writer hold in memory whatever the table's size
+MAX_UNFOLDING = 100  # from which on a column of a row group of more than a block's bytes is taken for a bomb
 PIECE_BYTES = 8 << 20
 
 _BATCH_ROWS = 64 * LEAF_ROWS
 _READ_ROWS = 16 * LEAF_ROWS
 _READ_AHEAD = 16 << 20  # over all columns of a Parquet file
+_UNFOLDED_BYTES = 64 << 20
 _TYPES = {pa.int64(): "int64", pa.float64(): "float64", pa.bool_(): "bool", pa.string(): "string"}
 
 
@@ -524,22 +527,25 @@ def parse_parquet(data: bytes, what: str, *, limit: int = MAX_BYTES) -> pa.Table
         file = _open_parquet(pa.BufferReader(data))
         if file.metadata.num_rows > MAX_ROWS:
             raise DataError(f"more than {MAX_ROWS} rows")
-        canonical_schema(file.schema_arrow)
+        canonical_schema(file.schema)
         batches: list[pa.RecordBatch] = []
         size = 0
         # In batches, so that a small file that unfolds without end is refused while it is still small.
-        for batch in _batches(file):
+        for batch in file.batches():
             size += int(row_bytes(batch).sum())
             if size > limit:
                 raise DataError(f"more than the {limit} bytes allowed here")
             batches.append(batch)
-        table = canonical_table(pa.Table.from_batches(batches, schema=file.schema_arrow))
+        table = canonical_table(pa.Table.from_batches(batches, schema=file.schema))
         check_size(table, limit=limit)
     return table
 
 
 def stream_parquet(file: BinaryFile, what: str) -> TableStream:
     """Read untrusted Parquet as a canonical table in pieces, in bounded memory whatever its row groups.
+
+    Arrow unpacks a page as a whole, so one page of each column comes on top; a file whose pages lie of their size can
+    make it take gigabytes before it is refused, as only a limit on the process's memory prevents.
 
     Args:
         file: Seekable, and open as long as pieces are read; it must not change (see `PinnedFile`).
@@ -554,14 +560,14 @@ def stream_parquet(file: BinaryFile, what: str) -> TableStream:
     """
     with _parquet_errors(what):
         opened = _open_parquet(file)
-        schema, rows = canonical_schema(opened.schema_arrow), opened.metadata.num_rows
+        schema, rows = canonical_schema(opened.schema), opened.metadata.num_rows
         if rows < 1:
             raise DataError("the table has 0 rows; at least 1 is needed")
 
     def pieces() -> Iterator[pa.Table]:
         with _parquet_errors(what):
             limit = _BlockLimit()
-            for batch in _batches(_open_parquet(file)):
+            for batch in _open_parquet(file).batches():
                 limit.add(row_bytes(batch))
                 for part in _cut(batch):
                     yield canonical_table(pa.Table.from_batches([part]))
@@ -579,30 +585,60 @@ def _parquet_errors(what: str) -> Iterator[None]:
         raise DataError(f"{what}: {error}") from error
 
 
-def _open_parquet(source: BinaryFile | pa.NativeFile) -> pq.ParquetFile:
-    # Text stays a dictionary until its size is known: one large value may be named by a million cells.
+def _open_parquet(source: BinaryFile | pa.NativeFile) -> "_ParquetReader":
     file = pq.ParquetFile(source)
     if file.metadata.num_columns > MAX_COLUMNS:
         raise DataError(f"more than {MAX_COLUMNS} columns")
-    return pq.ParquetFile(
-        source,
-        metadata=file.metadata,
-        read_dictionary=[column.name for column in file.schema_arrow if _is_text(column.type)],
-        buffer_size=max(1 << 12, _READ_AHEAD // max(1, file.metadata.num_columns)),
-        pre_buffer=False,
-        page_checksum_verification=True,
-    )
+    for index in range(file.metadata.num_row_groups):
+        group = file.metadata.row_group(index)
+        for chunk in map(group.column, range(group.num_columns)):
+            if chunk.total_uncompressed_size > max(MAX_BLOCK_BYTES, MAX_UNFOLDING * chunk.total_compressed_size):
+                raise DataError(f"it unfolds to more than {MAX_UNFOLDING} times its size; write smaller row groups")
+    return _ParquetReader(source, file.metadata, file.schema_arrow)
 
 
-def _batches(file: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
-    """Yield the rows in batches that are not empty, and refuse unless they are as many as promised."""
-    left = promised = file.metadata.num_rows
-    for batch in file.iter_batches(batch_size=_READ_ROWS):
-        left -= batch.num_rows
-        if batch.num_rows:
-            yield batch
-    if left:
-        raise DataError(f"it promises {promised} rows and holds {promised - left}")
+@dataclass(frozen=True)
+class _ParquetReader:
+    """Reads the row groups of a file in batches that fit into memory also where their text unfolds."""
+
+    source: BinaryFile | pa.NativeFile
+    metadata: pq.FileMetaData
+    schema: pa.Schema
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """Yield the rows in batches of at least one, and refuse unless they are as many as promised."""
+        # Not as dictionaries: Arrow would keep that of a whole row group, which may be all of its text.
+        file = self._file(buffer_size=max(1 << 12, _READ_AHEAD // max(1, self.metadata.num_columns)))
+        left = promised = self.metadata.num_rows
+        for index in range(self.metadata.num_row_groups):
+            rows = self._batch_rows(index)
+            for batch in file.iter_batches(batch_size=rows, row_groups=[index], use_threads=False):
+                left -= batch.num_rows
+                if batch.num_rows:
+                    yield batch
+        if left:
+            raise DataError(f"it promises {promised} rows and holds {promised - left}")
+
+    def _batch_rows(self, index: int) -> int:
+        """Return how many rows of a group make a batch of about a piece's bytes.
+
+        A small file can unfold without end, since a million cells may name one large text of a dictionary; so a batch
+        has no more rows than fit into `_UNFOLDED_BYTES` were each cell the longest of its column's dictionary.
+        """
+        group = self.metadata.row_group(index)
+        usual = PIECE_BYTES * group.num_rows // max(1, group.total_byte_size)
+        texts = [column.name for column in self.schema if _is_text(column.type)]
+        file = self._file(read_dictionary=texts, buffer_size=1 << 16)
+        longest = 8 * len(self.schema)
+        for name in texts:
+            for batch in itertools.islice(file.iter_batches(1, [index], [name], use_threads=False), 1):
+                longest += pc.max(pc.binary_length(batch.column(0).dictionary)).as_py() or 0
+        return int(max(1, min(_READ_ROWS, usual, _UNFOLDED_BYTES // longest)))
+
+    def _file(self, **options: Any) -> pq.ParquetFile:
+        return pq.ParquetFile(
+            self.source, metadata=self.metadata, pre_buffer=False, page_checksum_verification=True, **options
+        )
 
 
 def check_size(table: pa.Table, *, limit: int = MAX_BYTES) -> None:

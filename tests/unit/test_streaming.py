@@ -4,14 +4,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from portcullis.dataset import DatasetSpec
 from portcullis.errors import DataError
+from portcullis.files import PinnedFile
 from portcullis.ingest.readers import open_source, read_source
-from portcullis.table import logical_root
+from portcullis.table import PIECE_BYTES, logical_root, stream_parquet
 
 SPEC = """
 name: small
@@ -26,6 +28,7 @@ import resource, sys
 from pathlib import Path
 from portcullis.at_rest import seal_dataset, stream_sealed
 from portcullis.dataset import DatasetSpec
+from portcullis.files import PinnedFile
 from portcullis.ingest.readers import open_source
 from portcullis.pii.mask import mask_stream, mask_table
 from portcullis.pii.plan import MaskingPlan
@@ -113,3 +116,35 @@ def test_a_source_that_became_a_link_is_refused(tmp_path: Path) -> None:
     path.symlink_to(tmp_path / "b.csv")
     with pytest.raises(DataError, match="cannot read"):
         list(opened.table.pieces())
+
+
+def test_parquet_that_unfolds_without_end_is_refused_before_it_does(tmp_path: Path) -> None:
+    text = "x" * (1 << 20)
+    table = pa.table({"s": pa.array([text] * 300, pa.large_string())})
+    pq.write_table(table, tmp_path / "a.parquet", compression="zstd", use_dictionary=False, row_group_size=300)
+    assert (tmp_path / "a.parquet").stat().st_size < 1 << 20
+    before = pa.total_allocated_bytes()
+    with (tmp_path / "a.parquet").open("rb") as file, pytest.raises(DataError, match="100 times its size"):
+        stream_parquet(PinnedFile(file, "a.parquet"), "a.parquet")
+    assert pa.total_allocated_bytes() - before < 1 << 20
+
+
+def test_parquet_of_one_large_row_group_is_read_in_small_pieces(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    texts = [rng.bytes(1 << 14).hex() for _ in range(2_000)]
+    pq.write_table(
+        pa.table({"s": texts}),
+        tmp_path / "a.parquet",
+        row_group_size=2_000,
+        data_page_size=1 << 16,
+        write_batch_size=16,
+    )
+    del texts
+    with (tmp_path / "a.parquet").open("rb") as file:
+        stream = stream_parquet(PinnedFile(file, "a.parquet"), "a.parquet")
+        before, most, rows = pa.total_allocated_bytes(), 0, 0
+        for piece in stream.pieces():
+            assert piece.nbytes <= PIECE_BYTES + (1 << 15)
+            most, rows = max(most, pa.total_allocated_bytes() - before), rows + piece.num_rows
+    assert rows == 2_000
+    assert most < 48 << 20, f"{most >> 20} MiB of a column of 62 MiB were held"
