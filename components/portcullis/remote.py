@@ -287,12 +287,13 @@ def _fsspec(uri: str) -> tuple[fs.FileSystem, str]:
         import fsspec
     except ImportError as error:
         raise MissingDependencyError(f"{scheme}:// needs fsspec: pip install 'kfp-portcullis[fsspec]'") from error
-    try:
-        system, location = fsspec.core.url_to_fs(uri)
-    except (ImportError, ValueError) as error:
-        raise UsageError(
-            f"nothing here reads {scheme[:20]}://; install fsspec's package for it, such as adlfs for abfs"
-        ) from error
+    with _store_errors(uri):  # some connect at once
+        try:
+            system, location = fsspec.core.url_to_fs(uri)
+        except (ImportError, ValueError) as error:
+            raise UsageError(
+                f"nothing here reads {scheme[:20]}://; install fsspec's package for it, such as adlfs for abfs"
+            ) from error
     return fs.PyFileSystem(fs.FSSpecHandler(system)), location + "/" * (uri.endswith("/") and location[-1:] != "/")
 
 

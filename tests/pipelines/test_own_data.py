@@ -249,7 +249,7 @@ def test_a_wrong_column_name_is_named_beside_the_nearest(user):
     ("uri", "code", "message"),
     [
         ("no python3.csv", 1, "DataError: step 'ingest': cannot read no python3.csv: No such file or directory"),
-        ("https://host/rows.csv", 2, "UsageError: step 'ingest': 'https://host/rows.csv': only paths, file:, s3://"),
+        ("http://host/rows.csv", 2, "UsageError: step 'ingest': 'http' URIs are not read here"),
     ],
     ids=["not there", "not local"],
 )

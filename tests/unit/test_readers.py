@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
+from fsspec.registry import _registry
 
 from portcullis.dataset import DatasetSpec
 from portcullis.digest import path_digest
@@ -543,6 +544,16 @@ def test_an_object_that_changes_in_another_store_is_refused(memory: Any) -> None
     memory.rm("/place/a.csv")
     with pytest.raises(UsageError, match="cannot read memory://place"):
         list(opened.table.pieces())
+
+
+def test_a_store_that_does_not_answer_is_a_usage_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gone(fsspec.AbstractFileSystem):  # type: ignore[misc] # some connect as soon as they are made
+        def __init__(self, *_: Any, **__: Any) -> None:
+            raise RuntimeError("no route\nto host")
+
+    monkeypatch.setitem(_registry, "gone", Gone)
+    with pytest.raises(UsageError, match=r"cannot read gone://host/a\.csv: no route to host"):
+        read_source("gone://host/a.csv", SPEC)
 
 
 def test_a_word_in_a_url_is_not_repeated(memory: Any) -> None:
