@@ -58,6 +58,10 @@ def test_what_is_left_is_told() -> None:
 
 BAD_FRAMES = {
     "an index of text": (FRAME.set_index("note"), "reset_index"),
+    "an index of card numbers": (FRAME.set_index(pd.Index([4111111111111111, 1, 2])), "reset_index"),
+    "an index of nine digits": (FRAME.set_index(pd.Index([219099999, 1, 2])), "reset_index"),
+    "an index below zero": (FRAME.set_index(pd.Index([-219099999, 1, 2])), "reset_index"),
+    "an index with a name": (FRAME.rename_axis("ann@example.com"), "reset_index"),
     "an index of two levels": (FRAME.set_index(["n", "x"]), "reset_index"),
     "columns without a name": (pd.DataFrame([["a"]]), "rename them"),
     "several types": (pd.DataFrame({"a": [1, "ann@example.com"]}), "several types"),
@@ -133,6 +137,24 @@ def test_a_policy_says_what_becomes_of_columns(tmp_path, key, run) -> None:
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["zip"] for row in rows] == ["021", "<VALUE>", None]
     assert rows[0]["note"] == "write to <EMAIL>"
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_numbers_that_a_text_file_cannot_hold_are_not_spelled_into_one(tmp_path, key, run, kind, capsys) -> None:
+    pq.write_table(pa.table({"x": [1.5, float("nan"), float("inf"), None]}), tmp_path / "in.parquet")
+    out = tmp_path / f"out.{kind}"
+    code = run(tmp_path / "in.parquet", "--output", out, "--key", key)
+    assert (code, out.exists()) == ((0, True) if kind == "parquet" else (1, False))
+    assert kind == "parquet" or "only .parquet" in capsys.readouterr().err
+
+
+def test_a_refused_table_leaves_its_report_and_an_earlier_output_as_it_was(tmp_path, key, run) -> None:
+    pq.write_table(pa.table({"note": ["4 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1"]}), tmp_path / "in.parquet")
+    (tmp_path / "out.csv").write_text("before")
+    arguments = ("--output", tmp_path / "out.csv", "--key", key, "--report", tmp_path / "r.html")
+    assert run(tmp_path / "in.parquet", *arguments) == 1
+    assert (tmp_path / "out.csv").read_text() == "before"
+    assert "FAILED" in (tmp_path / "r.html").read_text()
 
 
 BAD_COMMANDS = {

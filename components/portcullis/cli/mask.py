@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from portcullis.cli.show import say
-from portcullis.errors import GateFailedError, UsageError
+from portcullis.errors import DataError, GateFailedError, UsageError
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _Write = Callable[[Any], None]
@@ -54,6 +54,8 @@ def mask(source: str, output: Path, policy: Path | None, uri: str | None, report
     with atomic_path(output, mode=0o600) as temporary:
         with _WRITERS[output.suffix.lower()](temporary, masked.table.schema) as write:
             for piece in masked.table.pieces():
+                if output.suffix.lower() != ".parquet":
+                    _require_finite(piece)
                 write(piece)
                 search.update(piece)
         done = masked.report()
@@ -66,6 +68,15 @@ def mask(source: str, output: Path, policy: Path | None, uri: str | None, report
         if counts:
             say(f"{column}: {', '.join(f'{count:,} {entity}' for entity, count in counts.items())}")
     say(f"{done.rows:,} rows in {output}")
+
+
+def _require_finite(piece: Any) -> None:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    for name, column in zip(piece.column_names, piece.columns, strict=True):
+        if pa.types.is_floating(column.type) and pc.any(pc.invert(pc.is_finite(column))).as_py():
+            raise DataError(f"column {name!r} holds NaN or an infinity, which only .parquet can hold")
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from portcullis.pii.page import PiiReport
 from portcullis.pii.plan import MaskingPlan
 from portcullis.pii.residual import search_residual
 
+MAX_INDEX = 10**8
 # Every identifier that a text can show becomes a token.
 DEFAULT_PLAN = MaskingPlan(IN_TEXT, {})  # type: ignore[arg-type]  # names become their defaults
 
@@ -27,8 +28,9 @@ def mask_frame(frame: Any, plan: MaskingPlan = DEFAULT_PLAN, *, key: bytes) -> t
     """Mask a table, and search what comes out of it again, another way.
 
     Args:
-        frame: A pandas DataFrame or a pyarrow Table of at least one row. A data frame's index is kept; it must be of
-            whole numbers. Columns that are not masked keep their type; categories are masked as the text they are.
+        frame: A pandas DataFrame or a pyarrow Table of at least one row. A data frame's index is kept without being
+            searched, so it has no name, and whole numbers below 100,000,000: no identifier is so short. Columns that
+            are not masked keep their type; categories are masked as the text they are.
         plan: What to mask.
         key: The masking key, 32 secret bytes; whoever has them can test guesses against tokens.
 
@@ -36,8 +38,8 @@ def mask_frame(frame: Any, plan: MaskingPlan = DEFAULT_PLAN, *, key: bytes) -> t
         The masked table, of the same kind, and a report without any value.
 
     Raises:
-        DataError: As `mask_table`; or a data frame has columns without a name of text, an index that is no numbers, or
-            cells of several types in one column.
+        DataError: As `mask_table`; or a data frame has columns without a name of text, another index, or cells of
+            several types in one column.
         GateFailedError: The second search still finds something; nothing is returned.
         KeyMaterialError: The key is not 32 bytes.
     """
@@ -72,8 +74,11 @@ def _table(frame: Any) -> pa.Table:
         return frame
     if not all(isinstance(name, str) for name in frame.columns):
         raise DataError("a data frame's columns must be named by text; rename them")
-    if not (frame.index.nlevels == 1 and frame.index.dtype.kind in "iu"):
-        raise DataError("a data frame's index is not searched, so it must be of whole numbers; call reset_index()")
+    if not _is_plain(frame.index):
+        raise DataError(
+            "a data frame's index is not searched, so it must be without a name and of whole numbers below "
+            f"{MAX_INDEX:,}; call reset_index()"
+        )
     try:
         table = pa.Table.from_pandas(frame, preserve_index=False)
     except (pa.ArrowException, TypeError) as error:
@@ -83,6 +88,13 @@ def _table(frame: Any) -> pa.Table:
         for column in table.columns
     ]
     return pa.table(columns, names=table.column_names)
+
+
+def _is_plain(index: Any) -> bool:
+    """Tell whether an index can hold no identifier: the shortest that is a bare number has nine digits."""
+    if index.nlevels != 1 or index.name is not None or index.dtype.kind not in "iu":
+        return False
+    return not len(index) or bool(index.min() >= 0 and index.max() < MAX_INDEX)
 
 
 def _like(frame: Any, table: pa.Table, actions: Mapping[str, Any]) -> Any:
