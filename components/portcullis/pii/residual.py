@@ -198,8 +198,8 @@ class _Tally:
 
     @property
     def searched(self) -> bool:
-        """Whether identifiers are looked for in it: not where the plan gives a reason to keep it as it is."""
-        return self.kind is not Kind.OTHER and not (self.operator and self.operator.name == "keep")
+        """Whether identifiers are looked for in it, also where the plan gives a reason to keep it as it is."""
+        return self.kind is not Kind.OTHER
 
 
 class ResidualSearch:
