@@ -590,6 +590,16 @@ def read_regular_file(path: Path | str, *, limit: int, dir_fd: int | None = None
 
 
 def open_regular_file(path: Path | str, dir_fd: int | None = None) -> BinaryIO:
+    """Open a regular file to read; a link or special file is refused and never waited for.
+
+    Args:
+        path: The file.
+        dir_fd: What a relative path is relative to: an open folder, that no link can be put in the place of.
+
+    Raises:
+        DataError: Missing, unreadable, a link, or not a regular file.
+    """
+
     def opener(name: str, flags: int) -> int:
         return os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=dir_fd)
 

@@ -19,7 +19,6 @@ Each operator has a key of its own, HKDF-SHA-256 (RFC 5869) of the masking key w
 import hmac
 import re
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -103,13 +102,9 @@ def label(entity: str) -> bytes:
 
 
 def token(key: bytes, entity: str, value: str) -> str:
-    """Return the token of one canonical value under a masking key."""
-    made: str = tokens(_keys(key), entity, pa.array([value], pa.large_string()))[0].as_py()
+    """Return the token of one canonical value under a masking key, for whoever looks for that one."""
+    made: str = tokens(MaskingKeys.derive(key), entity, pa.array([value], pa.large_string()))[0].as_py()
     return made
-
-
-# One token is asked for at a time by those who look for one; a table derives its keys once.
-_keys = lru_cache(maxsize=4)(MaskingKeys.derive)
 
 
 def tokens(keys: MaskingKeys, entity: str, values: pa.LargeStringArray) -> pa.LargeStringArray:
