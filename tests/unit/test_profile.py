@@ -109,6 +109,11 @@ def test_a_name_alone_does_not_make_names_of_what_looks_otherwise(name: str, val
     assert one(name, values).entity is None
 
 
+def test_a_column_called_name_needs_some_known_names() -> None:
+    assert one("name", SURNAMES).evidence is Evidence.GAZETTEER
+    assert one("name", LABELS).entity is None
+
+
 def test_surnames_are_known_by_the_given_names_beside_them() -> None:
     assert one("c2", SURNAMES, c1=GIVEN).evidence is Evidence.NEIGHBOUR
     assert one("c2", SURNAMES, c1=CITIES).entity is None

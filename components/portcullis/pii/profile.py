@@ -37,7 +37,7 @@ _BY_FORM, _NAMED = 0.9, 0.5
 # Names and addresses have no exact form, and a gazetteer knows but some. Of labelled text, columns of first names and
 # of full names have 0.98 and more known given names; months, colours and towns named after people 0.6 at most.
 _ADDRESS_BY_FORM = 0.5
-_SHAPED, _GIVEN, _HINTED_GIVEN, _SURNAMES = 0.8, 0.7, 0.3, 0.5
+_SHAPED, _GIVEN, _HINTED, _SURNAMES = 0.8, 0.7, 0.4, 0.5
 # Without a name that says so, fewer distinct values may be anything.
 _FEW = 8
 _NOTHING = pa.array(["", "-", "--", "?", "n/a", "na", "nan", "none", "null", "nil", "unknown", "not available", "tbd"])
@@ -245,7 +245,7 @@ def _person_name(column: _Column) -> Iterator[ColumnProfile]:
         yield _profile(column, Entity.PERSON_NAME, names.known, Evidence.NAME, named=True)
     elif names.shaped < _SHAPED or len(column.values) < _FEW:
         return
-    elif names.given >= (_HINTED_GIVEN if hint is _Hint.LIKELY else _GIVEN):
+    elif names.given >= _GIVEN or (hint is _Hint.LIKELY and names.known >= _HINTED):
         named = hint is _Hint.LIKELY
         yield _profile(column, Entity.PERSON_NAME, names.known, Evidence.GAZETTEER, named=named)
 
