@@ -85,6 +85,13 @@ def test_a_key_of_another_size_is_refused() -> None:
         mask_frame(FRAME, key=b"short")
 
 
+def test_a_refusal_names_the_column_and_no_value() -> None:
+    names = ["Ann Smith", "Bob Jones", "Carla Garcia"]
+    with pytest.raises(GateFailedError, match=r"suspected_name_columns .*\(column 'customer_name'\)") as caught:
+        mask_frame(pa.table({"customer_name": names, "n": [1, 2, 3]}), key=KEY)
+    assert not any(name in str(caught.value) for name in names)
+
+
 def test_nothing_comes_out_of_what_the_gate_refuses() -> None:
     # Too far apart for the scan; the gate is more tolerant of separators.
     with pytest.raises(GateFailedError, match="residual_identifiers"):

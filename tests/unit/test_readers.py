@@ -557,9 +557,10 @@ def test_a_store_that_does_not_answer_is_a_usage_error(monkeypatch: pytest.Monke
 
 
 def test_a_word_in_a_url_is_not_repeated(memory: Any) -> None:
-    with pytest.raises(UsageError) as caught:
-        read_source("memory://user:hunter2@place/a.csv", SPEC)
-    assert "hunter2" not in str(caught.value)
+    for uri in ("memory://user:hunter2@place/a.csv", "HTTPS://user:hunter2@place/a.csv", "a::s3://user:hunter2@b/c"):
+        with pytest.raises(UsageError) as caught:
+            read_source(uri, SPEC)
+        assert "hunter2" not in str(caught.value)
 
 
 def _link_to_file(root: Path) -> Path:

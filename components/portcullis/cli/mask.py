@@ -63,7 +63,7 @@ def mask(source: str, output: Path, policy: Path | None, uri: str | None, report
         if report:
             write_bytes(report, judged.to_html().encode())
         if not judged.passed:
-            raise GateFailedError(f"{judged.reason}; nothing was written: declare that column token or drop")
+            raise GateFailedError(f"{judged.reason}; nothing was written: say in --policy what becomes of it")
     for column, counts in done.counts.items():
         if counts:
             say(f"{column}: {', '.join(f'{count:,} {entity}' for entity, count in counts.items())}")

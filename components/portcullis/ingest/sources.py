@@ -121,7 +121,11 @@ def _local_path(uri: str) -> Path:
             raise UsageError(f"{uri!r} is not a local file; write file:///path")
         path = unquote(match[1], errors="surrogateescape")
     elif _SCHEME.match(uri):
-        raise UsageError(f"{uri!r}: only paths, file:, builtin: and scheme://place/path are read; mount the data first")
+        # Not shown whole: someone may have put a password into it.
+        raise UsageError(
+            f"{uri.partition(':')[0][:20]!r}: only paths, file:, builtin: and scheme://place/path are read; mount the "
+            "data first"
+        )
     if not path or not path.isprintable():
         raise UsageError("the source is empty or holds an unprintable character; give the path of a file or folder")
     return Path(path)

@@ -46,7 +46,7 @@ def mask_frame(frame: Any, plan: MaskingPlan = DEFAULT_PLAN, *, key: bytes) -> t
     table, done = mask_table(_table(frame), plan, key=key)
     report = _judged(table, plan, done.counts, done.actions)
     if not report.passed:
-        raise GateFailedError(f"{report.reason}; declare that column token or drop")
+        raise GateFailedError(f"{report.reason}; say in the plan what becomes of it")
     return (table if isinstance(frame, pa.Table) else _like(frame, table, done.actions)), report
 
 

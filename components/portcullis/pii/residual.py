@@ -79,6 +79,7 @@ _VAT = re.compile(
 
 
 SAMPLED_ROWS = 10
+SHOWN_COLUMNS = 5
 
 
 @dataclass(frozen=True)
@@ -143,9 +144,13 @@ BOUNDS: Mapping[str, Mapping[Literal["min", "max"], float]] = {
 def judge_residual(residual: Residual) -> str:
     """Return why a masked table is refused by the bounds of the reference policy, in one line; empty where it passes.
 
-    Whoever judges by a policy of their own derives the verdict from the figures.
+    The line names the columns. Whoever judges by a policy of their own derives the verdict from the figures.
     """
-    return judge(residual.figures(), {name: Check(it.get("min"), it.get("max")) for name, it in BOUNDS.items()})[1]
+    reason = judge(residual.figures(), {name: Check(it.get("min"), it.get("max")) for name, it in BOUNDS.items()})[1]
+    left = {*residual.identifiers, *residual.misfits, *residual.undropped, *residual.suspected_names}
+    names = [repr(name) for name in residual.columns if name in left]
+    more = f" and {len(names) - SHOWN_COLUMNS} more" if len(names) > SHOWN_COLUMNS else ""
+    return f"{reason} (column {', '.join(names[:SHOWN_COLUMNS])}{more})" if reason and names else reason
 
 
 def residual_figures(table: Any, plan: MaskingPlan) -> dict[str, int]:
