@@ -126,8 +126,11 @@ def fuzz_parquet(data: bytes) -> None:
     table.validate(full=True)
     assert stream.rows == table.num_rows and stream.schema == table.schema
     assert logical_root(pieces) == logical_root(table)
-    whole = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read()
-    peer = canonical_table(whole)
+    file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+    groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
+    if any(group.column(at).num_values != group.num_rows for group in groups for at in range(group.num_columns)):
+        return  # read as a whole, a column is given the memory for as many values as it claims
+    peer = canonical_table(file.read())
     assert logical_root(peer) == logical_root(table)
 
 
