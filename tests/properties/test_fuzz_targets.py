@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from fuzz.__main__ import ROOT, run, targets
 from fuzz.inputs import inputs
 
-SECONDS = int(float(os.environ.get("PORTCULLIS_FUZZ_SECONDS", "5")))
+SECONDS = int(float(os.environ.get("PORTCULLIS_FUZZ_SECONDS", "30")))
 TARGETS = targets()
 FOUND = sorted((ROOT / "fuzz" / "found").glob("*/*"))
 
