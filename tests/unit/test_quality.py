@@ -183,24 +183,17 @@ def apart(count: int = 10) -> np.ndarray:
 
 def test_candidates_are_what_lies_apart():
     assert spectral_candidates(apart(), share=0.1).tolist() == list(range(10))
-    assert [rows.tolist() for rows in cluster_candidates(apart())] == [list(range(10))]
+    assert cluster_candidates(apart()).tolist() == list(range(10))
 
 
 @pytest.mark.parametrize("rows", [1, 2, 30])
 def test_of_equal_rows_none_lies_apart(rows):
-    assert cluster_candidates(np.ones((rows, 16))) == []
+    assert not len(cluster_candidates(np.ones((rows, 16))))
     assert len(spectral_candidates(np.ones((rows, 16)), share=0.2)) == max(1, rows // 5)
 
 
 def test_of_two_clusters_the_smaller_is_meant():
-    assert [rows.tolist() for rows in cluster_candidates(apart(60))] == [list(range(60, 100))]
-
-
-@pytest.mark.parametrize("count", [46, 50, 54])
-def test_of_two_clusters_of_about_one_size_either_may_be_meant(count):
-    smaller, larger = sorted([list(range(count)), list(range(count, 100))], key=len)
-    found = [rows.tolist() for rows in cluster_candidates(apart(count))]
-    assert found == [smaller, larger] or (count == 50 and found == [larger, smaller])
+    assert cluster_candidates(apart(60)).tolist() == list(range(60, 100))
 
 
 def test_a_trigger_is_common_among_suspects_and_rare_elsewhere():

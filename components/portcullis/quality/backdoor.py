@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 COMPONENTS = 10
 ROUNDS = 100
-EVEN_SHARE = 0.45  # of the smaller of two clusters, from which on neither is the odd one
 # A trigger is what most suspects of a class share and hardly any other row has.
 TRIGGER_SUSPECTS = 5
 TRIGGER_SHARE = 0.8
@@ -34,30 +33,27 @@ def spectral_candidates(values: NDArray[np.float64], *, share: float) -> NDArray
     return np.sort(np.argsort(-scores, kind="stable")[: max(1, int(share * len(values)))])
 
 
-def cluster_candidates(values: NDArray[np.float64]) -> list[NDArray[np.int64]]:
-    """Return the smaller of two clusters of one class, and the other one too where they are of about one size.
+def cluster_candidates(values: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return the smaller of two clusters of one class.
 
     As in activation clustering (Chen et al. 2018, arXiv:1811.03728, algorithm 1): k-means with k = 2 on activations
     that are reduced to 10 dimensions; here by principal instead of independent components, and from three starts along
-    the first of them, so that nothing is left to chance. Poison that makes about half of its class may be the larger
-    cluster, so size tells nothing then and either may be it.
+    the first of them, so that nothing is left to chance.
 
     Args:
         values: Activations (n, h) of one class, finite, n >= 1.
 
     Returns:
-        For each such cluster, indices into `values`; none when the class is a single point.
+        Indices into `values`; none when the class is a single point.
     """
     points = _components(values, COMPONENTS)
     along = points[:, 0]
     starts = (along > np.median(along), along > 1.5 * along.std(), along < -1.5 * along.std())
     found = [_two_means(points, start) for start in starts if start.any() and not start.all()]
     if not found:
-        return []
+        return np.zeros(0, dtype=np.int64)
     chosen = min(found, key=lambda side: _inertia(points, side))
-    smaller = chosen if 2 * chosen.sum() <= len(chosen) else ~chosen
-    even = smaller.sum() > EVEN_SHARE * len(smaller)
-    return [np.flatnonzero(side) for side in ((smaller, ~smaller) if even else (smaller,))]
+    return np.flatnonzero(chosen if 2 * chosen.sum() <= len(chosen) else ~chosen)
 
 
 def trigger_columns(points: NDArray[np.float32], suspects: NDArray[np.int64]) -> list[int]:

@@ -100,8 +100,8 @@ def _backdoors(
     values, accuracy = activations(
         around.points, labels, classes=around.classes, epochs=settings.epochs, seed=settings.seed
     )
-    methods: dict[str, Callable[[NDArray[np.float64]], list[NDArray[np.int64]]]] = {
-        "spectral": lambda own: [spectral_candidates(own, share=settings.suspected)],
+    methods: dict[str, Callable[[NDArray[np.float64]], NDArray[np.int64]]] = {
+        "spectral": lambda own: spectral_candidates(own, share=settings.suspected),
         "cluster": cluster_candidates,
     }
     worst = dict.fromkeys(methods, 0)
@@ -111,10 +111,9 @@ def _backdoors(
         own = np.flatnonzero(labels == label)
         suspects = [issues[labels[issues] == label]]
         for method, candidates in methods.items():
-            for chosen in candidates(values[own]):
-                found = around.reclassified(own[chosen])
-                worst[method] = max(worst[method], len(found))
-                suspects.append(found)
+            found = around.reclassified(own[candidates(values[own])])
+            worst[method] = max(worst[method], len(found))
+            suspects.append(found)
         together = np.unique(np.concatenate(suspects))
         every.append(together)
         triggers += [(names[label], column) for column in trigger_columns(around.points, together)]
