@@ -78,6 +78,7 @@ def signed(config: ReferenceConfig, home: Home, out: Path) -> None:
         evidence=out / "e2",
         masking=masking,
         report=out / "r",
+        details=out / "r.json",
         bundle=out / "e3",
     )
     enforce("residual_pii", subject=subject_digest("residual_pii", out / "m"), evidence=out / "e3", passed=out / "e4")
