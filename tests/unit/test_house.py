@@ -15,7 +15,7 @@ SOURCES = sorted([*LIBRARY.rglob("*.py"), *PIPELINES.rglob("*.py")])
 # Lowest first; a module imports from its own floor or a lower one.
 FLOORS = [
     {"errors"},
-    {"digest", "files", "strict_yaml", "keys", "remote", "sealing", "kubernetes_names"},
+    {"digest", "files", "isolation", "strict_yaml", "keys", "remote", "sealing", "kubernetes_names"},
     {"evidence", "table", "report"},
     {"dataset", "models"},
     {"at_rest"},
