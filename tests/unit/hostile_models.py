@@ -138,8 +138,8 @@ def pickles() -> Iterator[tuple[str, bytes]]:
     yield "a tensor of unequal axes", state(tensor(strides=b"K\x01\x85"))
     yield "a tensor of text", state(tensor(sizes=text("x") + b"K\x04\x86"))
     yield "a tensor with hooks", state(tensor(hooks=HOOKS + text("0") + text("x") + b"s"))
-    yield "a tensor given hooks later", state(tensor(hooks=HOOKS + b"q\x07") + b"h\x07" + text("0") + text("x") + b"s0")
-    yield "hooks given a state", state(tensor(hooks=HOOKS + b"q\x07") + b"h\x07}b0")
+    yield "a tensor given hooks later", state(tensor(hooks=HOOKS + b"q\x00") + b"h\x00" + text("0") + text("x") + b"s0")
+    yield "hooks given a state", state(tensor(hooks=HOOKS + b"q\x00") + b"h\x00}b0")
     yield "a tensor with metadata", state(tensor(more=b"}"))
     yield "the state of a tensor set", state(tensor() + b"}b")
     yield "a dictionary keyed by a tuple", PROTO + b"}" + EMPTY_TUPLE + b"N" + b"s."
@@ -158,6 +158,7 @@ def pickles() -> Iterator[tuple[str, bytes]]:
     yield "an underflow", PROTO + b"s."
     yield "a memo that was never filled", PROTO + b"h\x09."
     yield "a mark left over", PROTO + b"(}."
+    yield "a value with a number beyond memory", PROTO + b"}r\xff\xff\xff\x7f."
     yield "an unknown instruction", PROTO + b"\xff."
     yield "a text longer than the file", PROTO + b"X\xff\xff\xff\x7fx."
     yield "a function left over", PROTO + name("collections OrderedDict") + b"."

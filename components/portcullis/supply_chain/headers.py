@@ -54,7 +54,7 @@ _GGML = {
 _GGUF_SCALARS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 _NPY_MAGIC = b"\x93NUMPY"
 _NPY_HEADER = re.compile(
-    rb"\{'descr': '[<>|][biufc](?P<bytes>1|2|4|8|16|32)', 'fortran_order': (?:True|False), "
+    rb"\{'descr': '[<>|](?P<type>b1|[iu][1248]|f(?:2|4|8|16)|c(?:8|16|32))', 'fortran_order': (?:True|False), "
     rb"'shape': \((?P<shape>(?:\d{1,19},(?: \d{1,19}(?:, \d{1,19}){0,31})?)?)\), \} *\n"
 )
 _GGUF_TEXT, _GGUF_ARRAY, _GGUF_UINT32 = 8, 9, 4
@@ -152,8 +152,8 @@ def read_npy(stream: BinaryIO, size: int) -> Tensors:
         ModelError: The array holds Python objects, which are pickles, or anything but numbers, or has another length
             than its shape.
     """
-    version = _exactly(stream, len(_NPY_MAGIC) + 2)[-2:]
-    layout = {b"\x01\x00": "<H", b"\x02\x00": "<I"}.get(version)
+    start = _exactly(stream, len(_NPY_MAGIC) + 2)
+    layout = {_NPY_MAGIC + b"\x01\x00": "<H", _NPY_MAGIC + b"\x02\x00": "<I"}.get(start)
     if layout is None:
         raise ModelError("a NumPy file of this version is not known")
     (length,) = struct.unpack(layout, _exactly(stream, struct.calcsize(layout)))
@@ -164,7 +164,7 @@ def read_npy(stream: BinaryIO, size: int) -> Tensors:
         raise ModelError("the NumPy file holds something else than numbers, or its header is malformed")
     count = math.prod(int(axis) for axis in header["shape"].split(b",") if axis.strip())
     beginning = len(_NPY_MAGIC) + 2 + struct.calcsize(layout) + length
-    if beginning + count * int(header["bytes"]) != size:
+    if beginning + count * int(header["type"][1:]) != size:
         raise ModelError("the NumPy array has another length than its shape")
     return Tensors(1, count)
 

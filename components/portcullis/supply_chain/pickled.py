@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 
 from portcullis.errors import ModelError
 
+PROTOCOL = 2
 MAX_INSTRUCTIONS = 4_000_000
 MAX_TEXT = 1 << 16
 MAX_INT_BITS = 256
@@ -63,7 +64,6 @@ _LITERALS = {
     "LONG1",
     "BINFLOAT",
     "BINUNICODE",
-    "SHORT_BINUNICODE",
 }
 
 
@@ -201,10 +201,8 @@ def _kind(value: Any) -> str:
 def _step(machine: _Machine, name: str, argument: Any) -> None:
     stack = machine.stack
     if name == "PROTO":
-        if not 2 <= argument <= 5:
+        if argument != PROTOCOL:
             raise ModelError(f"a pickle of protocol {argument} is not what torch.save writes")
-    elif name == "FRAME":
-        pass
     elif name in _CONSTANTS:
         stack.append(_CONSTANTS[name])
     elif name in _LITERALS:
@@ -212,9 +210,10 @@ def _step(machine: _Machine, name: str, argument: Any) -> None:
     elif name == "MARK":
         stack.append(_MARK)
     elif name in {"BINPUT", "LONG_BINPUT"}:
+        # In the order in which a pickler numbers them; Python's own machine makes room for as many as the number says.
+        if argument != len(machine.memo):
+            raise ModelError("the pickle numbers its values out of order")
         machine.memo[argument] = _top(stack)
-    elif name == "MEMOIZE":
-        machine.memo[len(machine.memo)] = _top(stack)
     elif name in {"BINGET", "LONG_BINGET"}:
         if argument not in machine.memo:
             raise ModelError("the pickle uses a value that it has not made")
@@ -237,9 +236,6 @@ def _step(machine: _Machine, name: str, argument: Any) -> None:
         _require_dict(_top(stack), items)
     elif name == "GLOBAL":
         stack.append(_named(*str(argument).split(" ", 1)))
-    elif name == "STACK_GLOBAL":
-        attribute, module = _pop(stack), _pop(stack)
-        stack.append(_named(module, attribute))
     elif name == "BINPERSID":
         stack.append(_storage(machine, _pop(stack)))
     elif name == "REDUCE":
@@ -310,9 +306,7 @@ def _require_dict(target: Any, items: list[Any]) -> None:
         target.empty = False
 
 
-def _named(module: Any, name: Any = None) -> Any:
-    if not isinstance(module, str) or not isinstance(name, str):
-        raise ModelError("the pickle computes the name of what it imports")
+def _named(module: str, name: str = "") -> Any:
     if module == "torch" and name in _DTYPES:
         return _Thing(f"dtype {name}")
     if (module, name) in _CALLS or (module == "torch" and name in _STORAGES) or (module, name) == _UNTYPED:
