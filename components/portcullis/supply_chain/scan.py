@@ -7,7 +7,6 @@ the model; there is no verdict between the two, and nothing is skipped. The file
 import contextlib
 import os
 import stat
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from portcullis.isolation import run_isolated
 from portcullis.supply_chain.headers import Tensors, read_gguf, read_npy, read_safetensors, strict_json
 from portcullis.supply_chain.pickled import PickledTensors
 from portcullis.supply_chain.torch_files import read_legacy_torch, read_torch_archive
-from portcullis.supply_chain.zips import open_archive, read_npz
+from portcullis.supply_chain.zips import read_npz
 
 MAX_FILES = 500
 MAX_JSON_BYTES = 16 << 20
@@ -101,7 +100,7 @@ def _scan(stream: BinaryIO, name: str) -> dict[str, Any]:
     size = os.fstat(stream.fileno()).st_size
     kind = ""
     try:
-        kind, judge = _format(stream, size, name)
+        kind, judge = _format(stream, name)
         stream.seek(0)
         found = judge(stream, size)
     except ModelError as error:
@@ -112,11 +111,16 @@ def _scan(stream: BinaryIO, name: str) -> dict[str, Any]:
 _Judge = Callable[[BinaryIO, int], Tensors | PickledTensors]
 
 
-def _format(stream: BinaryIO, size: int, name: str) -> tuple[str, _Judge]:
+def _format(stream: BinaryIO, name: str) -> tuple[str, _Judge]:
     stream.seek(0)
     start = read_full(stream, 10)
     if start.startswith(b"PK\x03\x04"):
-        return _zip_format(stream, size)
+        # The first member's name: whichever reader is chosen refuses what it does not know.
+        stream.seek(26)
+        name_length = int.from_bytes(read_full(stream, 2), "little")
+        stream.seek(30)
+        is_numpy = read_full(stream, name_length).endswith(b".npy")
+        return ("numpy archive", read_npz) if is_numpy else ("torch", read_torch_archive)
     if start.startswith(b"\x93NUMPY"):
         return "numpy", read_npy
     if start.startswith(b"GGUF"):
@@ -128,13 +132,6 @@ def _format(stream: BinaryIO, size: int, name: str) -> tuple[str, _Judge]:
     if start.startswith(b"{") and name.endswith(".json"):
         return "json", _read_json
     raise ModelError("it is no file of tensors")
-
-
-def _zip_format(stream: BinaryIO, size: int) -> tuple[str, _Judge]:
-    methods = frozenset({zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED})
-    with open_archive(stream, size, methods=methods) as archive:
-        is_numpy = all(name.endswith(".npy") for name in archive.namelist())
-    return ("numpy archive", read_npz) if is_numpy else ("torch", read_torch_archive)
 
 
 def _read_json(stream: BinaryIO, size: int) -> Tensors:
