@@ -274,7 +274,7 @@ def rollback(directory: Path, config: Path | None) -> None:
 
 for command in (cluster.init, cluster.compile_package, cluster.bootstrap, cluster.doctor, cluster.submit):
     cli.add_command(command)
-for command in (data.diff, data.lineage, mask, reveal):
+for command in (data.diff, data.lineage, data.quarantine, mask, reveal):
     cli.add_command(command)
 
 
