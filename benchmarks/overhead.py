@@ -62,7 +62,16 @@ def signed(config: ReferenceConfig, home: Home, out: Path) -> None:
     """Run the steps as the pipeline does."""
     nonce = preflight(step="preflight", bundle=out / "e0")
     spec = str(config.arguments(URI)["dataset_spec"])
-    ingest(step="ingest", nonce=nonce, evidence=out / "e0", uri=URI, spec=spec, dataset=out / "raw", bundle=out / "e1")
+    ingest(
+        step="ingest",
+        nonce=nonce,
+        evidence=out / "e0",
+        uri=URI,
+        spec=spec,
+        dataset=out / "raw",
+        quarantine=out / "quarantine",
+        bundle=out / "e1",
+    )
     masking = config.masking.to_dict()
     mask_pii(
         step="mask_pii",

@@ -67,7 +67,9 @@ dataset:
   licence: ""
   consent: ""
   contact: ""
-  retention: \"\""""
+  retention: ""
+  # How many malformed records may be set aside, sealed and counted; one more refuses the data.
+  quarantine_at_most: 0"""
 
 _MASKING = """\
   # A list has every entity become a keyed token. Whole columns of names, addresses, dates, ages and post codes are

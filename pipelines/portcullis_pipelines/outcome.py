@@ -7,6 +7,7 @@
 | `policy.yaml` | the signed policy, for reading; verifiers use their own |
 | `model/` | the sealed model |
 | `model.sig` | its OpenSSF model signature |
+| `quarantine/` | the malformed rows that were set aside, sealed for the pipeline's key |
 | `admission.json` | the signed admission |
 | `deployment.json` | the signed statement of the deployment |
 | `run.json` | the same facts for a program |
@@ -23,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from portcullis.admission.stage import require_signature
-from portcullis.digest import sha256
-from portcullis.errors import EvidenceError, PolicyError, PortcullisError, SealError, UsageError
+from portcullis.digest import path_digest, sha256
+from portcullis.errors import DataError, EvidenceError, PolicyError, PortcullisError, SealError, UsageError
 from portcullis.evidence.admission import Admission, verify_admission, verify_deployment
 from portcullis.evidence.chain import Chain, join_bundle
 from portcullis.evidence.dsse import MAX_ENVELOPE_BYTES, Envelope
@@ -42,11 +43,12 @@ EVIDENCE = "evidence.intoto.jsonl"
 POLICY = "policy.yaml"
 MODEL = "model"
 SIGNATURE = "model.sig"
+QUARANTINE = "quarantine"
 ADMISSION = "admission.json"
 DEPLOYMENT = "deployment.json"
 REPORT = "report.html"
 RUN = "run.json"
-PARTS = frozenset({EVIDENCE, POLICY, MODEL, SIGNATURE, ADMISSION, DEPLOYMENT, REPORT, RUN})
+PARTS = frozenset({EVIDENCE, POLICY, MODEL, SIGNATURE, QUARANTINE, ADMISSION, DEPLOYMENT, REPORT, RUN})
 MAX_RUN_BYTES = 16 << 20
 MAX_FIGURES = 12
 
@@ -104,6 +106,7 @@ def verify_directory(directory: Path, store: TrustStore, *, published: bool = Tr
     verified = Verified(store.policy, chain, admission, sha256(data), deployment)
     require_signature(directory / SIGNATURE, chain, store, sealed=directory / MODEL)
     _require_recipients(directory / MODEL, chain)
+    _require_quarantine(directory / QUARANTINE, chain)
     if published:
         _require_told(directory / RUN, run_json(verified))
         _require_told(directory / REPORT, _page_of(verified))
@@ -115,6 +118,17 @@ def _require_recipients(sealed: Path, chain: Chain) -> None:
     named = [it.parameters["recipients"] for it in chain.statements.values() if it.stage == "encrypt"]
     if named != [sealed_recipients(sealed)]:
         raise SealError(f"{sealed} is not sealed for the recipients that the evidence names")
+
+
+def _require_quarantine(path: Path, chain: Chain) -> None:
+    """Refuse other malformed rows, or none, than those that the evidence says were set aside."""
+    stated = {it.outputs["quarantine"] for it in chain.statements.values() if it.stage == "ingest"}
+    try:
+        found = path_digest(path)
+    except DataError as error:
+        raise EvidenceError(f"the rows that were set aside are missing: {error}") from error
+    if stated != {found}:
+        raise EvidenceError(f"{path} is not what the evidence says was set aside")
 
 
 def _require_told(path: Path, expected: bytes) -> None:
@@ -305,7 +319,7 @@ def _figures(statement: Statement, policy: Policy) -> str:
     shown = sorted(
         (name, value)
         for name, value in statement.figures.items()
-        if (name in checks if checks else not isinstance(value, str))
+        if (name in checks if statement.kind == "gate" else not isinstance(value, str))
     )
     more = ", …" if len(shown) > MAX_FIGURES else ""
     return ", ".join(f"{name} {plain(value)}" for name, value in shown[:MAX_FIGURES]) + more

@@ -40,7 +40,7 @@ class ReferenceStep:
         limits: What it does not defend against.
         requires: Gates that must have PASSED before.
         parameters: The parameters that the policy demands.
-        checks: For a gate, the bounds on its figures.
+        checks: The bounds on its figures; a gate has some.
         keys: Further key files that it reads, beside its own signing key.
         part: The nested pipeline that it belongs to.
     """
@@ -103,12 +103,13 @@ STEPS: tuple[ReferenceStep, ...] = (
         stage="ingest",
         kind="transform",
         inputs={"nonce": "preflight.nonce", "raw": "external"},
-        outputs=("dataset",),
+        outputs=("dataset", "quarantine"),
         refuses="malformed rows, with their position; links; a schema that is not the declared one",
         threat="data altered on the way in, or other data than the evidence says",
         limits="any raw data under the declared schema is accepted; who chose them is not judged",
         keys=(WRITES,),
         parameters=lambda config: {"spec": config.dataset.to_dict()},
+        checks=lambda config: {"quarantined": {"min": 0, "max": config.dataset.quarantine_at_most}},
     ),
     ReferenceStep(
         name="mask_pii",

@@ -275,7 +275,7 @@ def rollback(directory: Path, config: Path | None) -> None:
 
 for command in (cluster.init, cluster.compile_package, cluster.bootstrap, cluster.doctor, cluster.submit):
     cli.add_command(command)
-for command in (data.diff, data.lineage, mask, reveal, scan, convert):
+for command in (data.diff, data.lineage, data.quarantine, mask, reveal, scan, convert):
     cli.add_command(command)
 
 
