@@ -39,6 +39,8 @@ CONFIG = {
             "income": {"low": 0, "high": 1, "epsilon": 0.5, "steps": 4},
         },
         "budget": 2,
+        "others": {"features": "keep", "label": "keep", "ids": "keep", "text": "keep"},
+        "rows": "keep",
     },
 }
 SCHEMA = [

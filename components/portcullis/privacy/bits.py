@@ -1,8 +1,8 @@
 """Random bits for noise: the AES-256-CTR key stream under a key from the operating system's random generator.
 
-AES in counter mode under a fresh secret key is a random generator as strong as AES (it is the heart of NIST SP 800-90A's
-CTR_DRBG), and a hundred times as fast as asking the kernel. That its bits cannot be told from uniform ones is the one
-assumption that the privacy of the noise rests on beside arithmetic.
+AES in counter mode under a fresh secret key is a random generator as strong as AES (it is the heart of CTR_DRBG, NIST
+SP 800-90A). That its bits cannot be told from uniform ones is the one assumption, beside arithmetic, that the privacy
+of the noise rests on: against whoever could, no differential privacy is claimed.
 """
 
 import hashlib
@@ -50,7 +50,7 @@ class RandomBits:
             self._start(os.urandom(KEY_BYTES))
         size = 8 * count
         room = np.empty(size + _BLOCK, dtype=np.uint8)  # OpenSSL asks for room for a block more than it writes
-        view = memoryview(room)
+        view = room.data
         for start in range(0, size, _PIECE):
             piece = min(_PIECE, size - start)
             self._stream.update_into(_ZEROS[:piece], view[start : start + piece + _BLOCK])

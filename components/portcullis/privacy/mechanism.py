@@ -17,7 +17,7 @@ Clamping gives the truncated geometric mechanism (Ghosh, Roughgarden, Sundararaj
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from decimal import ROUND_CEILING, Context, Decimal, localcontext
+from decimal import Context, Decimal, localcontext
 from fractions import Fraction
 from functools import cached_property
 

@@ -1,19 +1,19 @@
 """Noise for numbers that may be missing: an empty cell is one value more, which noise makes and takes away.
 
-A number is lost with weight `made` out of 2**62, and else gets the noise of a table; an empty cell stays with weight
-2**62 - `found`, and else becomes a number: one drawn uniformly from the grid, with the same noise. So an output is never
+A number is lost with weight `made` out of 2**62, and else gets the noise of a table; an empty cell is filled with
+weight `filled`: by a number drawn uniformly from the grid, with the same noise; else it stays. So no output is ever
 impossible, and epsilon is again the greatest log-ratio of whole numbers over every output and every pair of inputs, of
 which a missing value is one.
 
 With E = exp(epsilon), of a table within epsilon, and S the most that a number's output is likelier under one point than
 under a uniformly drawn one, both bounds are met with equality when
 
-    made  = (E / S - 1) / (E**2 / S - 1)        an empty output: (1 - found) / made = E
-    found = 1 - E * made                        a number's:      (1 - made) * S / found = E
+    made  = (E / S - 1) / (E**2 / S - 1)        an empty output: (1 - filled) / made = E
+    filled = 1 - E * made                        a number's:      (1 - made) * S / filled = E
 """
 
 from dataclasses import dataclass
-from decimal import Context, Decimal, localcontext
+from decimal import Context, localcontext
 from fractions import Fraction
 from functools import cached_property
 
@@ -33,7 +33,7 @@ class NullableTable:
     Attributes:
         table: The noise of numbers.
         made: The weight, out of 2**62, with which a number is lost.
-        found: The weight, out of 2**62, with which an empty cell becomes a number.
+        filled: The weight, out of 2**62, with which an empty cell becomes a number.
 
     Raises:
         DataError: A weight is not whole, or makes something certain or impossible.
@@ -41,10 +41,10 @@ class NullableTable:
 
     table: NoiseTable
     made: int
-    found: int
+    filled: int
 
     def __post_init__(self) -> None:
-        if not all(type(weight) is int and 1 <= weight < TOTAL for weight in (self.made, self.found)):
+        if not all(type(weight) is int and 1 <= weight < TOTAL for weight in (self.made, self.filled)):
             raise DataError("the weights of empty cells are whole numbers from 1 to 2**62 - 1")
 
     @cached_property
@@ -57,8 +57,8 @@ class NullableTable:
         number, steps = TOTAL - self.made, self.table.steps
         outputs = zip(self.table.extremes, self.table.totals, strict=True)
         return [
-            (self.made, TOTAL - self.found),
-            *((number * steps * most, number * steps * least, self.found * total) for (most, least), total in outputs),
+            (self.made, TOTAL - self.filled),
+            *((number * steps * most, number * steps * least, self.filled * total) for (most, least), total in outputs),
         ]
 
     def add_noise(
@@ -80,7 +80,7 @@ class NullableTable:
         drawn = uniform_below(self.table.steps, len(points), bits)
         noisy = self.table.add_noise(np.where(empty, drawn, points), bits)
         words = uniform(len(points), bits)
-        return noisy, np.where(empty, words >= self.found, words < self.made)
+        return noisy, np.where(empty, words >= self.filled, words < self.made)
 
 
 def nullable_table(epsilon: float, steps: int) -> NullableTable:
@@ -100,9 +100,9 @@ def nullable_table(epsilon: float, steps: int) -> NullableTable:
         bound = exponential(epsilon)
         ratio = bound * surplus.denominator / surplus.numerator
         lost = (ratio - 1) / (ratio * bound - 1)
-        made, found = ceiling(TOTAL * lost), ceiling(TOTAL * (1 - bound * lost))
-    if 1 <= made < TOTAL and 1 <= found < TOTAL:
-        noise = NullableTable(table, made, found)
+        made, filled = ceiling(TOTAL * lost), ceiling(TOTAL * (1 - bound * lost))
+    if 1 <= made < TOTAL and 1 <= filled < TOTAL:
+        noise = NullableTable(table, made, filled)
         if noise.epsilon <= epsilon:
             return noise
     raise ConfigError(f"privacy: epsilon {epsilon:g} is too small for {steps} steps and empty cells; take fewer steps")

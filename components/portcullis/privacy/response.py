@@ -1,6 +1,6 @@
 """k-ary randomised response: a category stays what it is, or becomes any other one, each of those equally likely.
 
-(Warner 1965 for two categories; Kairouz, Bonawitz, Ramage 2016, arXiv:1602.07387, for k.) Each output has a whole weight
+Warner 1965 for two categories; Kairouz, Bonawitz, Ramage 2016, arXiv:1602.07387, for k. Each output has a whole weight
 out of 2**62, drawn by comparing a uniform integer below 2**62; epsilon is the log-ratio of the two weights that there
 are, exact. The unit is one value, replaced by any other; delta is 0.
 """
@@ -34,7 +34,7 @@ class RandomisedResponse:
 
     def __post_init__(self) -> None:
         # An empty cell may be one category more.
-        if not 2 <= self.size <= MAX_CATEGORIES + 1 or type(self.weight) is not int or not 1 <= self.weight:
+        if not 2 <= self.size <= MAX_CATEGORIES + 1 or type(self.weight) is not int or not self.weight >= 1:
             raise DataError(f"randomised response needs 2 to {MAX_CATEGORIES} categories and a whole weight from 1 on")
         if not self.same >= 1:
             raise DataError("the weights of randomised response add up to more than 2**62")

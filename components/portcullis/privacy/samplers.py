@@ -24,6 +24,7 @@ How long a call takes, and how many bits it uses, depends on what it draws.
 import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,7 @@ from portcullis.errors import UsageError
 from portcullis.privacy.bits import RandomBits
 
 Integers = NDArray[np.int64]
+_T = TypeVar("_T", bound=np.generic)
 
 MAX_SCALE_PART = 1 << 52
 MAX_VARIANCE_PART = 1 << 46
@@ -129,7 +131,7 @@ def discrete_laplace(scale: Fraction, count: int, bits: RandomBits) -> Integers:
     Raises:
         UsageError: The scale is out of its range.
     """
-    if not 0 < scale or not max(scale.numerator, scale.denominator) < MAX_SCALE_PART:
+    if not scale > 0 or not max(scale.numerator, scale.denominator) < MAX_SCALE_PART:
         raise UsageError("the scale of discrete Laplace noise is a fraction above 0 of integers below 2**52")
     t, s = scale.numerator, scale.denominator
     return _gather(lambda size: _laplace(t, s, size, bits), count)
@@ -170,7 +172,7 @@ def _laplace(t: int, s: int, size: int, bits: RandomBits) -> Integers:
     if s > 1:
         values //= s
     negative = np.unpackbits(bits.words((len(values) + 63) // 64).view(np.uint8), count=len(values)).view(bool)
-    signed = np.where(negative, -values, values)
+    signed: Integers = np.where(negative, -values, values)
     return signed[~(negative & (values == 0))]
 
 
@@ -202,7 +204,7 @@ def _accepted(sizes: Integers, variance: Fraction, t: int, bits: RandomBits) -> 
     a = np.abs((sizes.astype(object) if beyond else sizes) * (q * t) - p)
     m, n = a // (2 * p), a // (q * t * t)
     f, g = (a % (2 * p)).astype(np.int64), (a % (q * t * t)).astype(np.int64)
-    accepted = bernoulli_exp([(f, 2 * p), (g, q * t * t)], bits)
+    accepted: NDArray[np.bool_] = bernoulli_exp([(f, 2 * p), (g, q * t * t)], bits)
     for fractions, denominator, times in ((f, 2 * p, n), (g, q * t * t, m)):
         left, done = np.flatnonzero(accepted & (times > 0)), 0
         while len(left):
@@ -215,7 +217,7 @@ def _accepted(sizes: Integers, variance: Fraction, t: int, bits: RandomBits) -> 
     return accepted
 
 
-def _gather(draw: Callable[[int], NDArray[np.generic]], count: int) -> NDArray:
+def _gather(draw: Callable[[int], NDArray[_T]], count: int) -> NDArray[_T]:
     """Return the first `count` of what `draw` makes, asked for a chunk at a time, about as many as are missing."""
     pieces = [draw(0)]
     missing = count

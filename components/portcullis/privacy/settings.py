@@ -7,7 +7,7 @@ read off the data would tell of it, and are nowhere taken.
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from portcullis.errors import ConfigError
 
@@ -15,6 +15,7 @@ MAX_NOISED_COLUMNS = 256
 MIN_STEPS, MAX_STEPS = 2, 4096
 MAX_CATEGORIES = 4096
 MAX_EPSILON = 64.0
+MAX_BUDGET = 1024.0
 MAX_BOUND = 2.0**53
 MAX_CONTRIBUTION = 1000
 
@@ -148,7 +149,7 @@ class CategoryColumn:
         kinds = {type(category) for category in self.categories}
         if len(kinds) != 1 or not kinds < {str, int, bool} or not all(map(_is_category, self.categories)):
             raise ConfigError(
-                "privacy: categories are all text of 1 to 256 printable characters, all whole numbers, or true and false"
+                "privacy: categories are all text of 1 to 256 printable characters, all whole, or true and false"
             )
         if len(set(self.categories)) != len(self.categories):
             raise ConfigError("privacy: categories names a value twice")
@@ -198,7 +199,7 @@ class NoisePlan:
 
     Attributes:
         columns: Column to its noise.
-        budget: The most that a unit may spend: a row, or a person where contributions are bounded.
+        budget: The most that a unit may spend, 0 to 1,024: a row, or a person where contributions are bounded.
         others: What becomes of the columns without noise: `keep` or `drop`, by name of the column or by role, where
             `features` and `label` can only be kept, `ids` are the sensitive columns that are tokens, and `text` those
             that are scanned.
@@ -216,6 +217,8 @@ class NoisePlan:
     contribution: Contribution | None = None
 
     def __post_init__(self) -> None:
+        if not _is_number(self.budget) or not 0 <= self.budget <= MAX_BUDGET:
+            raise ConfigError(f"privacy.budget must be a number from 0 to {MAX_BUDGET:g}")
         for name, treatment in self.others.items():
             _check_name(name, taken=())
             if treatment not in (KEEP, DROP):
@@ -235,7 +238,7 @@ class NoisePlan:
         return self.contribution.at_most if self.contribution else 1
 
     @classmethod
-    def parse(cls, value: Mapping[str, Any]) -> "NoisePlan":
+    def parse(cls, value: Mapping[str, Any]) -> Self:
         """Read a plan from plain values; each of its fields may be missing, and `contribution` empty.
 
         Raises:
@@ -244,16 +247,14 @@ class NoisePlan:
         known = {it.name for it in dataclasses.fields(cls)}
         if set(value) - known:
             raise ConfigError(f"privacy knows only {', '.join(sorted(known))}")
-        others, rows, budget = value.get("others", {}), value.get("rows", ""), value.get("budget", 0.0)
+        others, rows = value.get("others", {}), value.get("rows", "")
         if not isinstance(others, Mapping) or not all(isinstance(it, str) for it in others.values()):
             raise ConfigError(f"privacy: others must map columns, or {', '.join(ROLES)}, to {KEEP} or {DROP}")
         if not isinstance(rows, str):
             raise ConfigError(f"privacy: rows must be {KEEP} or {SHUFFLE}")
-        if not _is_number(budget):
-            raise ConfigError("privacy: budget must be a number")
         return cls(
             columns=noised_columns(value.get("columns", {})),
-            budget=budget,
+            budget=value.get("budget", 0.0),
             others=dict(others),
             rows=rows,
             contribution=_contribution(value.get("contribution", {})),
@@ -263,7 +264,7 @@ class NoisePlan:
         """Return plain values, every field present, as the policy demands them."""
         return {
             "columns": {name: column.to_dict() for name, column in self.columns.items()},
-            "budget": self.budget,
+            "budget": float(self.budget),
             "others": dict(self.others),
             "rows": self.rows,
             "contribution": dataclasses.asdict(self.contribution) if self.contribution else {},

@@ -1,9 +1,9 @@
 """Discrete Laplace noise without bounds on integers within bounds: unbiased, and of an epsilon that is a fraction.
 
-The scale is a fraction t / s, so the probability of every output is exp(-|x| * s / t) times what does not depend on the
-input, and with inputs in [low, high] the epsilon is exactly (high - low) * s / t: by the theorem about the distribution,
-which the sampler follows exactly, and not by looking at all outputs, of which there is no end. What lies beyond 2**53 is
-brought back to it after the noise, which can tell nothing more. The unit is one value, replaced by any other; delta is 0.
+The scale is a fraction t / s, so each output has a probability proportional to exp(-|x| * s / t), and with inputs in
+[low, high] the epsilon is exactly (high - low) * s / t: by the theorem about that distribution, which the sampler
+follows exactly, and not by looking at all outputs, of which there is no end. What lies beyond 2**53 is brought back to
+it after the noise, which can tell nothing more. The unit is one value, replaced by any other; delta is 0.
 """
 
 import math
@@ -67,7 +67,8 @@ class IntegerNoise:
         """
         if values.dtype != np.int64 or (values.size and not (values.min() >= self.low and values.max() <= self.high)):
             raise DataError(f"noise is added to int64 values from {self.low} to {self.high}")
-        return np.clip(values + discrete_laplace(self.scale, len(values), bits), -GREATEST, GREATEST)
+        noisy: NDArray[np.int64] = values + discrete_laplace(self.scale, len(values), bits)
+        return noisy.clip(-GREATEST, GREATEST)
 
 
 def integer_noise(low: int, high: int, epsilon: float) -> IntegerNoise:
