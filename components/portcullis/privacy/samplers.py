@@ -173,7 +173,8 @@ def _laplace(t: int, s: int, size: int, bits: RandomBits) -> Integers:
         values //= s
     negative = np.unpackbits(bits.words((len(values) + 63) // 64).view(np.uint8), count=len(values)).view(bool)
     signed: Integers = np.where(negative, -values, values)
-    return signed[~(negative & (values == 0))]
+    kept: Integers = signed[~(negative & (values == 0))]
+    return kept
 
 
 def _successes(count: int, bits: RandomBits) -> Integers:
