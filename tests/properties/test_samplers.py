@@ -30,7 +30,7 @@ def known_bits(seed: bytes = b"a seed that every test knows") -> RandomBits:
 
 
 def p_value(samples: np.ndarray, logarithm: Callable[[int], float]) -> float:
-    """Return Pearson's chi-square p-value (Wilson-Hilferty) of integers under weights exp(logarithm(x)), tails pooled."""
+    """Return Pearson's chi-square p-value (Wilson and Hilferty's) of integers under weights exp(logarithm(x))."""
     weights = {x: math.exp(logarithm(x)) for x in range(-3000, 3001)}
     whole = math.fsum(weights.values())
     expected = {x: weight / whole * len(samples) for x, weight in weights.items()}
@@ -156,7 +156,7 @@ def _gaussian(variance: Fraction) -> Callable[[int], float]:
 def test_discrete_laplace_follows_its_law(scale: Fraction) -> None:
     samples = discrete_laplace(scale, COUNT, known_bits())
     assert p_value(samples, _laplace(scale)) > 0.001
-    assert p_value(samples, _laplace(scale * Fraction(51, 50))) < 0.001  # a scale 2 % larger would be noticed
+    assert p_value(samples, _laplace(scale * Fraction(26, 25))) < 0.001  # a scale 4 % larger would be noticed
 
 
 @pytest.mark.parametrize("variance", VARIANCES, ids=str)
@@ -189,14 +189,15 @@ def test_a_candidate_too_large_for_64_bits_is_judged_with_whole_numbers() -> Non
     variance = Fraction(2**45 + 1, 3)
     t = math.isqrt(math.floor(variance)) + 1
     sizes = np.array([0, t, t << 20, (1 << 62)])
-    assert samplers._accepted(np.tile(sizes, 400), variance, t, known_bits()).reshape(400, 4).sum(axis=0).tolist()[
-        2:
-    ] == [0, 0]
+    accepted = samplers._accepted(np.tile(sizes, 400), variance, t, known_bits()).reshape(400, 4).mean(axis=0)
+    # At 0 the exponent is a half, at t it is the square of next to nothing.
+    assert accepted == pytest.approx([math.exp(-0.5), 1.0, 0.0, 0.0], abs=0.1)
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.fractions(min_value=Fraction(1, 1024), max_value=2**40, max_denominator=2**20), st.integers(0, 50))
-def test_any_variance_gives_as_many_integers_as_asked(variance: Fraction, count: int) -> None:
+@given(st.integers(1, 2**46 - 1), st.integers(1, 2**46 - 1), st.integers(0, 50))
+def test_any_variance_gives_as_many_integers_as_asked(p: int, q: int, count: int) -> None:
+    variance = Fraction(max(p, -(-q // 1024)), q)
     samples = discrete_gaussian(variance, count, known_bits())
     assert samples.dtype == np.int64 and samples.shape == (count,)
     assert (np.abs(samples) <= 40 * (1 + math.isqrt(math.floor(variance)))).all()
