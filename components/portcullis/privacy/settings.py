@@ -185,7 +185,7 @@ class Contribution:
     at_most: int
 
     def __post_init__(self) -> None:
-        _check_name(self.column)
+        _check_name(self.column, taken=())
         if type(self.at_most) is not int or not 1 <= self.at_most <= MAX_CONTRIBUTION:
             raise ConfigError(f"privacy: contribution.at_most must be a whole number from 1 to {MAX_CONTRIBUTION}")
 
