@@ -5,6 +5,7 @@ from collections import Counter
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from portcullis.dataset import Dataset, DatasetSpec, Features, Label
@@ -126,9 +127,7 @@ def test_categories_come_out_of_the_declared_domain_alone() -> None:
     result = noised(columns={"city": CITY}, others=kept(age="keep"))
     assert set(result.table["city"].to_pylist()) == set(CITIES)
     assert result.table.schema.field("city").type == pa.string()
-    same = np.mean(
-        [a == b for a, b in zip(result.table["city"].to_pylist(), dataset().table["city"].to_pylist(), strict=True)]
-    )
+    same = pc.mean(pc.equal(result.table["city"], dataset().table["city"])).as_py()
     figures = result.figures
     assert 2 - 1e-9 < figures["epsilon_city"] == figures["epsilon_record"] == result.epsilon <= 2
     assert 1 - same == pytest.approx(figures["expected_error_city"], abs=0.06)
@@ -196,7 +195,7 @@ BAD_NOISE = {
     "feature with noise without bounds": ({"p": COUNT | {"high": 1}}, "beyond the bounds"),
     "feature of text": ({"p": CITY}, "beyond the bounds"),
     "feature of categories out of bounds": ({"p": {"categories": [0, 2], "epsilon": 1}}, "beyond the bounds"),
-    "identifier": ({"person": CITY}, "is sensitive text"),
+    "identifier": ({"note": CITY}, "is sensitive text"),
     "column that is not there": ({"country": CITY}, "no column 'country'"),
     "integers of text": ({"city": COUNT}, "is string"),
 }
@@ -206,7 +205,7 @@ BAD_NOISE = {
 def test_noise_that_does_not_fit_the_data_is_refused(name: str) -> None:
     columns, message = BAD_NOISE[name]
     with pytest.raises(DataError, match=message):
-        noised(columns=columns, others=kept(city="keep", age="keep"))
+        noised(columns=columns, others=kept(age="keep") | ({} if "city" in columns else {"city": "keep"}))
 
 
 # Numbers that may be missing, and integers without bounds.
@@ -219,10 +218,9 @@ def test_an_empty_cell_of_numbers_is_made_and_filled() -> None:
     assert result.table.schema.field("age").type == pa.int64()
     figures = result.figures
     assert 2 - 1e-9 < figures["epsilon_age"] <= 2
-    assert (~before & after).sum() / 300 == pytest.approx(figures["nulls_made_age"], abs=0.06) and (
-        ~before & after
-    ).any()
-    assert (before & ~after).sum() / 300 == pytest.approx(figures["nulls_filled_age"], abs=0.08)
+    made, went = ~before & after, before & ~after
+    assert made.any() and made.sum() / 300 == pytest.approx(figures["nulls_made_age"], abs=0.06)
+    assert went.sum() / 300 == pytest.approx(figures["nulls_filled_age"], abs=0.08)
     filled = result.table["age"].drop_null().to_numpy()
     assert filled.min() >= 18 and filled.max() <= 90
 
@@ -230,7 +228,7 @@ def test_an_empty_cell_of_numbers_is_made_and_filled() -> None:
 @pytest.mark.parametrize("values", [[None, 1.0], [math.nan, 1.0], [math.inf, 1.0]])
 def test_numbers_without_room_for_them_are_refused(values: list) -> None:
     for column in (AGE, COUNT):
-        with pytest.raises(DataError, match="1 empty cells|300 empty cells|row 1: not a finite number"):
+        with pytest.raises(DataError, match=r"300 empty cells|row 1: not a finite number"):
             noised(dataset(age=values * (ROWS // 2)), columns={"age": column}, others=kept(city="keep"))
     if values[0] is not None:
         with pytest.raises(DataError, match="row 1: not a finite number"):
@@ -333,7 +331,7 @@ def test_a_person_keeps_at_most_so_many_rows_chosen_at_random() -> None:
     assert figures["epsilon_person"] <= 6 and figures["epsilon_record"] <= 2
     assert figures["unit"] == "one person, of at most 3 rows with one person"
     assert figures["claim"] == CLAIM.format(unit="person")
-    with pytest.raises(DataError, match="a person an epsilon of 6, above the budget of 5.9"):
+    with pytest.raises(DataError, match=r"a person an epsilon of 6, above the budget of 5\.9"):
         noised(data, budget=5.9, **plan)
 
 
