@@ -1,10 +1,10 @@
 """`dp`: noise beside OpenDP's mechanisms on vectors of integers, with what it costs and whether it follows its law.
 
 The work is a column of ages, 18 to 90, at an epsilon of 2 a value (the Gaussian: of the same scale, which is another
-guarantee). OpenDP runs in an environment and process of its own, on fewer values, since it takes many times as long; so
-figures are values per second of processor time, of each process. Its Python interface takes and gives lists. The table has no counterpart there: its peer is the
-discrete Laplace noise that would give the same ages the same epsilon. OpenDP's randomised response takes one value a
-call, and is called so.
+guarantee). OpenDP runs in an environment and process of its own, from lists, as its Python interface takes them, and on
+fewer values, since it takes many times as long; so figures are values per second of processor time, of each process.
+The table has no counterpart there: its peer is the discrete Laplace noise that would give the same ages the same
+epsilon. OpenDP's randomised response takes one value a call, and is called so.
 
 The p-values are Pearson's chi-square of fresh samples against the exact probabilities, cells of fewer than ten expected
 samples pooled; with four of them, a right sampler falls below 0.001 once in 250 runs. The epsilons are those that the

@@ -426,6 +426,12 @@ class Place:
         digest = resting.seal(self.root / "data", data.table, data.spec)
         begun.finish(bundle=self.root / "evidence", outputs={"dataset": digest}, figures={})
 
+    def furnished(self, data: Dataset, plan: dict) -> "Place":
+        """Return the same place under another policy."""
+        other = Place(self.root, plan)
+        other.furnish(data)
+        return other
+
     def noise(self, columns: dict, budget: float = 2.0, **changes: object):
         return dp_noise(
             step="dp_noise",
@@ -476,6 +482,23 @@ def test_the_original_is_not_written_beside_the_noise(place) -> None:
     assert not set(left["balance"].to_pylist()) & set(balance.tolist())
 
 
+def test_the_report_shows_what_each_column_costs_and_still_tells(place) -> None:
+    columns = {"age": AGE, "a<b": CITY, "balance": BALANCE | {"epsilon": 0.5}}
+    table = dataset().table.append_column("a<b", [["Paris", "Rome", "elsewhere"] * 100])
+    here = place({"age": AGE}, data=Dataset(table, SPEC))
+    plan = plan_of(columns, 4) | {"others": others(table, columns)}
+    with pytest.raises(PolicyError):
+        here.noise(columns, 4, others=plan["others"])
+    assert here.written() == []
+    statement = here.furnished(Dataset(table, SPEC), plan).noise(columns, 4, others=plan["others"])
+    text = (here.root / "out" / "report").read_text()
+    for name in ("age", "balance"):
+        assert f"{statement.figures[f'expected_error_{name}']:.6g}" in text
+    assert "a&lt;b" in text and "a<b" not in text and "73 steps" in text and "3 categories" in text
+    assert "A single cell says next to nothing in: age, balance." in text and "An epsilon below 1" in text
+    assert text.count("<rect") == 3 and CLAIM.format(unit="row") in text
+
+
 def test_without_a_column_the_very_data_set_moves_on(place) -> None:
     here = place({}, 0)
     statement = here.noise({}, 0)
@@ -514,15 +537,10 @@ def test_other_treatments_than_the_policys_are_refused_and_nothing_is_written(pl
 
 
 def test_dropped_columns_are_gone_and_the_description_says_so(place) -> None:
-    columns, treatments = {"age": AGE}, others(dataset().table, ["age"], ids="drop", balance="drop")
-    here = place(columns)
-    here = Place(here.root / "dropping", plan_of(columns, 2) | {"others": treatments})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PORTCULLIS_TRUST", str(here.root / "trust"))
-        patch.setenv("PORTCULLIS_KEYS", f"file:{here.root / 'keys'}")
-        here.furnish(dataset())
-        here.noise(columns, others=treatments)
-        result = resting.opened(here.root / "out" / "noised")
+    treatments = others(dataset().table, ["age"], ids="drop", balance="drop")
+    here = place({"age": AGE})
+    here.furnished(dataset(), plan_of({"age": AGE}, 2) | {"others": treatments}).noise({"age": AGE}, others=treatments)
+    result = resting.opened(here.root / "out" / "noised")
     assert result.table.column_names == ["age", "good", "p0", "p1", "label"]
     assert result.spec.sensitive == {"name": "drop"}
 

@@ -22,7 +22,12 @@ _SHOWN = {
     "unnoised": "kept without noise",
     "dropped": "dropped",
 }
-_COLUMNS = ("column", "noise", "epsilon", "mean error of a cell", "without a look", "")
+_COLUMNS = ("column", "noise", "epsilon", "error of a cell", "error without a look", "where error is")
+_ERRORS = ("expected_error", "blind_error")
+_BARS = (
+    "What a single noisy cell still tells: 1 less its error, as a share of the error without a look (the middle of the "
+    "bounds, or a category drawn at random). Sums over many rows tell more."
+)
 
 
 def noise_section(statement: Statement) -> list[str]:
@@ -31,30 +36,23 @@ def noise_section(statement: Statement) -> list[str]:
     facts = [(shown, figures[name]) for name, shown in _SHOWN.items() if figures.get(name) not in (None, "")]
     plan = NoisePlan.parse(statement.parameters)
     parts = [f"<h3>{html.escape(statement.step)}</h3>", table(("what", "value"), facts)]
-    if not plan.columns:
-        return parts
-    kept = {
-        name: max(0.0, 1 - float(figures[f"expected_error_{name}"]) / float(figures[f"blind_error_{name}"]))
-        for name in plan.columns
-    }
-    return [
-        *parts,
-        table(_COLUMNS, _rows(statement, plan)),
-        paragraph(
-            "What a single noisy cell still tells: 1 less its mean error, as a share of the error of answering "
-            "without a look. Sums over many rows tell more.",
-            kind="dim",
-        ),
-        bar_chart(kept, {}),
-        *(
-            paragraph(f"Drowned in noise, cell by cell: {figures['drowned']}.", kind="FAILED")
-            for _ in range(bool(figures.get("drowned")))
-        ),
-        *(
-            paragraph(f"Columns with an epsilon below 1, where noise rules: {figures['low_epsilon']}.", kind="dim")
-            for _ in range(bool(figures.get("low_epsilon")))
-        ),
-    ]
+    if plan.columns:
+        parts += [
+            table(_COLUMNS, _rows(statement, plan)),
+            bar_chart(_left(statement, plan), {}),
+            paragraph(_BARS, kind="dim"),
+        ]
+    if figures.get("drowned"):
+        parts.append(paragraph(f"A single cell says next to nothing in: {figures['drowned']}.", kind="FAILED"))
+    if figures.get("low_epsilon"):
+        parts.append(paragraph(f"An epsilon below 1, where noise outweighs most signals: {figures['low_epsilon']}."))
+    return parts
+
+
+def _left(statement: Statement, plan: NoisePlan) -> dict[str, float]:
+    """Return for each column what a cell still tells, in 0..1."""
+    errors = {name: [float(statement.figures[f"{kind}_{name}"]) for kind in _ERRORS] for name in plan.columns}
+    return {name: max(0.0, 1 - expected / blind) for name, (expected, blind) in errors.items()}
 
 
 def noise_page(statement: Statement) -> str:
@@ -72,9 +70,9 @@ def noise_page(statement: Statement) -> str:
 
 def _rows(statement: Statement, plan: NoisePlan) -> Iterator[tuple[object, ...]]:
     for name, column in plan.columns.items():
-        error, blind = (statement.figures[f"{kind}_{name}"] for kind in ("expected_error", "blind_error"))
-        wrong = "share of cells that are wrong" if isinstance(column, CategoryColumn) else ""
-        yield name, _described(column), statement.figures[f"epsilon_{name}"], error, blind, wrong
+        figures = (statement.figures[f"{kind}_{name}"] for kind in ("epsilon", *_ERRORS))
+        unit = "share of cells that are wrong" if isinstance(column, CategoryColumn) else "mean distance"
+        yield name, _described(column), *figures, unit
 
 
 def _described(column: ColumnNoise) -> str:
