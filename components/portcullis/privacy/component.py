@@ -30,8 +30,7 @@ def dp_noise(
     Args:
         dataset: The data set.
         evidence: Its evidence.
-        columns: Column to its `epsilon` and its public bounds `low` and `high` and the `steps` of its grid, or its
-            public `categories`.
+        columns: Column to its `epsilon`, and its public `low`, `high` and `steps` or its public `categories`.
         budget: The most that a row may spend, or a person where contributions are bounded.
         others: `keep` or `drop` for each column without noise, by name or as `features`, `label`, `ids`, `text`.
         rows: `keep` their order or `shuffle` them; empty without a column that gets noise.
