@@ -33,12 +33,14 @@ STAGES = {
     "admission": "admit",
     "deploy": "deploy",
     "attestation": "attest",
+    "supply_chain": "model_scan_gate",
 }
-# What shares a folder with another stage: gates with what they judge, and `start_chain`.
+# What shares a folder with another stage: gates with what they judge, `start_chain`, `convert_model`.
 BESIDE = {
     "pii/gate.yaml": ("pii", "residual_pii_gate"),
     "watermark/gate.yaml": ("watermark", "verify_watermark_gate"),
     "attestation/start.yaml": ("attestation", "start_chain"),
+    "supply_chain/convert.yaml": ("supply_chain", "convert_model"),
 }
 # Stages that need more than a little memory and time.
 HEAVY = {"train": LARGE, "watermark": LARGE}
