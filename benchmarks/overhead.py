@@ -114,14 +114,13 @@ def signed(config: ReferenceConfig, home: Home, out: Path) -> None:
         test=out / "test",
         bundle=out / "e5",
     )
-    privacy = config.privacy.to_dict()
     dp_noise(
         step="dp_noise",
         dataset=out / "train",
         evidence=out / "e5",
-        columns=privacy["columns"],
-        budget=privacy["budget"],
+        plan=config.privacy.to_dict(),
         noised=out / "noised",
+        report=out / "r4",
         bundle=out / "e6",
     )
     train_model(
@@ -213,8 +212,8 @@ def bare(config: ReferenceConfig, home: Home, out: Path) -> None:
     write_dataset(out / "train", sides.train, masked.spec)
     write_dataset(out / "test", sides.test, masked.spec)
     trained_on = read_dataset(out / "train")
-    noised = noise_dataset(trained_on, config.privacy.columns, budget=config.privacy.budget)
-    write_dataset(out / "noised", noised.table, trained_on.spec)
+    noised = noise_dataset(trained_on, config.privacy)
+    write_dataset(out / "noised", noised.table, noised.spec)
     rows = read_dataset(out / "noised")
     described = rows.spec.features
     spec = ModelSpec(

@@ -34,6 +34,7 @@ from portcullis.evidence.statement import Statement, format_time
 from portcullis.evidence.step import read_evidence
 from portcullis.evidence.trust import TrustStore, now_ms, observe
 from portcullis.files import atomic_path, read_bytes, write_bytes
+from portcullis.privacy.page import noise_section
 from portcullis.report import gate_section, page, paragraph, plain, section, table
 from portcullis.sealing.sealed import sealed_digest, sealed_recipients
 from portcullis.serving.admitted import read_admission
@@ -283,11 +284,9 @@ def _admission_section(admission: Admission) -> list[str]:
 
 
 def _privacy_section(statements: Sequence[Statement]) -> list[str]:
-    """Say in words what noise was claimed to protect, and what it did not touch."""
-    names = ("claim", "epsilon_record", "unnoised", "drowned")
-    rows = [(it.step, *(it.figures.get(name) for name in names)) for it in statements if it.stage == "dp_noise"]
-    head = ("step", "claim", "epsilon of a row", "columns without noise", "columns where noise drowns the value")
-    return [section("Differential privacy"), table(head, rows)] if rows else []
+    """Say in words what noise was claimed to protect, what it did not touch, and what it left of each column."""
+    parts = [part for it in statements if it.stage == "dp_noise" for part in noise_section(it)]
+    return [section("Differential privacy"), *parts] if parts else []
 
 
 def _digest_rows(statements: Sequence[Statement]) -> Iterator[tuple[str, str, str, str]]:

@@ -169,11 +169,11 @@ STEPS: tuple[ReferenceStep, ...] = (
         kind="transform",
         inputs={"dataset": "split.train"},
         outputs=("dataset",),
-        refuses="an epsilon above the budget; bounds that are not declared; missing or non-numeric cells",
+        refuses="an epsilon above the budget; bounds or domains that are not declared; columns that nobody declared",
         threat="reading a person's exact values of the noised columns out of what the training step is given",
         limits="columns without noise, among them all features here; a model trained on them is not private",
         keys=(READS, WRITES),
-        parameters=lambda config: {"columns": config.privacy.to_dict()["columns"], "budget": config.privacy.budget},
+        parameters=lambda config: config.privacy.to_dict(),
     ),
     ReferenceStep(
         name="train",
