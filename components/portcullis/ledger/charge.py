@@ -206,7 +206,7 @@ def _known(entries: tuple[Entry, ...], wanted: Charge, signer: Signer) -> Entry 
 def _require_affordable(ledger: Ledger, entries: tuple[Entry, ...], mechanism: Mechanism) -> None:
     settings = ledger.settings
     total = ledger.spent(entries, mechanism)
-    if not 0 < total <= settings.epsilon:
+    if not 0 <= total <= settings.epsilon:
         raise BudgetError(
             f"data set {settings.dataset}: {len(entries)} releases have spent an epsilon of "
             f"{ledger.spent(entries):.6g}, with this one {total:.6g} at delta {settings.delta:g}; the policy allows "
