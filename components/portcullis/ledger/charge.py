@@ -169,14 +169,15 @@ def require_affordable(ledger: Ledger, mechanism: Mechanism) -> None:
     _require_affordable(ledger, ledger.read(), mechanism)
 
 
-def charge_step(begun: Step, settings: LedgerSettings, mechanism: Mechanism, *, output: str) -> Receipt:
+def charge_step(begun: Step, settings: LedgerSettings, mechanism: Mechanism, *, unit: str, output: str) -> Receipt:
     """Charge what a step is about to release, in the name of its run and policy and by its key.
 
     Args:
         begun: The step, as `begin` returned it.
         settings: The ledger's, from the step's parameters, which `begin` compared with the policy.
         mechanism: What the release costs, as it was measured.
-        output: SHA-256 of what is to be released.
+        unit: Whom the mechanism protects at that cost, `row` or `person`.
+        output: SHA-256 of what is to be released, as the step's statement will name it.
 
     Raises:
         BudgetError: As `charge`; so are the others.
@@ -185,8 +186,8 @@ def charge_step(begun: Step, settings: LedgerSettings, mechanism: Mechanism, *, 
         UsageError: As `charge` and `open_ledger`.
     """
     ledger = open_ledger(settings, state_directory(begun.store.path))
-    policy = begun.store.policy
-    wanted = Charge(settings.dataset, policy.name, begun.nonce, begun.rule.name, settings.unit, mechanism, output)
+    policy = begun.store.policy.name
+    wanted = Charge(settings.dataset, policy, begun.nonce, begun.rule.name, unit, mechanism, output)
     return charge(ledger, wanted, begun.signer)
 
 
