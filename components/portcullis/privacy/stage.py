@@ -36,8 +36,8 @@ def dp_noise(
         evidence: Its bundle of evidence.
         columns: Column to exactly `low`, `high`, `epsilon` and `steps` (see `NoisedColumn`); none passes the data on.
         budget: Most that the epsilons of one row may add up to.
-        ledger: The fields of `LedgerSettings`: the budget of the data set over all runs, to which this release is charged
-            before it is written. Empty where no column gets noise.
+        ledger: The fields of `LedgerSettings`: the budget of the data set over all runs, which is charged before anything
+            is written. Empty where no column gets noise.
         noised: Where the noisy data set goes. The original values of a noised column are not in it.
         bundle: Where the evidence goes.
 
@@ -71,9 +71,7 @@ def dp_noise(
     figures = dict(result.figures)
     recipient = pipeline_recipient()
     if wanted and account:
-        cost = Pure(float(figures["epsilon_record"]))
-        figures |= charge_step(
-            begun, account, cost, unit="row", output=sealed_digest(result.table, source.spec)
-        ).figures
+        cost, output = Pure(float(figures["epsilon_record"])), sealed_digest(result.table, source.spec)
+        figures |= charge_step(begun, account, cost, unit="row", output=output).figures
     digest = seal_dataset(noised, result.table, source.spec, recipient=recipient)
     return begun.finish(bundle=bundle, outputs={"dataset": digest}, figures=figures)
