@@ -4,6 +4,7 @@ import math
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as settings_of_hypothesis
 from hypothesis import strategies as st
 from ledgers import DATASET, NOW, file_ledger, lines_of, memory_ledger, settings, wanted
 
@@ -88,11 +89,13 @@ def test_what_costs_more_than_any_budget_is_not_computed() -> None:
     assert compose([Pure(512.0), Gaussian(1.0)], 1e-5) > 512
 
 
-@given(st.lists(st.sampled_from(MECHANISMS), max_size=4), st.sampled_from(MECHANISMS))
-def test_a_further_release_never_costs_less(found: list, more) -> None:
+@settings_of_hypothesis(max_examples=6)
+@given(st.lists(st.sampled_from(MECHANISMS), max_size=3), st.sampled_from(MECHANISMS))
+def test_a_further_release_costs_no_less_and_at_most_its_own(found: list, more) -> None:
+    """The bounds of basic composition: half of delta for either part."""
     before, after = compose(found, 1e-5), compose([*found, more], 1e-5)
-    assert before <= after + 1e-6
-    assert after <= before + compose([more], 5e-6) or any(isinstance(it, Approximate) for it in [*found, more])
+    assert before <= after + 1e-3
+    assert after <= compose(found, 5e-6) + compose([more], 5e-6) + 1e-3
 
 
 @given(st.lists(st.floats(0.001, 4), min_size=1, max_size=6))

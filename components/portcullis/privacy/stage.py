@@ -36,8 +36,8 @@ def dp_noise(
         evidence: Its bundle of evidence.
         columns: Column to exactly `low`, `high`, `epsilon` and `steps` (see `NoisedColumn`); none passes the data on.
         budget: Most that the epsilons of one row may add up to.
-        ledger: The fields of `LedgerSettings`: the budget of the data set over all runs, which is charged before anything
-            is written. Empty where no column gets noise.
+        ledger: The fields of `LedgerSettings`: the budget of the data set over all runs, charged before anything is
+            written. Empty where no column gets noise.
         noised: Where the noisy data set goes. The original values of a noised column are not in it.
         bundle: Where the evidence goes.
 
