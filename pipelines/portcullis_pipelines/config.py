@@ -387,9 +387,11 @@ def _privacy(value: Any) -> Privacy:
     return Privacy(columns, float(budget))
 
 
-def _ledger(value: Any, dataset: Any) -> LedgerSettings:
+def _ledger(value: Any, dataset: Any) -> LedgerSettings | None:
     known = dict(_known(value, {it.name for it in dataclasses.fields(LedgerSettings)}, "ledger"))
     known.setdefault("dataset", dataset.get("name") if isinstance(dataset, dict) else None)
+    if set(known) <= {"dataset"}:
+        return None
     if "epsilon" not in known:
         raise ConfigError("ledger.epsilon is missing: most that all runs together may spend")
     return LedgerSettings(**known)

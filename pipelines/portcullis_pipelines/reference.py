@@ -187,7 +187,7 @@ def secure_training(
         device=train_device,
     )
     spent = budget_gate(
-        subject=trained.outputs["model"],
+        model=trained.outputs["model"],
         evidence=trained.outputs["model_evidence"],
         ledger=ledger,
         charging=ledger_charging,
