@@ -403,7 +403,7 @@ def test_an_entry_counts_by_whatever_key_it_is_signed() -> None:
 
 def test_a_local_ledger_needs_a_place(tmp_path, monkeypatch) -> None:
     monkeypatch.delenv("PORTCULLIS_LEDGERS", raising=False)
-    with pytest.raises(UsageError, match="PORTCULLIS_LEDGERS names no directory here"):
+    with pytest.raises(UsageError, match="PORTCULLIS_LEDGERS names no absolute directory here"):
         open_ledger(settings(), tmp_path)
     monkeypatch.setenv("PORTCULLIS_LEDGERS", "relative")
     with pytest.raises(UsageError, match="PORTCULLIS_LEDGERS"):

@@ -15,7 +15,7 @@ from ledgers import file_ledger, settings, wanted
 
 from portcullis.errors import BudgetError, InconclusiveError, KeyMaterialError, UsageError
 from portcullis.keys import Signer
-from portcullis.ledger.charge import Ledger, charge
+from portcullis.ledger.charge import Ledger, charge, open_ledger
 from portcullis.ledger.kubernetes_store import ConfigMapStore
 from portcullis.ledger.s3_store import PROBE, Credentials, S3Store, sign_request
 from portcullis.ledger.stores import ChangedError, FileStore, Held, open_store
@@ -346,3 +346,20 @@ def test_what_cannot_compare_and_swap_is_refused(uri: str, monkeypatch) -> None:
 
 def test_two_threads_charge_one_file_at_once(tmp_path: Path) -> None:
     two_at_once(file_ledger(tmp_path, 7.0), file_ledger(tmp_path, 7.0))
+
+
+def test_a_pods_local_ledger_is_in_its_namespace(cluster: Cluster, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.delenv("PORTCULLIS_LEDGERS", raising=False)
+    monkeypatch.setattr("portcullis.ledger.stores.OWN_NAMESPACE", tmp_path / "namespace")
+    monkeypatch.setattr("portcullis.ledger.kubernetes_store.api_client", lambda: "a client")
+    with pytest.raises(UsageError, match="PORTCULLIS_LEDGERS"):
+        open_ledger(settings(), tmp_path)
+    (tmp_path / "namespace").write_text(NAMESPACE)
+    ledger = open_ledger(settings(), tmp_path)
+    assert ledger.store == ConfigMapStore("a client", NAMESPACE, "portcullis-ledger-customers")
+    assert ledger.memory == ConfigMapStore("a client", NAMESPACE, "portcullis-ledger-customers-head")
+    apart = open_ledger(settings(memory=f"file:{tmp_path / 'head'}"), tmp_path)
+    assert (apart.store, apart.memory) == (ledger.store, FileStore(tmp_path / "head"))
+    (tmp_path / "namespace").write_text("No/Name")
+    with pytest.raises(UsageError, match="no name of a Kubernetes namespace"):
+        open_ledger(settings(), tmp_path)
