@@ -23,6 +23,7 @@ from portcullis.evidence.statement import Statement
 from portcullis.ledger.entries import ENTRY_TYPE, append, head_of
 from portcullis.ledger.mechanisms import Pure
 from portcullis.ledger.settings import LedgerSettings
+from portcullis.privacy.stage import dp_noise
 
 
 @pytest.fixture
@@ -150,6 +151,23 @@ def test_a_step_is_repeated_to_average_the_noise_away(honest) -> None:
             honest.noise()
         assert not (honest.root / "noised").exists()
     assert ledger_file(honest).read_bytes() == charged
+
+
+def test_a_task_of_a_real_run_is_repeated(attacked) -> None:
+    """The same with what KFP's local runner left of the reference pipeline."""
+    config = attacked.config
+    with attacked.environment(), pytest.raises(EvidenceError, match="was charged before, for another output"):
+        dp_noise(
+            step="dp_noise",
+            dataset=attacked.task("split*/train"),
+            evidence=attacked.task("split*/split_evidence"),
+            columns=config.privacy.to_dict()["columns"],
+            budget=config.privacy.budget,
+            ledger=config.ledger_parameters(),
+            noised=attacked.output / "noised",
+            bundle=attacked.output / "bundle",
+        )
+    assert not (attacked.output / "noised").exists()
 
 
 def test_an_entry_is_put_in_ahead_of_a_step_to_have_it_released_for_nothing(tmp_path) -> None:
