@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Protocol
 
 from portcullis.digest import sha256
-from portcullis.errors import PortcullisError, UsageError
+from portcullis.errors import UsageError
 from portcullis.files import read_bytes, sync_folder, write_bytes
 from portcullis.ledger.entries import MAX_LEDGER_BYTES
 
@@ -26,7 +26,7 @@ LEDGERS_ENV = "PORTCULLIS_LEDGERS"
 OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")  # where Kubernetes tells a pod
 
 
-class ChangedError(PortcullisError):
+class ChangedError(Exception):
     """Nothing was written: someone else wrote since the object was read."""
 
 
