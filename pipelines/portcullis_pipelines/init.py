@@ -21,6 +21,7 @@ from portcullis.dataset import read_regular_file
 from portcullis.errors import DataError, UsageError
 from portcullis.ingest.csv_table import read_csv
 from portcullis.ingest.jsonl_table import read_jsonl
+from portcullis.ledger.settings import LedgerSettings
 from portcullis.pii.entities import IN_TEXT
 from portcullis.privacy.settings import DROP, KEEP, ROLES, SHUFFLE, CategoryColumn, NoisedColumn
 from portcullis.quality.settings import QualitySettings
@@ -144,6 +145,12 @@ def configuration(suggestions: Sequence[str] = ()) -> str:
         + "".join(f"\n{line}" for line in _meaning(CategoryColumn, indent="  #     "))
         + f"\n  # others: {_flow({role: KEEP if role in ('features', 'label') else DROP for role in ROLES})}"
         + f"\n  # rows: {SHUFFLE}",
+        "# The privacy budget of the data set over all runs; when empty, a single run's privacy.budget."
+        "\nledger: {}"
+        f"\n  # dataset: {defaults.dataset.name}"
+        "\n  # epsilon: 12"
+        + "".join(f"\n  # {field.name}: {field.default}" for field in dataclasses.fields(LedgerSettings)[2:])
+        + "".join(f"\n{line}" for line in _meaning(LedgerSettings, indent="  # ")),
         _section(
             "watermark", "Whose mark the model carries; the data set's name when empty.", {"owner": defaults.owner}
         ),

@@ -14,6 +14,7 @@ from kfp import dsl
 from kfp.dsl import Artifact, Input, Model
 
 from portcullis.admission.component import admit
+from portcullis.budget.component import budget_gate
 from portcullis.deploy.component import deploy
 from portcullis.encryption.component import encrypt
 from portcullis.equivalence.component import equivalence_gate
@@ -69,6 +70,8 @@ def secure_training(
     noise_others: Dict[str, str],
     noise_rows: str,
     noise_contribution: Dict[str, Any],
+    ledger: Dict[str, Any],
+    ledger_charging: List[str],
     watermark_owner: str,
     recipients: List[str],
     gpus: str,
@@ -114,6 +117,8 @@ def secure_training(
         noise_others: What becomes of the columns without noise.
         noise_rows: Whether the rows keep their order.
         noise_contribution: How many rows of one person stay.
+        ledger: The privacy budget of the data set over all runs, and where its ledger is kept.
+        ledger_charging: The steps that spend of it.
         watermark_owner: Whose watermark the model carries.
         recipients: Key ids of those who can open the sealed model.
         gpus: How many GPUs training and the robustness gates ask for each, spelt as text; `0` for none.
@@ -174,6 +179,7 @@ def secure_training(
         others=noise_others,
         rows=noise_rows,
         contribution=noise_contribution,
+        ledger=ledger,
     )
     trained = train(
         dataset=noised.outputs["noised"],
@@ -189,10 +195,18 @@ def secure_training(
         seed=train_seed,
         device=train_device,
     )
+    spent = budget_gate(
+        model=trained.outputs["model"],
+        evidence=trained.outputs["model_evidence"],
+        ledger=ledger,
+        charging=ledger_charging,
+        step="budget",
+        secret=secret_name("budget"),
+    )
     judged = robustness_gate(
         model=trained.outputs["model"],
         test=sides.outputs["test"],
-        evidence=trained.outputs["model_evidence"],
+        evidence=spent.outputs["evidence"],
         step="robustness:trained",
         secret=secret_name("robustness:trained"),
         **attack,

@@ -15,13 +15,16 @@ SOURCES = sorted([*LIBRARY.rglob("*.py"), *PIPELINES.rglob("*.py")])
 # Lowest first; a module imports from its own floor or a lower one.
 FLOORS = [
     {"errors"},
-    {"digest", "files", "isolation", "strict_yaml", "keys", "remote", "sealing", "kubernetes_names"},
+    {
+        *("digest", "files", "isolation", "strict_yaml", "keys", "remote", "sealing", "kubernetes_names"),
+        *("kubernetes_api", "hash_chain"),
+    },
     {"evidence", "table", "report"},
-    {"dataset", "models"},
+    {"dataset", "models", "ledger"},
     {"at_rest"},
     {
         *("preflight", "ingest", "pii", "quality", "split", "privacy", "training", "robustness", "watermark"),
-        *("equivalence", "encryption", "signing", "attestation", "admission", "deploy", "serving"),
+        *("budget", "equivalence", "encryption", "signing", "attestation", "admission", "deploy", "serving"),
         "supply_chain",
     },
     {"container", "harden"},
