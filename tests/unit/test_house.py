@@ -20,14 +20,15 @@ FLOORS = [
     {"dataset", "models"},
     {"at_rest"},
     {
-        *("preflight", "ingest", "pii", "quality", "split", "privacy", "training", "robustness", "watermark"),
-        *("equivalence", "encryption", "signing", "attestation", "admission", "deploy", "serving"),
+        *("preflight", "ingest", "pii", "quality", "split", "privacy", "training", "dp_training", "robustness"),
+        *("watermark", "equivalence", "encryption", "signing", "attestation", "admission", "deploy", "serving"),
     },
     {"container", "harden"},
 ]
 # Stages do not import one another's insides, but for what is the very interface between two of them.
 BETWEEN_STAGES = {
     ("admission", "signing"),
+    ("dp_training", "training"),  # trains with its attack
     ("serving", "encryption"),  # opens what it sealed
     ("deploy", "serving"),  # starts and probes the server
 }
