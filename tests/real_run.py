@@ -34,6 +34,7 @@ class RealRun:
         """Copy everything but the tasks' own files, which attacks read only."""
         shutil.copytree(self.output, target / "output")
         shutil.copytree(self.home.root, target / "home")
+        shutil.copytree(self.home.ledgers, target / "ledgers")
         return RealRun(target / "output", self.root, Home(target / "home"), self.config)
 
     @property

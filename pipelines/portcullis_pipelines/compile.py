@@ -25,6 +25,7 @@ STAGES = {
     "split": "split",
     "privacy": "dp_noise",
     "training": "train",
+    "budget": "budget_gate",
     "robustness": "robustness_gate",
     "watermark": "watermark",
     "equivalence": "equivalence_gate",

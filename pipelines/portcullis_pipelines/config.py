@@ -12,6 +12,7 @@ and an unknown key is refused.
     training: {method: pgd, epsilon: 0.15, …}
     robustness: {epsilon: 0.1, …}
     privacy: {columns: {age: {low: 18, high: 90, epsilon: 3, steps: 73}}, budget: 3}
+    ledger: {dataset: customers, epsilon: 12, delta: 0, store: local, memory: local}
     watermark: {owner: …}
     thresholds: {robust_accuracy: 0.75, clean_accuracy: 0.9, samples: 100, agreement: 0.98, accuracy_drop: 0.01}
     deployment: {target: local, cluster: {}, environment: development}
@@ -32,6 +33,7 @@ from portcullis.deploy.settings import ServingSettings, require_server_name
 from portcullis.digest import canonical_json
 from portcullis.errors import ConfigError, DataError
 from portcullis.files import read_bytes
+from portcullis.ledger.settings import LedgerSettings
 from portcullis.pii.plan import MaskingPlan, masking_plan
 from portcullis.privacy.settings import NoisedColumn, noised_columns
 from portcullis.quality.settings import QualitySettings
@@ -190,6 +192,7 @@ class ReferenceConfig:
         robustness: How it is attacked.
         thresholds: What it must withstand.
         privacy: Which columns get noise.
+        ledger: The privacy budget of the data set over all runs; when None, what one run may spend.
         owner: Whose watermark the model carries; the data set's name when empty.
         deployment: Where it is deployed.
         recipients: Key ids of those who can open the sealed model; filled in from the serving key.
@@ -206,6 +209,7 @@ class ReferenceConfig:
     robustness: RobustnessSettings = field(default_factory=RobustnessSettings)
     thresholds: Thresholds = field(default_factory=Thresholds)
     privacy: Privacy = field(default_factory=Privacy)
+    ledger: LedgerSettings | None = None
     owner: str = ""
     deployment: Deployment = field(default_factory=Deployment)
     recipients: tuple[str, ...] = ()
@@ -215,6 +219,7 @@ class ReferenceConfig:
             require_server_name(self.dataset.name)
         masking = self.masking.covering(self.dataset.sensitive)
         masking_plan(self.dataset, masking.to_dict())
+        self.ledger_parameters()
         object.__setattr__(self, "masking", masking)
 
     @classmethod
@@ -227,7 +232,7 @@ class ReferenceConfig:
         """
         if path is None:
             text = resources.files("portcullis.ingest").joinpath("cheque-digits.yaml").read_text("utf-8")
-            return cls(dataset=DatasetSpec.from_yaml(text), privacy=_REFERENCE_PRIVACY)
+            return cls(dataset=DatasetSpec.from_yaml(text), privacy=_REFERENCE_PRIVACY, ledger=_REFERENCE_LEDGER)
         try:
             return cls.from_dict(load_yaml(read_bytes(path, limit=MAX_YAML_BYTES)))
         except (DataError, ConfigError) as error:
@@ -241,7 +246,7 @@ class ReferenceConfig:
             ConfigError: A key is unknown, a value is of the wrong type, or `dataset` is missing.
         """
         names = {"dataset", "masking", "split", "model", "training", "robustness", "thresholds"}
-        names |= {"screening", "quality", "privacy", "watermark", "deployment"}
+        names |= {"screening", "quality", "privacy", "ledger", "watermark", "deployment"}
         sections = _known(document, names, "the file")
         if "dataset" not in sections:
             raise ConfigError("the configuration has no section `dataset`")
@@ -259,9 +264,25 @@ class ReferenceConfig:
             robustness=_section(RobustnessSettings, sections.get("robustness", {}), "robustness"),
             thresholds=_section(Thresholds, sections.get("thresholds", {}), "thresholds"),
             privacy=_privacy(sections.get("privacy", {})),
+            ledger=_ledger(sections["ledger"], sections["dataset"]) if "ledger" in sections else None,
             owner=_owner(_known(sections.get("watermark", {}), {"owner"}, "watermark").get("owner", "")),
             deployment=_deployment(sections.get("deployment", {})),
         )
+
+    @property
+    def charging(self) -> tuple[str, ...]:
+        """The steps that spend privacy, by the names that they have in the policy."""
+        return ("dp_noise",) if self.privacy.columns else ()
+
+    def ledger_parameters(self) -> dict[str, Any]:
+        """Return what the policy says of the ledger: nothing where no step spends privacy.
+
+        Raises:
+            ConfigError: No budget is named, and what one run may spend is none.
+        """
+        if not self.charging:
+            return {}
+        return (self.ledger or LedgerSettings(self.dataset.name, self.privacy.budget)).to_dict()
 
     def arguments(self, uri: str, *, gpus: int = 0, gpu_resource: str = "nvidia.com/gpu") -> dict[str, Any]:
         """Return the arguments that the reference pipeline is called with.
@@ -283,6 +304,8 @@ class ReferenceConfig:
             **{f"attack_{name}": value for name, value in dataclasses.asdict(self.robustness).items()},
             "noise_columns": self.privacy.to_dict()["columns"],
             "noise_budget": float(self.privacy.budget),
+            "ledger": self.ledger_parameters(),
+            "ledger_charging": list(self.charging),
             "watermark_owner": self.owner or self.dataset.name,
             "recipients": list(self.recipients),
             "target": self.deployment.target,
@@ -318,6 +341,9 @@ _REFERENCE_PRIVACY = Privacy(
     },
     budget=6,
 )
+
+# Twenty runs of the above. Nobody is behind these rows; of your own, think what its people may bear.
+_REFERENCE_LEDGER = LedgerSettings("cheque-digits", epsilon=120)
 
 # YAML 1.1 reads 1e-3 as text.
 _KINDS = {float: "a finite number (write 1e-3 as 0.001)", int: "a whole number", str: "text"}
@@ -359,6 +385,14 @@ def _privacy(value: Any) -> Privacy:
     if not _is_number(budget):
         raise ConfigError(f"privacy.budget is {_shown(budget)}, not {_KINDS[float]}")
     return Privacy(columns, float(budget))
+
+
+def _ledger(value: Any, dataset: Any) -> LedgerSettings:
+    known = dict(_known(value, {it.name for it in dataclasses.fields(LedgerSettings)}, "ledger"))
+    known.setdefault("dataset", dataset.get("name") if isinstance(dataset, dict) else None)
+    if "epsilon" not in known:
+        raise ConfigError("ledger.epsilon is missing: most that all runs together may spend")
+    return LedgerSettings(**known)
 
 
 def _owner(value: Any) -> str:

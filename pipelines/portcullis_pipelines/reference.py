@@ -14,6 +14,7 @@ from kfp import dsl
 from kfp.dsl import Artifact, Input, Model
 
 from portcullis.admission.component import admit
+from portcullis.budget.component import budget_gate
 from portcullis.deploy.component import deploy
 from portcullis.encryption.component import encrypt
 from portcullis.equivalence.component import equivalence_gate
@@ -66,6 +67,8 @@ def secure_training(
     attack_seed: int,
     noise_columns: Dict[str, Dict[str, float]],
     noise_budget: float,
+    ledger: Dict[str, Any],
+    ledger_charging: List[str],
     watermark_owner: str,
     recipients: List[str],
     gpus: str,
@@ -108,6 +111,8 @@ def secure_training(
         attack_seed: Seed of the attacks.
         noise_columns: Columns of the training rows that get noise: low, high, epsilon and steps of each.
         noise_budget: Most that the epsilons of one row may add up to.
+        ledger: The privacy budget of the data set over all runs, and where its ledger is kept.
+        ledger_charging: The steps that spend of it.
         watermark_owner: Whose watermark the model carries.
         recipients: Key ids of those who can open the sealed model.
         gpus: How many GPUs training and the robustness gates ask for each, spelt as text; `0` for none.
@@ -165,6 +170,7 @@ def secure_training(
         evidence=sides.outputs["split_evidence"],
         columns=noise_columns,
         budget=noise_budget,
+        ledger=ledger,
     )
     trained = train(
         dataset=noised.outputs["noised"],
@@ -180,10 +186,18 @@ def secure_training(
         seed=train_seed,
         device=train_device,
     )
+    spent = budget_gate(
+        subject=trained.outputs["model"],
+        evidence=trained.outputs["model_evidence"],
+        ledger=ledger,
+        charging=ledger_charging,
+        step="budget",
+        secret=secret_name("budget"),
+    )
     judged = robustness_gate(
         model=trained.outputs["model"],
         test=sides.outputs["test"],
-        evidence=trained.outputs["model_evidence"],
+        evidence=spent.outputs["evidence"],
         step="robustness:trained",
         secret=secret_name("robustness:trained"),
         **attack,

@@ -73,6 +73,19 @@ def _robustness_checks(config: ReferenceConfig) -> Bounds:
     }
 
 
+def _budget_checks(config: ReferenceConfig) -> Bounds:
+    charges = len(config.charging)
+    found: Bounds = {"charges": {"min": charges, "max": charges}, "unmatched": {"min": 0, "max": 0}}
+    if not charges:
+        return found
+    ledger = config.ledger_parameters()
+    return {
+        "epsilon_total": {"min": 0, "max": ledger["epsilon"]},
+        "delta": {"min": ledger["delta"], "max": ledger["delta"]},
+        **found,
+    }
+
+
 def _quality_checks(config: ReferenceConfig) -> Bounds:
     least: dict[str, float] = {
         "class_balance": config.quality.class_balance,
@@ -172,7 +185,11 @@ STEPS: tuple[ReferenceStep, ...] = (
         threat="reading a person's exact values of the noised columns out of what the training step is given",
         limits="columns without noise, among them all features here; a model trained on them is not private",
         keys=(READS, WRITES),
-        parameters=lambda config: {"columns": config.privacy.to_dict()["columns"], "budget": config.privacy.budget},
+        parameters=lambda config: {
+            "columns": config.privacy.to_dict()["columns"],
+            "budget": config.privacy.budget,
+            "ledger": config.ledger_parameters(),
+        },
     ),
     ReferenceStep(
         name="train",
@@ -191,11 +208,25 @@ STEPS: tuple[ReferenceStep, ...] = (
         },
     ),
     ReferenceStep(
+        name="budget",
+        stage="budget_gate",
+        kind="gate",
+        inputs={"subject": "train.model"},
+        outputs=("subject",),
+        refuses="more privacy spent by all runs together than the policy allows; a release that was not charged",
+        threat="the same people's data released again and again; a ledger altered, rolled back or left out",
+        limits="whoever can roll back both the ledger and its last head; what the owner signs under another data set id",
+        keys=(READS,),
+        parameters=lambda config: {"ledger": config.ledger_parameters(), "charging": list(config.charging)},
+        checks=_budget_checks,
+    ),
+    ReferenceStep(
         name="robustness:trained",
         stage="robustness_gate",
         kind="gate",
         inputs={"model": "train.model", "test": "split.test"},
         outputs=("model",),
+        requires=("budget",),
         refuses="a model that FGSM, PGD, CW or DeepFool break too often; whatever cannot be judged soundly",
         threat="shipping a model that small perturbations break",
         limits="PASSED is what these attacks found within these budgets, not a proof",

@@ -15,13 +15,14 @@ SOURCES = sorted([*LIBRARY.rglob("*.py"), *PIPELINES.rglob("*.py")])
 # Lowest first; a module imports from its own floor or a lower one.
 FLOORS = [
     {"errors"},
-    {"digest", "files", "strict_yaml", "keys", "remote", "sealing", "kubernetes_names"},
+    {"digest", "files", "strict_yaml", "keys", "remote", "sealing", "kubernetes_names", "kubernetes_api", "hash_chain"},
     {"evidence", "table", "report"},
-    {"dataset", "models"},
+    {"dataset", "models", "ledger"},
     {"at_rest"},
     {
         *("preflight", "ingest", "pii", "quality", "split", "privacy", "training", "dp_training", "robustness"),
-        *("watermark", "equivalence", "encryption", "signing", "attestation", "admission", "deploy", "serving"),
+        *("membership", "watermark", "budget", "equivalence", "encryption", "signing", "attestation", "admission"),
+        *("deploy", "serving"),
     },
     {"container", "harden"},
 ]

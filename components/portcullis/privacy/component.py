@@ -1,6 +1,6 @@
 """KFP component `dp_noise`."""
 
-from typing import Dict, NamedTuple
+from typing import Any, Dict, NamedTuple
 
 from kfp.dsl import Artifact, Dataset, Input, Metrics, Output
 
@@ -13,6 +13,7 @@ def dp_noise(
     evidence: Input[Artifact],
     columns: Dict[str, Dict[str, float]],
     budget: float,
+    ledger: Dict[str, Any],
     noised: Output[Dataset],
     noised_evidence: Output[Artifact],
     metrics: Output[Metrics],
@@ -27,6 +28,8 @@ def dp_noise(
         evidence: Its evidence.
         columns: Column to its public bounds `low` and `high`, its `epsilon`, and the `steps` of its grid.
         budget: Most that the epsilons of one row may add up to.
+        ledger: The budget over all runs: data set, epsilon, delta, unit, and where ledger and last head are kept; empty
+            without a column.
         step: Name of this step in the policy.
         noised: The data set with noise in place of the values of those columns.
         noised_evidence: The evidence with this step's statement.
@@ -46,6 +49,7 @@ def dp_noise(
         evidence=Path(evidence.path),
         columns=columns,
         budget=budget,
+        ledger=ledger,
         noised=Path(noised.path),
         bundle=Path(noised_evidence.path),
     )
