@@ -25,6 +25,7 @@ STAGES = {
     "split": "split",
     "privacy": "dp_noise",
     "training": "train",
+    "dp_training": "dp_train",
     "budget": "budget_gate",
     "robustness": "robustness_gate",
     "watermark": "watermark",
@@ -42,7 +43,7 @@ BESIDE = {
     "attestation/start.yaml": ("attestation", "start_chain"),
 }
 # Stages that need more than a little memory and time.
-HEAVY = {"train": LARGE, "watermark": LARGE}
+HEAVY = {"train": LARGE, "dp_train": LARGE, "watermark": LARGE}
 # What a pipeline of one task takes besides.
 _SETTINGS = {
     "secret": "Name of the Kubernetes Secret with this step's keys.",
@@ -95,9 +96,10 @@ def outputs() -> Iterator[tuple[Path, Any]]:
             yield folder / name / "pipeline.yaml", one_task_pipeline(component, HEAVY.get(stage, SMALL))
     for path, (name, stage) in BESIDE.items():
         yield folder / path, getattr(import_module(f"portcullis.{name}.component"), stage)
-    from portcullis_pipelines.reference import reference_pipeline
+    from portcullis_pipelines.reference import private_pipeline, reference_pipeline
 
     yield Path(__file__).parent / "reference.yaml", reference_pipeline
+    yield Path(__file__).parent / "private.yaml", private_pipeline
 
 
 def one_task_pipeline(component: Any, resources: Resources = SMALL) -> Any:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from portcullis.errors import ConfigError
 from portcullis.evidence.policy import EXTERNAL, POLICY, StepKind
 from portcullis.keys import PublicKey
 from portcullis.pii.residual import BOUNDS as RESIDUAL_BOUNDS
@@ -215,7 +216,7 @@ STEPS: tuple[ReferenceStep, ...] = (
         outputs=("subject",),
         refuses="more privacy spent by all runs together than the policy allows; a release that was not charged",
         threat="the same people's data released again and again; a ledger altered, rolled back or left out",
-        limits="whoever can roll back both the ledger and its last head; what the owner signs under another data set id",
+        limits="whoever can roll back both the ledger and its last head; what the owner signs under another id",
         keys=(READS,),
         parameters=lambda config: {"ledger": config.ledger_parameters(), "charging": list(config.charging)},
         checks=_budget_checks,
@@ -348,9 +349,42 @@ STEPS: tuple[ReferenceStep, ...] = (
 )
 
 
+_DP_TRAIN = ReferenceStep(
+    name="train",
+    stage="dp_train",
+    kind="transform",
+    inputs={"dataset": "dp_noise.dataset"},
+    outputs=("model",),
+    refuses="a network that mixes the rows of a batch; an epsilon on which two accountants do not agree",
+    threat="telling from the model whether a person's row was learnt from, or what it said",
+    limits="the low bits of floating-point noise; several rows of one person; what gates measure on training rows",
+    keys=(READS,),
+    parameters=lambda config: {**_private_training(config), "ledger": config.ledger_parameters()},
+)
+
+
+def _private_training(config: ReferenceConfig) -> dict[str, Any]:
+    if config.dp_training is None:
+        raise ConfigError("this configuration does not say in dp_training how to train privately")
+    return {
+        "architecture": config.architecture,
+        "options": dict(config.options),
+        **dataclasses.asdict(config.dp_training),
+    }
+
+
+# The private variant: the same steps, but for how the model is trained.
+PRIVATE_STEPS: tuple[ReferenceStep, ...] = tuple(_DP_TRAIN if step.name == "train" else step for step in STEPS)
+
+
+def steps_of(config: ReferenceConfig) -> tuple[ReferenceStep, ...]:
+    """Return the steps of a configuration's variant."""
+    return STEPS if config.dp_training is None else PRIVATE_STEPS
+
+
 def policy_steps(config: ReferenceConfig, keys: Mapping[str, PublicKey]) -> list[Mapping[str, Any]]:
     """Return the policy's `steps` for a configuration and one public key per step."""
-    return [{**_without_key(step, config), "key": keys[step.name].pem} for step in STEPS]
+    return [{**_without_key(step, config), "key": keys[step.name].pem} for step in steps_of(config)]
 
 
 def chosen_steps(config: ReferenceConfig, names: Collection[str]) -> list[Mapping[str, Any]]:
@@ -358,7 +392,7 @@ def chosen_steps(config: ReferenceConfig, names: Collection[str]) -> list[Mappin
 
     A required gate that is not among them is not required.
     """
-    chosen = [step for step in STEPS if step.name in names]
+    chosen = [step for step in steps_of(config) if step.name in names]
     made = {f"{step.name}.{output}" for step in chosen for output in step.outputs} | {POLICY}
     return [
         {

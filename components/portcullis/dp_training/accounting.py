@@ -10,14 +10,14 @@ import warnings
 from dataclasses import dataclass
 
 from portcullis.dp_training.settings import PrivateSettings
-from portcullis.errors import ConfigError, DataError, MissingDependencyError, InconclusiveError
+from portcullis.errors import ConfigError, DataError, InconclusiveError, MissingDependencyError
 
 MAX_NOISE = 1e4
 MAX_STEPS = 1_000_000
 
 _DISAGREEMENT = 0.03  # the PRV accountant adds an error of 0.01 to its bound
 _GRID = 1e-3  # of the privacy loss, on which the PLD accountant rounds up
-_SEARCH = 1e-4  # relative, of the noise multiplier
+_SEARCH = 1e-3  # relative, of the noise multiplier
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Plan:
         rows: n, which is public.
         sampling_rate: The probability with which a row is in a batch, above 0 and below 1, each row and step apart.
         steps: Number of batches.
-        noise_multiplier: Standard deviation of the noise on the sum of clipped gradients, in units of the clipping norm.
+        noise_multiplier: Standard deviation of the noise on the sum of clipped gradients, in clipping norms.
         epsilon_prv: Upper bound of epsilon by Opacus's PRV accountant.
         epsilon_pld: Upper bound of epsilon by dp-accounting's PLD accountant.
     """
@@ -47,7 +47,7 @@ class Plan:
 
 
 def plan(rows: int, settings: PrivateSettings) -> Plan:
-    """Find the least noise, to 0.01 %, with which both accountants stay within `settings.target_epsilon`.
+    """Find the least noise, to about 0.1 %, with which both accountants stay within `settings.target_epsilon`.
 
     Raises:
         DataError: There are no more rows than a batch has, or delta is above 1/(10 rows).

@@ -1,6 +1,6 @@
 """KFP component `dp_train`."""
 
-from typing import Dict, NamedTuple
+from typing import Any, Dict, NamedTuple
 
 from kfp.dsl import Artifact, Dataset, Input, Metrics, Model, Output
 
@@ -13,6 +13,7 @@ def dp_train(
     evidence: Input[Artifact],
     architecture: str,
     options: Dict[str, float],
+    ledger: Dict[str, Any],
     target_epsilon: float,
     delta: float,
     epochs: int,
@@ -38,6 +39,7 @@ def dp_train(
         evidence: Their evidence.
         architecture: Name of an installed architecture (entry-point group `portcullis.architectures`).
         options: Options of the architecture.
+        ledger: The budget over all runs: data set, epsilon, delta, unit, and where ledger and last head are kept.
         target_epsilon: Most that the training may spend.
         delta: The probability with which epsilon may not hold; at most 1/(10 n) of n rows.
         epochs: How often a row is used, on average.
@@ -69,6 +71,7 @@ def dp_train(
         evidence=Path(evidence.path),
         architecture=architecture,
         options={name: int(value) if value == int(value) else value for name, value in options.items()},
+        ledger=ledger,
         settings=PrivateSettings(
             target_epsilon=target_epsilon,
             delta=delta,

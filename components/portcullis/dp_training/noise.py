@@ -1,7 +1,7 @@
 """Random numbers for private training, from AES-256-CTR under a key of the operating system's generator.
 
-PyTorch's generator for the CPU has 32 bits of seed: whoever knows all rows but one could try every seed, and so take the
-noise off again.
+PyTorch's generator for the CPU has 32 bits of seed: whoever knows all rows but one could try every seed, and so take
+the noise off again.
 """
 
 import logging

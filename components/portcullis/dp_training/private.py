@@ -9,7 +9,7 @@ noise that is a real number (Mironov 2012, 10.1145/2382196.2382264, on what its 
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -40,11 +40,11 @@ CLAIM = (
 MECHANISM = "DP-SGD: Poisson-subsampled Gaussian mechanism, composed over the steps"
 NOISE = "floating-point Gaussian from AES-256-CTR under a key of the operating system; its low bits are not protected"
 UNCOVERED = (
-    "the choice among settings, several rows of one person, labels and digests in the evidence, and what gates measured "
-    "on training rows are not covered"
+    "the choice among settings, several rows of one person, digests in the evidence, and what gates measured on "
+    "training rows are not covered"
 )
 
-_MAX_GRADIENT_BYTES = 256 << 20  # of the per-row gradients that are held at once
+MAX_GRADIENT_BYTES = 256 << 20  # of the per-row gradients that are held at once
 _PROBES = 4
 
 
@@ -56,10 +56,8 @@ def train(
     *,
     before: Callable[[Plan], object] = lambda _: None,
     unsafe_key: bytes | None = None,
-) -> tuple[torch.nn.Module, Mapping[str, Figure]]:
+) -> tuple[torch.nn.Module, Plan]:
     """Train the network that `spec` names, privately.
-
-    Nothing that is returned beside the module was computed from the rows, but for their number.
 
     Args:
         features: Raw features (N, D) in [spec.low, spec.high].
@@ -70,7 +68,7 @@ def train(
         unsafe_key: For tests only: 32 bytes that noise and sampling come from.
 
     Returns:
-        The module, on the CPU, in `eval()` mode, and the certificate's figures.
+        The module, on the CPU, in `eval()` mode, and what was done; of the rows it tells their number alone.
 
     Raises:
         DataError: As `training_tensors`, or too few rows for these settings.
@@ -90,11 +88,11 @@ def train(
         before(planned)
         fit(module, inputs.to(device), targets.to(device), planned, settings, stream)
         module.cpu()
-    return module, certificate(planned, settings, module) | {"device": device.type}
+    return module, planned
 
 
 def certificate(planned: Plan, settings: PrivateSettings, module: torch.nn.Module) -> dict[str, Figure]:
-    """Return what the training guarantees, and what it does not."""
+    """Return what the training guarantees, and what it does not. Of the rows, their number alone counts."""
     size = sum(weights.numel() for weights in module.parameters())
     # What all the noise adds up to, beside the farthest that all clipped gradients together could lead.
     noise = planned.noise_multiplier * math.sqrt(size * planned.steps)
@@ -186,7 +184,7 @@ def fit(
         ModelError: Opacus cannot compute the gradients of its rows, or training did not stay finite.
     """
     size = sum(4 * weights.numel() for weights in module.parameters())
-    at_once = max(1, _MAX_GRADIENT_BYTES // size)
+    at_once = max(1, MAX_GRADIENT_BYTES // size)
     module.train()
     try:
         with warnings.catch_warnings():
