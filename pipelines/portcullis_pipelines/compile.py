@@ -26,6 +26,7 @@ STAGES = {
     "privacy": "dp_noise",
     "training": "train",
     "dp_training": "dp_train",
+    "membership": "membership_gate",
     "budget": "budget_gate",
     "robustness": "robustness_gate",
     "watermark": "watermark",
@@ -39,6 +40,7 @@ STAGES = {
 # What shares a folder with another stage: gates with what they judge, and `start_chain`.
 BESIDE = {
     "pii/gate.yaml": ("pii", "residual_pii_gate"),
+    "dp_training/gate.yaml": ("dp_training", "privacy_audit_gate"),
     "watermark/gate.yaml": ("watermark", "verify_watermark_gate"),
     "attestation/start.yaml": ("attestation", "start_chain"),
 }

@@ -171,6 +171,7 @@ def generate_keys(home: Home, steps: Sequence[str] = STEP_NAMES) -> list[Path]:
     }
     makers |= dict.fromkeys(("pipeline.pem", "serving.pem"), lambda: SealingPrivateKey.generate().to_pem())
     makers |= dict.fromkeys(("masking.key", "split.key", "watermark.key", "serving.token"), random_key)
+    makers |= {"audit.key": random_key} if "privacy_audit" in steps else {}
     # Last, because they are made from the private ones.
     makers |= {"pipeline.pub.pem": lambda: _sealing_key(home, "pipeline.pem").public_key().to_pem()}
     makers |= {"serving.pub.pem": lambda: sealing_key(home).public_key().to_pem()}

@@ -17,11 +17,12 @@ from kfp.dsl import Artifact, Input, Model
 from portcullis.admission.component import admit
 from portcullis.budget.component import budget_gate
 from portcullis.deploy.component import deploy
-from portcullis.dp_training.component import dp_train
+from portcullis.dp_training.component import dp_train, privacy_audit_gate
 from portcullis.encryption.component import encrypt
 from portcullis.equivalence.component import equivalence_gate
 from portcullis.harden import LARGE, SMALL, harden, secret_name, secure_pipeline
 from portcullis.ingest.component import ingest
+from portcullis.membership.component import membership_gate
 from portcullis.pii.component import mask_pii, residual_pii_gate
 from portcullis.preflight.component import preflight
 from portcullis.privacy.component import dp_noise
@@ -361,15 +362,27 @@ def _pipeline(
     return secure_pipeline(body, name=name)
 
 
-# The private variant takes what `secure_training` takes, but for the settings of training, which are `dp_train`'s.
-_PRIVATE_SETTINGS = [
-    it
-    for it in inspect.signature(dp_train.python_func).parameters.values()
-    if it.annotation in (int, float, str) and it.name not in ("architecture", "step")
-]
+def _settings(of: Any, *, but: Any = ()) -> List[inspect.Parameter]:
+    """Return the parameters of a component or gate that are settings: numbers and text."""
+    function = of.pipeline_func if hasattr(of, "pipeline_func") else of.python_func
+    left_out = {"architecture", "step", "secret", "gpus", "gpu_resource", *(it.name for it in but)}
+    parameters = inspect.signature(function).parameters.values()
+    return [it for it in parameters if it.annotation in (int, float, str) and it.name not in left_out]
+
+
+# The private variant takes what `secure_training` takes, but for the settings of training, which are `dp_train`'s, and
+# besides those of the two gates on it.
+_PRIVATE_SETTINGS = _settings(dp_train)
+_AUDIT_SETTINGS = _settings(privacy_audit_gate, but=_PRIVATE_SETTINGS)
+_MEMBERSHIP_SETTINGS = _settings(membership_gate)
+_OWN = (
+    ("train", dp_train, _PRIVATE_SETTINGS),
+    ("audit", privacy_audit_gate, _AUDIT_SETTINGS),
+    ("membership", membership_gate, _MEMBERSHIP_SETTINGS),
+)
 _PRIVATE_PARAMETERS = [
     *(it for it in _parameters(secure_training) if not it.name.startswith("train_")),
-    *(it.replace(name=f"train_{it.name}") for it in _PRIVATE_SETTINGS),
+    *(it.replace(name=f"{prefix}_{it.name}") for prefix, _, settings in _OWN for it in settings),
 ]
 
 
@@ -385,7 +398,27 @@ def _privately(*values: Any) -> Any:
         ledger=given.ledger,
         **{it.name: arguments[f"train_{it.name}"] for it in _PRIVATE_SETTINGS},
     )
-    return _shipped(given, sides, trained, evidence=trained.outputs["model_evidence"])
+    audited = privacy_audit_gate(
+        model=trained.outputs["model"],
+        evidence=trained.outputs["model_evidence"],
+        ledger=given.ledger,
+        step="privacy_audit",
+        secret=secret_name("privacy_audit"),
+        gpus=given.gpus,
+        gpu_resource=given.gpu_resource,
+        **{it.name: arguments[f"train_{it.name}"] for it in _PRIVATE_SETTINGS},
+        **{it.name: arguments[f"audit_{it.name}"] for it in _AUDIT_SETTINGS},
+    )
+    attacked = membership_gate(
+        model=trained.outputs["model"],
+        train=noised.outputs["noised"],
+        test=sides.outputs["test"],
+        evidence=audited.outputs["evidence"],
+        step="membership",
+        secret=secret_name("membership"),
+        **{it.name: arguments[f"membership_{it.name}"] for it in _MEMBERSHIP_SETTINGS},
+    )
+    return _shipped(given, sides, trained, evidence=attacked.outputs["evidence"])
 
 
 secure_private_training = _pipeline(
@@ -395,7 +428,11 @@ secure_private_training = _pipeline(
     _PRIVATE_PARAMETERS,
     NamedTuple("Outputs", [("sealed", Model), ("signature", Artifact), ("evidence", Artifact)]),
     _meaning(secure_training)
-    | {f"train_{it.name}": dp_train.component_spec.inputs[it.name].description for it in _PRIVATE_SETTINGS},
+    | {
+        f"{prefix}_{it.name}": of.component_spec.inputs[it.name].description
+        for prefix, of, settings in _OWN
+        for it in settings
+    },
 )
 
 

@@ -373,8 +373,69 @@ def _private_training(config: ReferenceConfig) -> dict[str, Any]:
     }
 
 
-# The private variant: the same steps, but for how the model is trained.
-PRIVATE_STEPS: tuple[ReferenceStep, ...] = tuple(_DP_TRAIN if step.name == "train" else step for step in STEPS)
+# How unlikely an honest trainer's sampling, clipping or noise may be; each is looked at in every run.
+_HONEST = 1e-5
+
+
+def _audit_checks(config: ReferenceConfig) -> Bounds:
+    target = _private_training(config)["target_epsilon"]
+    return {
+        "epsilon_claimed": {"min": 0, "max": target},
+        "epsilon_lower": {"min": 0, "max": target},
+        "certificate_differs": {"min": 0, "max": 0},
+        "sampling_p_value": {"min": _HONEST, "max": 1},
+        "clipping_p_value": {"min": _HONEST, "max": 1},
+        "noise_p_value": {"min": _HONEST, "max": 1},
+        "noise_ratio": {"min": 0.98, "max": 1.02},
+        "steps_missing": {"min": 0, "max": 0},
+    }
+
+
+_PRIVATE_GATES = (
+    ReferenceStep(
+        name="privacy_audit",
+        stage="privacy_audit_gate",
+        kind="gate",
+        inputs={"model": "train.model"},
+        outputs=("model",),
+        refuses="a trainer whose noise, clipping or sampling is not what the certificate says",
+        threat="a certificate of privacy that the code does not keep",
+        limits="it audits the installed code by a copy on made-up rows, not the process that trained the model",
+        keys=("audit.key",),
+        parameters=lambda config: {
+            **{name: it for name, it in _private_training(config).items() if name not in ("architecture", "options")},
+            "ledger": config.ledger_parameters(),
+            **dataclasses.asdict(config.audit),
+        },
+        checks=_audit_checks,
+    ),
+    ReferenceStep(
+        name="membership",
+        stage="membership_gate",
+        kind="gate",
+        inputs={"model": "train.model", "train": "dp_noise.dataset", "test": "split.test"},
+        outputs=("model",),
+        requires=("privacy_audit",),
+        refuses="a model whose losses tell its training rows from others too well",
+        threat="telling from the model whether a person's row was learnt from",
+        limits="attackers with shadow models find more",
+        keys=(READS,),
+        parameters=lambda config: dataclasses.asdict(config.membership),
+        checks=lambda config: {"auc_high": {"min": 0, "max": config.thresholds.membership_auc}},
+    ),
+)
+
+
+def _private(step: ReferenceStep) -> tuple[ReferenceStep, ...]:
+    if step.name == "train":
+        return (_DP_TRAIN, *_PRIVATE_GATES)
+    if step.name == "budget":
+        return (dataclasses.replace(step, requires=tuple(gate.name for gate in _PRIVATE_GATES)),)
+    return (step,)
+
+
+# The private variant: the same steps, but for how the model is trained, and two gates on that.
+PRIVATE_STEPS: tuple[ReferenceStep, ...] = tuple(it for step in STEPS for it in _private(step))
 
 
 def steps_of(config: ReferenceConfig) -> tuple[ReferenceStep, ...]:

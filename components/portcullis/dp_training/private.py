@@ -44,7 +44,7 @@ UNCOVERED = (
     "training rows are not covered"
 )
 
-MAX_GRADIENT_BYTES = 256 << 20  # of the per-row gradients that are held at once
+GRADIENT_BYTES = 256 << 20
 _PROBES = 4
 
 
@@ -177,14 +177,25 @@ def fit(
     planned: Plan,
     settings: PrivateSettings,
     stream: RandomStream,
+    *,
+    gradient_bytes: int = GRADIENT_BYTES,
 ) -> None:
     """Train a module in place, and leave it in `eval()` mode.
+
+    Args:
+        module: The network, on the device.
+        inputs: (N, *shape), float32 in [0, 1], on the device.
+        targets: (N,), int64, on the device.
+        planned: How to sample, and how much noise to add.
+        settings: The rest.
+        stream: Where samples and noise come from.
+        gradient_bytes: How much the gradients of rows may take at once; a batch that needs more comes in pieces.
 
     Raises:
         ModelError: Opacus cannot compute the gradients of its rows, or training did not stay finite.
     """
     size = sum(4 * weights.numel() for weights in module.parameters())
-    at_once = max(1, MAX_GRADIENT_BYTES // size)
+    at_once = max(1, gradient_bytes // size)
     module.train()
     try:
         with warnings.catch_warnings():

@@ -66,3 +66,25 @@ class PrivateSettings:
                 raise ConfigError(f"dp_training: {name} must be a whole number from {low} to {most}")
         if self.device not in get_args(DeviceChoice):
             raise ConfigError(f"dp_training: device must be one of {', '.join(get_args(DeviceChoice))}")
+
+
+@dataclass(frozen=True)
+class AuditSettings:
+    """How thorough `portcullis.dp_training.audit.audit` is.
+
+    Attributes:
+        canaries: Made-up rows whose training is guessed; more of them can rule out more.
+        confidence: With which the lower bound holds.
+
+    Raises:
+        ConfigError: A value is out of its range.
+    """
+
+    canaries: int = 300
+    confidence: float = 0.95
+
+    def __post_init__(self) -> None:
+        if type(self.canaries) is not int or not 20 <= self.canaries <= 10_000:
+            raise ConfigError("audit: canaries must be a whole number from 20 to 10000")
+        if not (type(self.confidence) is float and 0.5 <= self.confidence < 1):
+            raise ConfigError("audit: confidence must be at least 0.5 and below 1")
