@@ -452,16 +452,6 @@ T = TypeVar(
     RobustnessSettings,
     Thresholds,
 )
-    "T",
-    QualitySettings,
-    Quality,
-    TrainingSettings,
-    PrivateSettings,
-    AuditSettings,
-    MembershipSettings,
-    RobustnessSettings,
-    Thresholds,
-)
 
 
 def _section(kind: type[T], value: Any, where: str) -> T:
