@@ -27,8 +27,10 @@ SPEC = DatasetSpec(
     name="customers", label=Label("label", ("dark", "bright")), features=Features(COLUMNS, (1, 4, 4), 0, 16)
 )
 OPTIONS = {"width": 2, "hidden": 8, "tanh": 1}
-SETTINGS = PrivateSettings(target_epsilon=3.0, delta=1e-4, epochs=4, batch_size=100, device="cpu", attack_epsilon=0.0)
-LEDGER = LedgerSettings("customers", epsilon=4.0, delta=1e-4).to_dict()
+SETTINGS = PrivateSettings(
+    target_epsilon=1.0, delta=1e-4, epochs=4, batch_size=100, max_grad_norm=0.1, device="cpu", attack_epsilon=0.0
+)
+LEDGER = LedgerSettings("customers", epsilon=1.2, delta=1e-4).to_dict()
 MODEL = {"architecture": "digits-cnn", "options": OPTIONS, **dataclasses.asdict(SETTINGS)}
 
 

@@ -353,7 +353,7 @@ def test_the_step_charges_what_it_wrote_before_it_writes(place, monkeypatch):
     )
     assert (statement.stage, statement.kind) == ("dp_train", "transform")
     assert statement.figures["ledger_entry"] == entry.digest
-    assert 0 < statement.figures["ledger_epsilon"] <= statement.figures["epsilon"] <= 3
+    assert 0 < statement.figures["ledger_epsilon"] <= statement.figures["epsilon"] <= 1
     assert "idealised" in statement.figures["claim"]
 
 
@@ -429,4 +429,4 @@ def test_the_component_does_what_the_stage_does(place):
         metrics=metrics,
     )
     assert outputs.digest == load_digest(place.out / "model")
-    assert 0 < metrics.metadata["epsilon"] <= 3 and "claim" not in metrics.metadata
+    assert 0 < metrics.metadata["epsilon"] <= 1 and "claim" not in metrics.metadata

@@ -334,10 +334,14 @@ def sampling_p_value(drawn: list[NDArray[np.int64]], rows: int, rate: float) -> 
 
 
 def _dispersion(counts: NDArray[np.int64], trials: int, rate: float, variance: float) -> float:
-    """Return the p-value of how far binomial counts spread, by their exact mean and variance of the squares."""
+    """Return the two-sided p-value of how far binomial counts spread: a gamma with the exact first two moments.
+
+    Of many trials it is the chi-square distribution.
+    """
     squares = ((counts - trials * rate) ** 2 / (trials * variance)).sum()
-    kurtosis = 2 + (1 - 6 * variance) / (trials * variance)
-    return _two_sided((squares - len(counts)) / math.sqrt(len(counts) * kurtosis))
+    scale = 2 + (1 - 6 * variance) / (trials * variance)  # the variance of one of them; its mean is 1
+    spread = stats.gamma(len(counts) / scale, scale=scale)
+    return float(min(1.0, 2 * min(spread.cdf(squares), spread.sf(squares))))
 
 
 def _two_sided(deviations: float) -> float:
