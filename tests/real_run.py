@@ -125,7 +125,7 @@ def make_real_run(folder: Path) -> RealRun:
     root, scratch, output = folder / "root", folder / "scratch", folder / "output"
     scratch.mkdir()
     started = running.now_ms()
-    log = running._run_child(config.arguments("builtin:cheque-digits"), home, root, scratch, lambda *_: None)
+    log = running._run_child(config, "builtin:cheque-digits", home, root, scratch, lambda *_: None)
     try:
         running._publish(root, store, output, started=started)
     except Exception as error:

@@ -29,7 +29,7 @@ from portcullis.kubernetes_names import require_namespace, require_object_name
 from portcullis.ledger.settings import LOCAL
 from portcullis.ledger.stores import CONFIG_MAP_URI, config_maps
 from portcullis_pipelines.home import Home
-from portcullis_pipelines.steps import READS, STEPS
+from portcullis_pipelines.steps import PRIVATE_STEPS, READS, STEPS
 
 Object = dict[str, Any]
 Part = Literal["secure_training", "release", "all"]
@@ -44,7 +44,7 @@ MAX_OBJECT_BYTES = 1 << 20  # of a Secret's or ConfigMap's data, by the API serv
 PART_OF = {"app.kubernetes.io/part-of": "portcullis"}
 
 # Every use of a stage reads the same further keys and belongs to the same part.
-_STAGES = {step.stage: step for step in STEPS}
+_STAGES = {step.stage: step for step in (*PRIVATE_STEPS, *STEPS)}
 
 
 def secrets_of(policy: Policy, part: Part) -> dict[str, tuple[str, ...]]:

@@ -42,7 +42,7 @@ from portcullis.keys import PublicKey, Signer, resolve
 from portcullis.ledger.stores import LEDGERS_ENV
 from portcullis.sealing.recipients import SealingPrivateKey
 from portcullis_pipelines.config import DEVELOPMENT, ReferenceConfig
-from portcullis_pipelines.steps import STEPS, policy_steps
+from portcullis_pipelines.steps import STEPS, policy_steps, steps_of
 
 HOME_ENV = "PORTCULLIS_HOME"
 DAY_MS = 24 * 3600 * 1000
@@ -125,7 +125,7 @@ def home_root() -> Path:
 
 def home_of(config: ReferenceConfig) -> Home:
     """Return the folder of a configuration's policy; each environment has keys of its own."""
-    name, environment = config.dataset.name, config.deployment.environment
+    name, environment = config.policy_name, config.deployment.environment
     return Home(home_root() / (name if environment == DEVELOPMENT else f"{name}.{environment}"))
 
 
@@ -171,6 +171,7 @@ def generate_keys(home: Home, steps: Sequence[str] = STEP_NAMES) -> list[Path]:
     }
     makers |= dict.fromkeys(("pipeline.pem", "serving.pem"), lambda: SealingPrivateKey.generate().to_pem())
     makers |= dict.fromkeys(("masking.key", "split.key", "watermark.key", "serving.token"), random_key)
+    makers |= {"audit.key": random_key} if "privacy_audit" in steps else {}
     # Last, because they are made from the private ones.
     makers |= {"pipeline.pub.pem": lambda: _sealing_key(home, "pipeline.pem").public_key().to_pem()}
     makers |= {"serving.pub.pem": lambda: sealing_key(home).public_key().to_pem()}
@@ -198,15 +199,24 @@ def _sealing_key(home: Home, name: str) -> SealingPrivateKey:
     return SealingPrivateKey.from_pem(resolve(f"file:{home.keys / name}"))
 
 
-def list_keys(home: Home) -> list[dict[str, str]]:
+def step_names(config: ReferenceConfig) -> tuple[str, ...]:
+    """Return the names of the steps of a configuration's policy."""
+    return tuple(step.name for step in steps_of(config))
+
+
+def list_keys(home: Home, steps: Sequence[str] = STEP_NAMES) -> list[dict[str, str]]:
     """Return role, algorithm, key id and file of every signing key; never a private key.
+
+    Args:
+        home: The policy's folder.
+        steps: The names of the policy's steps.
 
     Raises:
         KeyMaterialError: A key is missing or malformed.
     """
     return [
         {"role": role, "algorithm": key.algorithm, "keyid": key.keyid, "file": str(home.keys / _file(role))}
-        for role in ("owner", *(step.name for step in STEPS))
+        for role in ("owner", *steps)
         for key in [home.signer(role).public_key]
     ]
 
@@ -260,9 +270,9 @@ def ensure_trust(home: Home, config: ReferenceConfig) -> tuple[TrustStore, Refer
 
 def _ensure_trust(home: Home, config: ReferenceConfig) -> tuple[TrustStore, ReferenceConfig]:
     config = replace(config, recipients=(sealing_key(home).public_key().key_id,))
-    keys = {step.name: home.signer(step.name).public_key for step in STEPS}
+    keys = {step.name: home.signer(step.name).public_key for step in steps_of(config)}
     steps = policy_steps(config, keys)
-    return _ensure_policy(home, config.dataset.name, config.deployment.environment, steps), config
+    return _ensure_policy(home, config.policy_name, config.deployment.environment, steps), config
 
 
 def ensure_policy(

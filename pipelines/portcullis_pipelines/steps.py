@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from portcullis.errors import ConfigError
 from portcullis.evidence.policy import EXTERNAL, POLICY, StepKind
 from portcullis.keys import PublicKey
 from portcullis.pii.residual import BOUNDS as RESIDUAL_BOUNDS
@@ -344,9 +345,103 @@ STEPS: tuple[ReferenceStep, ...] = (
 )
 
 
+_DP_TRAIN = ReferenceStep(
+    name="train",
+    stage="dp_train",
+    kind="transform",
+    inputs={"dataset": "dp_noise.dataset"},
+    outputs=("model",),
+    refuses="a network that mixes the rows of a batch; an epsilon on which two accountants do not agree",
+    threat="telling from the model whether a person's row was learnt from, or what it said",
+    limits="the low bits of floating-point noise; several rows of one person; what gates measure on training rows",
+    keys=(READS,),
+    parameters=lambda config: {**_private_training(config), "ledger": config.ledger_parameters()},
+)
+
+
+def _private_training(config: ReferenceConfig) -> dict[str, Any]:
+    if config.dp_training is None:
+        raise ConfigError("this configuration does not say in dp_training how to train privately")
+    return {
+        "architecture": config.architecture,
+        "options": dict(config.options),
+        **dataclasses.asdict(config.dp_training),
+    }
+
+
+# How unlikely an honest trainer's sampling, clipping or noise may be; each is looked at in every run.
+_HONEST = 1e-5
+
+
+def _audit_checks(config: ReferenceConfig) -> Bounds:
+    target = _private_training(config)["target_epsilon"]
+    return {
+        "epsilon_claimed": {"min": 0, "max": target},
+        "epsilon_lower": {"min": 0, "max": target},
+        "certificate_differs": {"min": 0, "max": 0},
+        "sampling_p_value": {"min": _HONEST, "max": 1},
+        "clipping_p_value": {"min": _HONEST, "max": 1},
+        "noise_p_value": {"min": _HONEST, "max": 1},
+        "noise_ratio": {"min": 0.98, "max": 1.02},
+        "steps_missing": {"min": 0, "max": 0},
+    }
+
+
+_PRIVATE_GATES = (
+    ReferenceStep(
+        name="privacy_audit",
+        stage="privacy_audit_gate",
+        kind="gate",
+        inputs={"model": "train.model"},
+        outputs=("model",),
+        refuses="a trainer whose noise, clipping or sampling is not what the certificate says",
+        threat="a certificate of privacy that the code does not keep",
+        limits="it audits the installed code by a copy on made-up rows, not the process that trained the model",
+        keys=("audit.key",),
+        parameters=lambda config: {
+            **{name: it for name, it in _private_training(config).items() if name not in ("architecture", "options")},
+            "ledger": config.ledger_parameters(),
+            **dataclasses.asdict(config.audit),
+        },
+        checks=_audit_checks,
+    ),
+    ReferenceStep(
+        name="membership",
+        stage="membership_gate",
+        kind="gate",
+        inputs={"model": "train.model", "train": "dp_noise.dataset", "test": "split.test"},
+        outputs=("model",),
+        requires=("privacy_audit",),
+        refuses="a model whose losses tell its training rows from others too well",
+        threat="telling from the model whether a person's row was learnt from",
+        limits="attackers with shadow models find more",
+        keys=(READS,),
+        parameters=lambda config: dataclasses.asdict(config.membership),
+        checks=lambda config: {"auc_high": {"min": 0, "max": config.thresholds.membership_auc}},
+    ),
+)
+
+
+def _private(step: ReferenceStep) -> tuple[ReferenceStep, ...]:
+    if step.name == "train":
+        return (_DP_TRAIN, *_PRIVATE_GATES)
+    if step.name == "budget":
+        return (dataclasses.replace(step, requires=tuple(gate.name for gate in _PRIVATE_GATES)),)
+    return (step,)
+
+
+# The private variant: the same steps, but for how the model is trained, and two gates on that.
+PRIVATE_STEPS: tuple[ReferenceStep, ...] = tuple(it for step in STEPS for it in _private(step))
+
+
+def steps_of(config: ReferenceConfig) -> tuple[ReferenceStep, ...]:
+    """Return the steps of a configuration's variant."""
+    return STEPS if config.dp_training is None else PRIVATE_STEPS
+
+
 def policy_steps(config: ReferenceConfig, keys: Mapping[str, PublicKey]) -> list[Mapping[str, Any]]:
     """Return the policy's `steps` for a configuration and one public key per step."""
-    return [{**_without_key(step, config), "key": keys[step.name].pem} for step in STEPS]
+    return [{**_without_key(step, config), "key": keys[step.name].pem} for step in steps_of(config)]
 
 
 def chosen_steps(config: ReferenceConfig, names: Collection[str]) -> list[Mapping[str, Any]]:
@@ -354,7 +449,7 @@ def chosen_steps(config: ReferenceConfig, names: Collection[str]) -> list[Mappin
 
     A required gate that is not among them is not required.
     """
-    chosen = [step for step in STEPS if step.name in names]
+    chosen = [step for step in steps_of(config) if step.name in names]
     made = {f"{step.name}.{output}" for step in chosen for output in step.outputs} | {POLICY}
     return [
         {
