@@ -104,7 +104,7 @@ def test_the_sections_of_the_later_stages(load):
 
 
 REFUSED = {
-    "unknown section": ("bogus: 1", "knows no 'bogus'; it knows dataset, deployment, ledger, masking"),
+    "unknown section": ("bogus: 1", "knows no 'bogus'; it knows audit, dataset, deployment"),
     "recipients are not the user's to choose": ("recipients: [x]", "knows no 'recipients'"),
     "unknown key": (
         "thresholds: {bogus: 1}",
@@ -322,7 +322,7 @@ def test_no_other_exception_leaks_and_what_passes_can_be_signed(sections):
 
 # The privacy ledger.
 
-NOISE = "privacy: {budget: 3, columns: {age: {low: 18, high: 90, epsilon: 3, steps: 73}}}"
+NOISE = f"privacy: {{budget: 3, columns: {{age: {{low: 18, high: 90, epsilon: 3, steps: 73}}}}, {REST}}}"
 
 
 def test_without_a_ledger_one_run_may_spend_its_budget_and_no_other(load):
