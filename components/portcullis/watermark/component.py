@@ -64,11 +64,11 @@ def evaluate_watermark(
     report: Output[HTML],
     metrics: Output[Metrics],
 ):
-    """Read a model's mark by the owner's key, without the original weights, and sign the verdict.
+    """Read a model's mark by the owner's key, blind or else aligned to the unmarked model, and sign the verdict.
 
     Args:
         model: The model.
-        unmarked: The model that was marked; only its digest counts.
+        unmarked: The model that was marked.
         evidence: Evidence of both.
         owner: Whom the mark must name.
         step: Name of this gate in the policy.
@@ -106,7 +106,7 @@ def verify_watermark_gate(
 
     Args:
         model: The model.
-        unmarked: The model that was marked; only its digest counts.
+        unmarked: The model that was marked.
         evidence: Evidence of both.
         owner: Whom the mark must name.
         step: Name of this gate in the policy.

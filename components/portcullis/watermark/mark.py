@@ -38,6 +38,7 @@ from numpy.typing import NDArray
 
 from portcullis.digest import is_digest
 from portcullis.errors import ConfigError, KeyMaterialError, ModelError, UsageError
+from portcullis.watermark.scaling import Scales, balance, wide
 
 KEY_BYTES = 32
 MIN_TENSOR = 1024
@@ -47,9 +48,6 @@ DECOYS = 1000
 PRESENT_LOG10_P = -9.0
 ABSENT_LOG10_P = -3.0
 
-_ALTERNATIONS = 4
-# A row or column of fewer weights than this is not scaled: too little would be left of it but signs.
-_MIN_LINE = 8
 # Four standard deviations, in medians of the absolute value of a normal variable.
 _CLIP_MEDIANS = 4 * 1.4826
 _MEDIAN_SAMPLE = 1 << 16
@@ -194,11 +192,11 @@ def embed(tensors: Tensors, key: bytes, claim: Claim) -> Marked:
     for name, weights in carriers.items():
         change = _by_bit(_chips(secret, name, weights.size), steps).reshape(len(weights), -1)
         rows, columns = scales[name]
-        wide = _wide(weights)
+        before = wide(weights)
         with np.errstate(over="ignore", invalid="ignore"):  # what does not stay finite is refused below
-            change = change * rows[:, None] * columns * (wide != 0)
-            moved, norm = moved + _energy(change), norm + _energy(wide)
-            marked[name] = (wide + change).astype(weights.dtype).reshape(weights.shape)
+            change = change * rows[:, None] * columns * (before != 0)
+            moved, norm = moved + _energy(change), norm + _energy(before)
+            marked[name] = (before + change).astype(weights.dtype).reshape(weights.shape)
     if not 0 < norm < math.inf:
         raise ModelError("the weights are too large or too small to be marked")
     reading = read(marked, key, claim)
@@ -293,29 +291,12 @@ def _carriers(tensors: Tensors) -> tuple[dict[str, NDArray[Any]], int]:
     return carriers, total
 
 
-def _canonical(
-    secret: bytes, name: str, weights: NDArray[Any]
-) -> tuple[NDArray[np.float32], NDArray[np.floating[Any]], NDArray[np.floating[Any]]]:
+def _canonical(secret: bytes, name: str, weights: NDArray[Any]) -> tuple[NDArray[np.float32], Scales, Scales]:
     """Return a tensor's weights as they are read, flat, and the scales that were taken from its rows and columns."""
-    matrix = _wide(weights)
-    scale_rows, scale_columns = matrix.shape[1] >= _MIN_LINE, matrix.shape[0] >= _MIN_LINE
+    matrix = wide(weights)
     if not np.isfinite(matrix).all():
         raise ModelError(f"tensor {name!r} holds NaN or an infinity")
-    # By the largest first, so that no square overflows or vanishes.
-    rows = _or_one(np.abs(matrix).max(axis=1)) if scale_rows else np.ones(matrix.shape[0], matrix.dtype)
-    matrix = matrix / rows[:, None]
-    columns = _or_one(np.abs(matrix).max(axis=0)) if scale_columns else np.ones(matrix.shape[1], matrix.dtype)
-    matrix = (matrix / columns).astype(np.float32)
-    squares = matrix * matrix
-    across, down = np.ones(len(rows), np.float32), np.ones(len(columns), np.float32)
-    for _ in range(_ALTERNATIONS):
-        if scale_rows:
-            across = _or_one(np.einsum("ij,j->i", squares, 1 / down) / np.float32(len(columns)))
-        if scale_columns:
-            down = _or_one(np.einsum("ij,i->j", squares, 1 / across) / np.float32(len(rows)))
-    across, down = np.sqrt(across), np.sqrt(down)
-    matrix /= across[:, None]
-    matrix /= down
+    matrix, rows, columns = balance(matrix)
     values = matrix.reshape(-1)
     sample = np.abs(_sample(mac(secret, f"sample|{name}"), values, _MEDIAN_SAMPLE))
     sample = sample[sample > 0]  # zeros of a pruned tensor say nothing of its spread
@@ -324,7 +305,7 @@ def _canonical(
     energy = _energy(values)
     spread = np.float32(math.sqrt(energy / np.count_nonzero(values))) if energy > 0 else np.float32(1)
     values /= spread
-    return values, rows * (across * spread), columns * down
+    return values, rows * spread, columns
 
 
 def _sample(key: bytes, values: NDArray[np.float32], size: int) -> NDArray[np.float32]:
@@ -397,16 +378,6 @@ def _require_key(key: bytes) -> None:
 def mac(key: bytes, message: str) -> bytes:
     """Return HMAC-SHA-256 of a message: 32 bytes from which nothing else under the key can be told."""
     return hmac.digest(key, message.encode(), "sha256")
-
-
-def _wide(weights: NDArray[Any]) -> NDArray[Any]:
-    """Return a tensor as a matrix, first axis by all others, in the type that is computed with."""
-    return weights.astype(np.promote_types(weights.dtype, np.float32), copy=False).reshape(len(weights), -1)
-
-
-def _or_one(scale: NDArray[Any]) -> NDArray[Any]:
-    """Return a scale that can be divided by: a line of zeros has none."""
-    return np.where(scale > 0, scale, scale.dtype.type(1))
 
 
 def _energy(values: NDArray[Any]) -> float:

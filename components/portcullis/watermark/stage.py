@@ -12,7 +12,8 @@ from portcullis.keys import role_uri, symmetric_key
 from portcullis.models.store import WEIGHTS_FILE, read_model_files
 from portcullis.report import gate_page
 from portcullis.watermark.battery import BATTERY, attack
-from portcullis.watermark.mark import Claim, Reading, Tensors, decoy_null, embed, mac, read
+from portcullis.watermark.examine import examine, reading_figures
+from portcullis.watermark.mark import Claim, Reading, Tensors, embed, mac, read
 from portcullis.watermark.weights import decode_weights, replace_weights
 
 KEY = "watermark.key"
@@ -48,7 +49,7 @@ def watermark_model(*, step: str, model: Path, evidence: Path, owner: str, marke
         "carriers": mark.carriers,
         "rho": mark.rho,
         "relative_change": mark.change,
-        **_figures(_require_mark("as it is written", read(tensors, key, claim), all_bits=True)),
+        **reading_figures(_require_mark("as it is written", read(tensors, key, claim), all_bits=True)),
     }
     for name, change in BATTERY.items():
         reading = _require_mark(f"after {name}", read(attack(tensors, change), key, claim))
@@ -65,14 +66,14 @@ def watermark_model(*, step: str, model: Path, evidence: Path, owner: str, marke
 def verify_watermark(
     *, step: str, model: Path, unmarked: Path, evidence: Path, owner: str, report: Path, bundle: Path
 ) -> Statement:
-    """Read a model's mark, blind, and sign the verdict.
+    """Read a model's mark, blind or else aligned to the unmarked model, and sign the verdict.
 
     Whatever cannot be judged soundly is FAILED, with the reason `inconclusive`.
 
     Args:
         step: This gate's name in the policy.
         model: The model's directory.
-        unmarked: The directory of the model that was marked; only its digest counts.
+        unmarked: The directory of the model that was marked.
         evidence: The bundle of evidence of both.
         owner: Whom the mark must name.
         report: Where the HTML report goes.
@@ -84,30 +85,20 @@ def verify_watermark(
         ConfigError: The owner is no printable text.
         KeyMaterialError: There is no watermark key.
     """
-    files, original = read_model_files(model), content_digest(read_model_files(unmarked))
+    files, originals = read_model_files(model), read_model_files(unmarked)
     begun = begin(
         step,
         stage="verify_watermark_gate",
-        inputs={"model": content_digest(files), "unmarked": original},
+        inputs={"model": content_digest(files), "unmarked": content_digest(originals)},
         parameters={"owner": owner},
         evidence=[evidence],
     )
-    key, claim = _key(), Claim(owner, original)
-    figures: dict[str, Figure] = {}
+    key, claim = _key(), Claim(owner, content_digest(originals))
+    figures: Mapping[str, Figure] = {}
     inconclusive = ""
     try:
-        tensors = decode_weights(files[WEIGHTS_FILE])
-        reading, null = read(tensors, key, claim), decoy_null(tensors, key)
-        figures = {
-            **_figures(reading),
-            "tried": reading.tried,
-            "present": int(reading.verdict == "PRESENT"),
-            "verdict": reading.verdict,
-            "decoys": null.decoys,
-            "decoy_mean_z": null.mean,
-            "decoy_sd_z": null.sd,
-            "decoy_max_z": null.maximum,
-        }
+        original = decode_weights(originals[WEIGHTS_FILE])
+        figures = examine(decode_weights(files[WEIGHTS_FILE]), original, key, claim).figures()
     except ModelError as error:
         inconclusive = str(error)
     statement = begun.finish(bundle=bundle, figures=figures, inconclusive=inconclusive)
@@ -152,14 +143,3 @@ def _require_mark(when: str, reading: Reading, *, all_bits: bool = False) -> Rea
             f"p <= 1e{reading.log10_p_hoeffding:.1f}; mark a larger model"
         )
     return reading
-
-
-def _figures(reading: Reading) -> Mapping[str, Figure]:
-    return {
-        "bits": reading.bits,
-        "bits_read": reading.bits_read,
-        "z": reading.z,
-        "margin": reading.margin,
-        "log10_p_hoeffding": reading.log10_p_hoeffding,
-        "log10_p_binomial": reading.log10_p_binomial,
-    }
