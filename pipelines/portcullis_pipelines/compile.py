@@ -34,10 +34,11 @@ STAGES = {
     "deploy": "deploy",
     "attestation": "attest",
 }
-# What shares a folder with another stage: gates with what they judge, and `start_chain`.
+# What shares a folder with another stage: gates with what they judge, `start_chain`, and marking with data.
 BESIDE = {
     "pii/gate.yaml": ("pii", "residual_pii_gate"),
     "watermark/gate.yaml": ("watermark", "verify_watermark_gate"),
+    "watermark/with_triggers.yaml": ("watermark", "watermark_with_triggers"),
     "attestation/start.yaml": ("attestation", "start_chain"),
 }
 # Stages that need more than a little memory and time.

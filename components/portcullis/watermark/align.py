@@ -277,8 +277,7 @@ def _lines(values: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
 
 def _unit(lines: NDArray[np.float32]) -> NDArray[np.float32]:
     norms = np.linalg.norm(lines, axis=1, keepdims=True)
-    unit: NDArray[np.float32] = lines / np.where(norms > 0, norms, 1)
-    return unit
+    return (lines / np.where(norms > 0, norms, 1)).astype(np.float32, copy=False)
 
 
 def _match(alike: NDArray[np.float32]) -> Order:

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from kfp.dsl import HTML, Artifact, Input, Metrics, Model, Output
+from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Model, Output
 
 from portcullis.container import component, gate_pipeline
 from portcullis.evidence.component import enforce
@@ -47,6 +47,57 @@ def watermark(
         owner=owner,
         marked=Path(marked.path),
         bundle=Path(marked_evidence.path),
+    )
+    log_figures(metrics, statement)
+    outputs = NamedTuple("Outputs", [("digest", str)])
+    return outputs(digest=statement.outputs["model"])
+
+
+@component
+def watermark_with_triggers(
+    model: Input[Model],
+    dataset: Input[Dataset],
+    evidence: Input[Artifact],
+    owner: str,
+    triggers: int,
+    marked: Output[Model],
+    marked_evidence: Output[Artifact],
+    metrics: Output[Metrics],
+    step: str = "watermark",
+) -> NamedTuple("Outputs", [("digest", str)]):
+    """Teach a model keyed triggers, so that its owner finds the mark again through an API, then mark its weights.
+
+    Refuses what `watermark` refuses, and a model that does not learn its triggers, loses more than 0.5 % of accuracy
+    on its training rows, or whose mark does not survive some more training on them.
+
+    Args:
+        model: The model.
+        dataset: The rows that it was trained on.
+        evidence: Evidence of both.
+        owner: Whom the mark names.
+        triggers: How many triggers it is to learn, 50 to 10,000; 0 for none.
+        step: Name of this step in the policy.
+        marked: The marked model.
+        marked_evidence: The evidence with this step's statement.
+        metrics: How much the weights changed, and how well mark and triggers are read.
+
+    Returns:
+        digest: SHA-256 of the marked model.
+    """
+    from pathlib import Path
+
+    from portcullis.report import log_figures
+    from portcullis.watermark.stage import watermark_model
+
+    statement = watermark_model(
+        step=step,
+        model=Path(model.path),
+        evidence=Path(evidence.path),
+        owner=owner,
+        marked=Path(marked.path),
+        bundle=Path(marked_evidence.path),
+        dataset=Path(dataset.path),
+        triggers=triggers,
     )
     log_figures(metrics, statement)
     outputs = NamedTuple("Outputs", [("digest", str)])

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from portcullis.errors import ModelError
+from portcullis.errors import ModelError, UsageError
 from portcullis.evidence.statement import Figure
 from portcullis.watermark.align import align
 from portcullis.watermark.mark import Claim, Null, Reading, Tensors, decoy_null, read
@@ -49,7 +49,7 @@ class Examination:
         }
 
 
-def examine(suspect: Tensors, unmarked: Tensors, key: bytes, claim: Claim, *, also: int = 0) -> Examination:
+def examine(suspect: Tensors, unmarked: Tensors, key: bytes, claim: Claim, *, tried: int = WAYS) -> Examination:
     """Read a suspect's mark.
 
     Args:
@@ -57,14 +57,16 @@ def examine(suspect: Tensors, unmarked: Tensors, key: bytes, claim: Claim, *, al
         unmarked: The tensors of the model that was marked.
         key: The owner's key, 32 bytes.
         claim: What the mark is said to say.
-        also: How many further tests the verdict is to be corrected for, such as one through an API.
+        tried: How many readings, keys, claims and models are tried in all; both ways of this one included.
 
     Raises:
         KeyMaterialError: The key does not have 32 bytes.
+        UsageError: `tried` is below two.
         ModelError: Neither way finds weights to read.
         MissingDependencyError: The suspect must be aligned, and SciPy is not installed.
     """
-    tried = WAYS + also
+    if tried < WAYS:
+        raise UsageError(f"tried must be at least {WAYS}: there are so many ways to read")
     try:
         blind = read(suspect, key, claim, tried=tried)
     except ModelError:  # its own tensors hold too little; in the unmarked model's shapes there may be more

@@ -132,10 +132,7 @@ class Reading:
     @property
     def verdict(self) -> str:
         """PRESENT, ABSENT or INCONCLUSIVE, of the Hoeffding bound alone."""
-        log10_p = self.log10_p_hoeffding
-        if math.isfinite(log10_p) and log10_p <= PRESENT_LOG10_P:
-            return "PRESENT"
-        return "ABSENT" if log10_p >= ABSENT_LOG10_P else "INCONCLUSIVE"
+        return verdict_of(self.log10_p_hoeffding)
 
     def _corrected(self, log10_p: float) -> float:
         return min(log10_p + math.log10(self.tried), 0.0)
@@ -252,7 +249,7 @@ def decoy_null(tensors: Tensors, key: bytes) -> Null:
         KeyMaterialError: The key does not have 32 bytes.
         ModelError: As `read`.
     """
-    _require_key(key)
+    require_key(key)
     carriers, total = _carriers(tensors)
     secret = mac(key, "portcullis/wm/v1|decoys")
     sample = np.concatenate(
@@ -270,6 +267,13 @@ def decoy_null(tensors: Tensors, key: bytes) -> Null:
         raise ModelError("no mark can be read: every weight is zero")
     z = np.array([_signs(mac(secret, f"decoy|{decoy}"), sample.size) @ sample for decoy in range(DECOYS)]) / norm
     return Null(DECOYS, float(z.mean()), float(z.std(ddof=1)), float(z.max()))
+
+
+def verdict_of(log10_p: float) -> str:
+    """Return PRESENT at a p-value of at most 1e-9, ABSENT from 1e-3, INCONCLUSIVE between them."""
+    if math.isfinite(log10_p) and log10_p <= PRESENT_LOG10_P:
+        return "PRESENT"
+    return "ABSENT" if log10_p >= ABSENT_LOG10_P else "INCONCLUSIVE"
 
 
 def code_length(carriers: int) -> int:
@@ -312,7 +316,7 @@ def _sample(key: bytes, values: NDArray[np.float32], size: int) -> NDArray[np.fl
     """Return all values when they are at most `size`, else so many at keyed places, some perhaps twice."""
     if values.size <= size:
         return values
-    places = np.frombuffer(_keystream(key, 4 * size), "<u4") % values.size
+    places = np.frombuffer(keystream(key, 4 * size), "<u4") % values.size
     sample: NDArray[np.float32] = values[places]
     return sample
 
@@ -357,20 +361,26 @@ def _code(secret: bytes, bits: int) -> NDArray[np.float32]:
 
 def _signs(key: bytes, count: int) -> NDArray[np.float32]:
     """Return `count` keyed signs, float32, from a keystream's bits."""
-    stream = _keystream(key, -(-count // 8))
+    stream = keystream(key, -(-count // 8))
     return _SIGNS.take(np.frombuffer(stream, np.uint8), axis=0).reshape(-1)[:count]
 
 
-def _keystream(key: bytes, size: int) -> bytes:
+def keystream(key: bytes, size: int) -> bytes:
+    """Return `size` bytes of ChaCha20's keystream under a key that is used for nothing else."""
     return Cipher(algorithms.ChaCha20(key, bytes(16)), mode=None).encryptor().update(bytes(size))
 
 
 def _secret(key: bytes, claim: Claim) -> bytes:
-    _require_key(key)
+    require_key(key)
     return mac(key, f"portcullis/wm/v1|mark|{claim.owner}|{claim.digest}")
 
 
-def _require_key(key: bytes) -> None:
+def require_key(key: bytes) -> None:
+    """Refuse a watermark key of another length.
+
+    Raises:
+        KeyMaterialError: It does not have 32 bytes.
+    """
     if len(key) != KEY_BYTES:
         raise KeyMaterialError(f"the watermark key has {len(key)} bytes; it needs {KEY_BYTES}")
 
