@@ -45,6 +45,7 @@ def model(seed=0, dtype=np.float32):
 SPEC = ModelSpec("digits-cnn", {"width": 24, "hidden": 64}, (1, 8, 8), 0, 16, tuple(str(digit) for digit in range(10)))
 
 OWNER = "Example Ltd"
+TRIGGERS = 60
 MAKES_A_MODEL = {"kind": "transform", "outputs": ["model"]}
 GATE = {"stage": "verify_watermark_gate", "kind": "gate", "outputs": ["model"]}
 CHECKS = {"present": {"min": 1, "max": 1}, "log10_p_hoeffding": {"max": -9}}
@@ -77,6 +78,13 @@ OWN_STEPS = [
         "parameters": {"owner": "Example Inc"},
         "checks": CHECKS,
         **GATE,
+    },
+    {
+        "name": "watermark:triggers",
+        "stage": "watermark",
+        "inputs": {"model": "train.model", "dataset": "external"},
+        "parameters": {"owner": OWNER, "triggers": TRIGGERS},
+        **MAKES_A_MODEL,
     },
     # Whatever was done to the marked model since.
     {
