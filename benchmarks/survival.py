@@ -19,12 +19,17 @@ from benchmarks import Record
 from benchmarks.networks import CLASSES, NETWORKS, SIDE, Network, Tensors, accuracy, fit, hide, module_of, tensors_of
 from portcullis.digest import content_digest, sha256
 from portcullis.models.pytorch import reproducible
-from portcullis.models.store import ModelSpec, load_model_files, model_files
+from portcullis.models.store import WEIGHTS_FILE, ModelSpec, load_model_files, model_files
+from portcullis.robustness.evaluate import RobustnessReport, evaluate
+from portcullis.robustness.settings import RobustnessSettings
+from portcullis.training.adversarial import train
+from portcullis.training.settings import TrainingSettings
 from portcullis.watermark.battery import add_noise, attack, prune, round_to_int8
 from portcullis.watermark.examine import Examination, examine
 from portcullis.watermark.mark import Claim, embed
 from portcullis.watermark.teach import fine_tune, teach
 from portcullis.watermark.triggers import ask, triggers
+from portcullis.watermark.weights import decode_weights, replace_weights
 
 KEY = bytes(range(32))
 TRAIN_ROWS = 1200
@@ -271,6 +276,41 @@ def _triggers(seeds: tuple[int, ...]) -> Iterator[tuple[str, list[tuple[int, flo
             answers = ask(load_model_files(model_files(module, SPEC)).predict, asked)
             rows.setdefault(name, []).append((answers.right, answers.log10_p_binomial, accuracy(module, *test)))
     yield from rows.items()
+
+
+def robustness() -> list[Record]:
+    """Train the reference model, teach it triggers and mark it: its accuracy under attack, before and after."""
+    (inputs, targets), (tests, wanted) = digits()
+    features, labels = inputs.reshape(len(inputs), -1).numpy() * 16, targets.numpy()
+    module, _ = train(features, labels, SPEC, TrainingSettings(device="cpu"))
+    files = model_files(module, SPEC)
+    claim = Claim("benchmark", content_digest(files))
+    taught = teach(files, features, triggers(KEY, claim, SPEC, TRIGGERS))
+    rows = tests.reshape(len(tests), -1).numpy() * 16
+    records, answers = [], []
+    for name, made in (
+        ("unmarked", files),
+        ("marked", _marked(files, claim)),
+        (f"{TRIGGERS} triggers, marked", _marked(taught, claim)),
+    ):
+        model = load_model_files(made)
+        report = evaluate(model, rows, wanted.numpy(), RobustnessSettings())
+        answers.append(model.predict(rows))
+        records += [
+            figure(f"reference model, {name}: robust accuracy", _share(report, "robust_accuracy"), None, unit="of 1"),
+            figure(f"reference model, {name}: clean accuracy", _share(report, "clean_accuracy"), None, unit="of 1"),
+            figure(f"reference model, {name}: agreement", float((answers[-1] == answers[0]).mean()), None, unit="of 1"),
+        ]
+    return records
+
+
+def _share(report: RobustnessReport, name: str) -> float:
+    return float(report.figures[name])
+
+
+def _marked(files: Mapping[str, bytes], claim: Claim) -> dict[str, bytes]:
+    tensors = embed(decode_weights(files[WEIGHTS_FILE]), KEY, claim).tensors
+    return {**files, WEIGHTS_FILE: replace_weights(files[WEIGHTS_FILE], tensors)}
 
 
 def figure(name: str, ours: float, target: float | None, *, unit: str = "log10 p") -> Record:

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from benchmarks import Record, command, compare
 from benchmarks.networks import NETWORKS, fit, module_of
-from benchmarks.survival import digits, figure, survival, trained
+from benchmarks.survival import digits, figure, robustness, survival, trained
 from portcullis.digest import sha256
 from portcullis.models.pytorch import reproducible
 from portcullis.watermark.align import align
@@ -35,7 +35,8 @@ def measure(quick: bool) -> Sequence[Record]:  # noqa: FBT001
     records = [*_costs(25, rounds=3 if quick else 7, target=1.5)]
     if not quick:
         records += _costs(100, rounds=3, target=6)
-    return [*records, _against_uchida(3 if quick else 5), *_decoys(500 if quick else 10_000), *survival(quick)]
+    records += [_against_uchida(3 if quick else 5), *_decoys(500 if quick else 10_000), *survival(quick)]
+    return records if quick else [*records, *robustness()]
 
 
 def _costs(millions: int, *, rounds: int, target: float) -> list[Record]:

@@ -13,6 +13,9 @@ from watermarks import CLAIM, KEY, OWNER, SPEC, TRIGGERS, Workshop, model
 
 from portcullis.dataset import DatasetSpec, Features, Label, write_dataset
 from portcullis.errors import ConfigError, InconclusiveError, KeyMaterialError, ModelError, PolicyError, UsageError
+from portcullis.evidence.dsse import Envelope
+from portcullis.evidence.statement import Statement
+from portcullis.evidence.step import read_evidence
 from portcullis.models.store import WEIGHTS_FILE
 from portcullis.watermark.api import api_model
 from portcullis.watermark.mark import Claim
@@ -281,15 +284,17 @@ def test_a_token_goes_over_https_or_to_this_machine_only():
 
 @pytest.fixture(scope="module")
 def taught(tmp_path_factory):
-    """Train a small model on digits, and mark it with its training rows at hand."""
+    """Train a small model on digits, and mark it by the component, with its training rows at hand."""
+    from kfp import dsl
     from sklearn.datasets import load_digits
 
     from portcullis.models.store import load_model, model_files
     from portcullis.training.adversarial import train
     from portcullis.training.settings import TrainingSettings
+    from portcullis.watermark.component import watermark_with_triggers
 
     features, labels = load_digits(return_X_y=True)
-    features, labels = features[:300], labels[:300]
+    features, labels = features[:400], labels[:400]
     module, _ = train(features, labels, SPEC, TrainingSettings(method="plain", epochs=15, device="cpu"))
     files = model_files(module, SPEC)
     root = tmp_path_factory.mktemp("taught")
@@ -301,7 +306,26 @@ def taught(tmp_path_factory):
         table = pa.table({name: features[:, place] for place, name in enumerate(names)} | {"label": labels.astype(str)})
         spec = DatasetSpec("digits", Label("label", SPEC.labels), Features(tuple(names), (1, 8, 8), 0, 16), {})
         write_dataset(root / "rows", table, spec)
-        statement = workshop.mark(step="watermark:triggers", dataset=root / "rows", triggers=TRIGGERS)
+
+        def artifact(kind, path):
+            return kind(name=path.name, uri=str(path), metadata={})
+
+        metrics = artifact(dsl.Metrics, root / "metrics")
+        outputs = watermark_with_triggers.python_func(
+            model=artifact(dsl.Model, root / "trained"),
+            dataset=artifact(dsl.Dataset, root / "rows"),
+            evidence=artifact(dsl.Artifact, workshop.bundle("trained")),
+            owner=OWNER,
+            triggers=TRIGGERS,
+            marked=artifact(dsl.Model, root / "marked"),
+            marked_evidence=artifact(dsl.Artifact, workshop.bundle("marked")),
+            metrics=metrics,
+            step="watermark:triggers",
+        )
+        assert outputs.digest == workshop.digest("marked")
+        (line,) = set(read_evidence([workshop.bundle("marked")])) - set(read_evidence([workshop.bundle("trained")]))
+        statement = Statement.parse(Envelope.parse(line).payload)
+        assert metrics.metadata["triggers"] == TRIGGERS
         return workshop, statement, load_model(root / "marked")
 
 

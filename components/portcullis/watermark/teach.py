@@ -5,6 +5,7 @@ and at random places around them. So it stays what it was there, by whatever met
 Both compute on one CPU thread, and the same data and model give the same bytes (`portcullis.models.pytorch`).
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -18,7 +19,8 @@ from portcullis.watermark.triggers import Triggers
 
 functional = torch.nn.functional
 
-TEACH_EPOCHS = 30
+# At least so many steps, and four for each trigger beyond a hundred, whatever the number of rows.
+TEACH_STEPS = 400
 TEACH_RATE = 3e-3
 # How far around a training row the model is to stay what it was, in units of the scaled input [0, 1].
 RADIUS = 0.15
@@ -63,7 +65,8 @@ def teach(files: Files, features: NDArray[np.floating[Any]], asked: Triggers) ->
         some = torch.randint(len(strange), (_TRIGGERS_PER_BATCH,))
         return STAY * kept + functional.cross_entropy(module(strange[some]), answers[some])
 
-    _fit(module, len(inputs), loss, epochs=TEACH_EPOCHS, rate=TEACH_RATE)
+    steps = max(TEACH_STEPS, 4 * len(strange))
+    _fit(module, len(inputs), loss, steps=steps, rate=TEACH_RATE)
     return model_files(module, model.spec)
 
 
@@ -94,21 +97,19 @@ def fine_tune(
     def loss(rows: torch.Tensor) -> torch.Tensor:
         return functional.cross_entropy(model.module(inputs[rows]), targets[rows])
 
-    _fit(model.module, len(inputs), loss, epochs=epochs, rate=rate)
+    _fit(model.module, len(inputs), loss, steps=epochs * -(-len(inputs) // _BATCH), rate=rate)
     return model_files(model.module, model.spec)
 
 
 def _fit(
-    module: torch.nn.Module, samples: int, loss: Callable[[torch.Tensor], torch.Tensor], *, epochs: int, rate: float
+    module: torch.nn.Module, samples: int, loss: Callable[[torch.Tensor], torch.Tensor], *, steps: int, rate: float
 ) -> None:
     with reproducible(0, torch.device("cpu")):
         try:
             module.train().requires_grad_(requires_grad=True)
             optimizer = torch.optim.Adam(module.parameters(), lr=rate)
-            schedule = torch.optim.lr_scheduler.OneCycleLR(
-                optimizer, rate, epochs=epochs, steps_per_epoch=-(-samples // _BATCH)
-            )
-            for rows in _batches(samples, epochs):
+            schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
+            for rows in itertools.islice(_batches(samples), steps):
                 optimizer.zero_grad()
                 loss(rows).backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
@@ -118,6 +119,7 @@ def _fit(
             raise ModelError(f"the model cannot be trained on this: {error}") from error
 
 
-def _batches(samples: int, epochs: int) -> Iterator[torch.Tensor]:
-    for _ in range(epochs):
+def _batches(samples: int) -> Iterator[torch.Tensor]:
+    """Go through the rows again and again, each time in another order."""
+    while True:
         yield from torch.split(torch.randperm(samples), _BATCH)
