@@ -2,6 +2,7 @@
 
 import base64
 import math
+from itertools import pairwise
 
 import numpy as np
 from chains import STEPS, World
@@ -40,6 +41,42 @@ def model(seed=0, dtype=np.float32):
         rows = np.exp(generator.normal(0, 0.3, (shape[0], *[1] * (len(shape) - 1))))
         tensors[name] = (generator.standard_normal(shape) * rows / math.sqrt(fan_in)).astype(dtype)
     return tensors
+
+
+# A small convolutional network: each layer, its neurons, and the shape of what one of them takes.
+CHAIN = (("one", 24, (1, 3, 3)), ("two", 48, (24, 3, 3)), ("three", 64, (768,)), ("four", 10, (64,)))
+
+
+def obfuscated(tensors, seed, *, scale=0.0, split=0.0, dummies=0, lost=0):
+    """Change neurons so that the network's function does not: order, size, split in two, pairs that add up to nothing.
+
+    Args:
+        scale: Standard deviation of the logarithm of each neuron's factor, undone in the next layer.
+        split: Share of neurons that become two, 30 % and 70 % of the one.
+        dummies: Pairs of new neurons in each layer that cancel each other.
+        lost: Neurons of each layer that are taken out; this does change the function.
+    """
+    generator = np.random.default_rng(seed)
+    changed = {name: weights.copy() for name, weights in tensors.items()}
+    for (name, _, _), (after, _, _) in pairwise(CHAIN):
+        own, its = changed[name], changed[after]
+        shape = (its.shape[0], len(own), -1)
+        columns = its.reshape(shape)
+        twice = generator.choice(len(own), int(split * len(own)), replace=False)
+        columns = np.concatenate([columns, columns[:, twice] * np.float32(0.3)], axis=1)
+        columns[:, twice] *= np.float32(0.7)
+        new = generator.standard_normal((dummies, *own.shape[1:]), dtype=np.float32)
+        out = 3 * generator.standard_normal((len(its), dummies, columns.shape[2]), dtype=np.float32)
+        own = np.concatenate([own, own[twice], new, new])
+        columns = np.concatenate([columns, out, -out], axis=1)
+        order = generator.permutation(len(own))[: len(own) - lost]
+        size = np.exp(generator.normal(0, scale, len(own)))[order].astype(np.float32)
+        changed[name] = own[order] * size.reshape(-1, *[1] * (own.ndim - 1))
+        columns = columns[:, order] / size[None, :, None]
+        changed[after] = (
+            columns.reshape(len(its), -1, *its.shape[2:]) if its.ndim > 2 else columns.reshape(len(its), -1)
+        )
+    return changed
 
 
 SPEC = ModelSpec("digits-cnn", {"width": 24, "hidden": 64}, (1, 8, 8), 0, 16, tuple(str(digit) for digit in range(10)))

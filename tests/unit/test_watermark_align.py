@@ -1,21 +1,16 @@
 """Alignment: a mark is found again in a model whose neurons were reordered, rescaled, split, added or taken out."""
 
 import sys
-from itertools import pairwise
 
 import numpy as np
 import pytest
+from watermarks import CHAIN, CLAIM, KEY, obfuscated
 
 from portcullis.errors import MissingDependencyError, ModelError
 from portcullis.watermark.align import align
 from portcullis.watermark.battery import add_noise, attack, prune
 from portcullis.watermark.examine import WAYS, examine
-from portcullis.watermark.mark import Claim, embed, read
-
-KEY = bytes(range(32))
-CLAIM = Claim("Example Ltd", "a" * 64)
-# Widths of the hidden layers, and by layer its kernel, and how many columns each neuron before has in it.
-CHAIN = (("one", 24, (1, 3, 3)), ("two", 48, (24, 3, 3)), ("three", 64, (768,)), ("four", 10, (64,)))
+from portcullis.watermark.mark import embed, read
 
 
 def chain(seed=0):
@@ -33,38 +28,6 @@ def chain(seed=0):
 
 def marked(seed=0):
     return dict(embed(chain(seed), KEY, CLAIM).tensors)
-
-
-def obfuscated(tensors, seed, *, scale=0.0, split=0.0, dummies=0, lost=0):
-    """Change neurons so that the network's function does not: order, size, split in two, pairs that add up to nothing.
-
-    Args:
-        scale: Standard deviation of the logarithm of each neuron's factor, undone in the next layer.
-        split: Share of neurons that become two, 30 % and 70 % of the one.
-        dummies: Pairs of new neurons in each layer that cancel each other.
-        lost: Neurons of each layer that are taken out; this does change the function.
-    """
-    generator = np.random.default_rng(seed)
-    changed = {name: weights.copy() for name, weights in tensors.items()}
-    for (name, _, _), (after, _, _) in pairwise(CHAIN):
-        own, its = changed[name], changed[after]
-        shape = (its.shape[0], len(own), -1)
-        columns = its.reshape(shape)
-        twice = generator.choice(len(own), int(split * len(own)), replace=False)
-        columns = np.concatenate([columns, columns[:, twice] * np.float32(0.3)], axis=1)
-        columns[:, twice] *= np.float32(0.7)
-        new = generator.standard_normal((dummies, *own.shape[1:]), dtype=np.float32)
-        out = 3 * generator.standard_normal((len(its), dummies, columns.shape[2]), dtype=np.float32)
-        own = np.concatenate([own, own[twice], new, new])
-        columns = np.concatenate([columns, out, -out], axis=1)
-        order = generator.permutation(len(own))[: len(own) - lost]
-        size = np.exp(generator.normal(0, scale, len(own)))[order].astype(np.float32)
-        changed[name] = own[order] * size.reshape(-1, *[1] * (own.ndim - 1))
-        columns = columns[:, order] / size[None, :, None]
-        changed[after] = (
-            columns.reshape(len(its), -1, *its.shape[2:]) if its.ndim > 2 else columns.reshape(len(its), -1)
-        )
-    return changed
 
 
 def forward(tensors, images):

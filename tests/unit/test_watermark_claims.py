@@ -8,8 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 from safetensors.numpy import save
-from test_watermark_align import obfuscated
-from watermarks import KEY, OWNER, Workshop, model
+from watermarks import KEY, OWNER, Workshop, model, obfuscated
 
 from portcullis.cli.main import _guarded, cli
 from portcullis.digest import canonical_json, content_digest, sha256

@@ -41,6 +41,7 @@ _FINALISTS = 2
 _GAIN = 1e-3
 _HOPE = 1.3
 _LEVELS = 64
+_PAIRED_LINES = 256
 
 Order = NDArray[np.intp]
 
@@ -244,19 +245,21 @@ def _paired(originals: dict[str, _Matrix], found: dict[str, _Matrix]) -> dict[st
     free = [name for name in found if name not in pairs]
     if lost and free:
         fits = np.array([[found[other].may_be(originals[name]) for other in free] for name in lost])
-        alike = np.array([[_resemblance(originals[name], found[other]) for other in free] for name in lost])
-        alike = np.where(fits, alike, -2.0).astype(np.float32)
-        for row, column in _assignment(alike):
+        same = np.array(
+            [[found[other].values.shape == originals[name].values.shape for other in free] for name in lost]
+        )
+        own, its = (
+            [_spreads(it.values[:lines], 0) for it in matrices]
+            for lines, matrices in (
+                (_PAIRED_LINES, [originals[name] for name in lost]),
+                (MAX_LINES, [found[name] for name in free]),
+            )
+        )
+        alike = np.array([[(mine @ other.T).max(axis=1).mean() for other in its] for mine in own], np.float32)
+        for row, column in _assignment(np.where(fits, alike + same, np.float32(-2))):
             if fits[row, column]:
                 pairs[lost[row]] = free[column]
     return pairs
-
-
-def _resemblance(original: _Matrix, found: _Matrix) -> float:
-    """Tell how alike the rows of two tensors are in what no order changes, 1 at most."""
-    own, its = (_spreads(it.values[:MAX_LINES], 0) for it in (original, found))
-    same = float(original.values.shape == found.values.shape)
-    return float((own @ its.T).max(axis=1).mean()) + same
 
 
 def _spreads(values: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
