@@ -172,11 +172,9 @@ def check_claim(data: bytes, store: TrustStore, key: bytes, *, unmarked: Files, 
     if stated["suspect"] != sha256(suspect):
         raise EvidenceError("the claim is to another suspect than this")
     found = _require_present(suspect, unmarked, key, Claim(document["owner"], document["unmarked"]))
-    if (stated["reading"].get("bits_read"), stated["reading"].get("verdict")) != (
-        found.reading.bits_read,
-        found.verdict,
-    ):
-        raise EvidenceError("the claim says that something else is read in the suspect than is")
+    # The judge's own figures count; of the stated ones, another processor may round the last digits otherwise.
+    if stated["reading"].get("verdict") != found.verdict:
+        raise EvidenceError("the claim does not say that the mark is PRESENT")
     return Checked(document["owner"], statement.finished, stated["suspect"], found)
 
 
