@@ -296,7 +296,7 @@ def _assignment(alike: NDArray[np.float32]) -> Iterator[tuple[int, int]]:
     if len(np.unique(best)) == len(best):  # each row has its best: no sum is larger
         return zip(range(len(best)), best.tolist(), strict=True)
     try:
-        from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
+        from scipy.optimize import linear_sum_assignment
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
             "SciPy is needed to align neurons; run: pip install 'kfp-portcullis[torch]'"
