@@ -240,7 +240,7 @@ STEPS: tuple[ReferenceStep, ...] = (
         requires=("robustness:trained",),
         refuses="a model too small to carry a mark; a mark that pruning, rounding or noise removes",
         threat="a stolen model whose owner cannot show that it is theirs",
-        limits="distillation removes it; permuted neurons hide it from the blind test",
+        limits="distillation removes it; the mean of several owners' copies weakens it",
         keys=("watermark.key",),
         parameters=lambda config: {"owner": config.owner or config.dataset.name},
     ),
