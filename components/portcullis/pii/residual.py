@@ -33,10 +33,10 @@ from portcullis.pii.locales.us import valid_aba, valid_ein, valid_itin
 from portcullis.pii.name_columns import SUSPECT_SHARE, called_as_persons, shaped_as_person
 from portcullis.pii.operators import Operator
 from portcullis.pii.plan import MaskingPlan
+from portcullis.pii.rules import Rule, compiled, context_pattern, named_by
 from portcullis.pii.spelling import cell_spelling, masked_spelling
-from portcullis.pii.tokens import KIND
+from portcullis.pii.tokens import spellings
 
-_MALFORMED = re.compile(f"<({KIND})[:~>]")
 _GAP = r"[ \t\-._/()\[\]*~]{1,3}"
 _END = r"(?![^\W_])"
 _EMAIL = re.compile(r"[\w\"](?:@| @ )(?:[\w-]++\.)+[^\W\d_]{2,}")
@@ -226,6 +226,9 @@ class ResidualSearch:
         self._dropped = sorted(dropped.difference(names))
         self._searches = [(str(entity), search) for entity, search in _SEARCHES.items() if entity in plan.entities]
         self._spelling = masked_spelling(plan)
+        self._kinds = plan.kinds
+        self._begun = spellings(plan.kinds).begun
+        self._rules = [(rule, _rule_search(rule)) for rule in plan.rules.values()]
         self._rows = 0
         self._columns = []
         for place, (name, type_) in enumerate(zip(names, schema.types, strict=True), start=1):
@@ -280,7 +283,7 @@ class ResidualSearch:
     def _search_text(self, tally: _Tally, values: Any) -> None:
         left = []
         for text, rows in _distinct(values).items():
-            misfit = not _fits(tally.operator, text)
+            misfit = not _fits(tally.operator, text, self._kinds)
             tally.misfits += rows if misfit else 0
             found: Counter[str] = Counter()
             if self._spelling.fullmatch(text) is None:
@@ -305,11 +308,11 @@ class ResidualSearch:
 
     def _fit(self, tally: _Tally, values: Any) -> None:
         """Count the cells, none of them text, that the column's operator cannot have put out."""
-        if tally.operator is None or cell_spelling(tally.operator) is None:
+        if tally.operator is None or cell_spelling(tally.operator, self._kinds) is None:
             return
         numbers = tally.kind is Kind.NUMBER and tally.operator.name == "generalise"
         texts = pc.unique(text_of(values) if numbers else values.drop_null().slice(0, 0))
-        fitting = [text for text in texts.drop_null().to_pylist() if _fits_as_number(tally.operator, text)]
+        fitting = [text for text in texts.drop_null().to_pylist() if _fits_as_number(tally.operator, text, self._kinds)]
         cells = text_of(values) if fitting else values
         misfits = values.is_valid()
         if fitting:
@@ -327,16 +330,18 @@ class ResidualSearch:
         """Count by entity what a text holds; `called` is put before it, and may say what its numbers are."""
         rest = self._spelling.sub("|", text)
         # What begins like a spelling of ours and is none was tampered with, or never masked.
-        found = Counter(made[1] for made in _MALFORMED.finditer(rest))
+        found = Counter(made[1] for made in self._begun.finditer(rest))
         visible = f"{called}{rest}".translate(_VISIBLE)
         for entity, search in self._searches:
             found[entity] += search(visible)
+        for rule, count in self._rules:
+            found[rule.name] += count(rest.translate(_VISIBLE), called)
         return +found
 
 
-def _fits(operator: Operator | None, text: str) -> bool:
+def _fits(operator: Operator | None, text: str, kinds: tuple[str, ...]) -> bool:
     """Tell whether the operator of a column can have put out this cell."""
-    pattern = None if operator is None else cell_spelling(operator)
+    pattern = None if operator is None else cell_spelling(operator, kinds)
     if operator is None or pattern is None:
         return True
     if pattern.fullmatch(text) is None:
@@ -349,9 +354,9 @@ def _fits(operator: Operator | None, text: str) -> bool:
     return True
 
 
-def _fits_as_number(operator: Operator, text: str) -> bool:
+def _fits_as_number(operator: Operator, text: str, kinds: tuple[str, ...]) -> bool:
     """Likewise, in a column of numbers, where 90 stands for all ages above 89."""
-    return _fits(operator, text) or (operator.form == "age" and text == f"{OLDEST + 1}")
+    return _fits(operator, text, kinds) or (operator.form == "age" and text == f"{OLDEST + 1}")
 
 
 def _is_whole(number: float) -> bool:
@@ -374,6 +379,19 @@ def _long_numbers(values: Any) -> tuple[npt.NDArray[np.intp], list[str]]:
 
 
 _SHORTEST_CARD = 10**11
+
+
+def _rule_search(rule: Rule) -> Callable[[str, str], int]:
+    """Return the search that counts what a user's rule finds in a text, given what names the text."""
+    words = tuple(word.translate(_VISIBLE).strip() for word in rule.context)
+    context = compiled(context_pattern(tuple(filter(None, words)))) if rule.context else None
+
+    def count(text: str, called: str) -> int:
+        if context is not None and not named_by(rule, called) and context.search(text) is None:
+            return 0
+        return sum(rule.valid(match[0]) for match in rule.program.finditer(text))
+
+    return count
 
 
 class _Visible(dict[int, str]):
