@@ -20,6 +20,8 @@ from portcullis.errors import DataError, PortcullisError
 from portcullis.pii.canonical import canonical_values
 from portcullis.pii.cmac import cmac
 from portcullis.pii.columns import Kind, checked_names, kind, long_numbers, text_of
+from portcullis.pii.detector_scan import DetectorFinder
+from portcullis.pii.detectors import load_detector
 from portcullis.pii.entities import BY_COLUMN, Entity, valid_card
 from portcullis.pii.folding import fold
 from portcullis.pii.generalise import generalised, generalised_numbers
@@ -204,7 +206,7 @@ class _Masker:
         if missing := sorted(set(plan.columns) - set(names)):
             raise DataError(f"the plan names columns that the table lacks: {', '.join(map(repr, missing))}")
         finders = plan_finders(plan)
-        if len(scan(pa.array(names), plan.entities, finders=finders).values):
+        if len(scan(pa.array(names), plan.entities, finders=finders[: bool(plan.rules)]).values):
             raise DataError("a column's name holds an identifier; is the header missing?")
         held = _held(head, plan)
         treatments = {name: _treatment(name, head.schema.field(name).type, plan, held.get(name)) for name in names}
@@ -519,8 +521,16 @@ def _sound(name: str, values: Any) -> Any:
 
 
 def plan_finders(plan: MaskingPlan) -> Sequence[Finder]:
-    """Return what finds what the built-in recognisers do not, as a plan says."""
-    return (rule_finder(plan),) if plan.rules else ()
+    """Return what finds what the built-in recognisers do not, as a plan says.
+
+    Raises:
+        ConfigError: As `load_detector`; so are the others.
+        DataError: As `load_detector`.
+        MissingDependencyError: As `load_detector`.
+    """
+    rules = (rule_finder(plan),) if plan.rules else ()
+    ranks = {entity: rank for rank, entity in enumerate(plan.kinds)}
+    return (*rules, *(DetectorFinder(load_detector(choice), ranks) for choice in plan.detectors.values()))
 
 
 def rule_finder(plan: MaskingPlan) -> RuleFinder:

@@ -6,9 +6,10 @@ A masking policy, in a configuration or a file of its own, is a mapping. All of 
     entities: {EMAIL: token, CREDIT_CARD: {star: {keep_last: 4}}, IP_ADDRESS: generalise}
     columns: {zip: {generalise: zip3}, birth_date: {generalise: year}, note: scan, internal_id: drop}
     rules: {EMPLOYEE_ID: {pattern: 'E\d{6}', context: [employee, staff]}}
+    detectors: {presidio: {version: 2.2.366, entities: {PERSON: PERSON_NAME}}}
 
 `entities` may be a list: each becomes what `portcullis.pii.operators.default_operator` says. So does each entity of
-the user's own that it does not name.
+the user's own, or that a detector is asked for, that it does not name.
 """
 
 from collections.abc import Mapping
@@ -19,12 +20,16 @@ from typing import Any, Literal, get_args
 
 from portcullis.dataset import DatasetSpec
 from portcullis.errors import ConfigError
+from portcullis.pii.detectors import DetectorChoice, parsed_detectors
 from portcullis.pii.entities import IN_TEXT, Entity
 from portcullis.pii.operators import VALUE, Operator, default_operator, nearest, shown
-from portcullis.pii.rules import Rule, parsed_rules
+from portcullis.pii.rules import Rule, checked_name, parsed_rules
 from portcullis.pii.tokens import KINDS
 
 Detection = Literal["strict", "recall"]
+
+# A rank is one byte.
+MOST_KINDS = 256
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,7 @@ class MaskingPlan:
         detection: `strict`: a check digit must hold; `recall`: or a word names the number, close by or in the column's
             name.
         rules: Entities of the user's own and what finds them; each becomes a token where `entities` does not say.
+        detectors: Detectors that others wrote, by the names of their entry points; their entities likewise.
 
     Raises:
         ConfigError: No entity, one twice, an unknown one, an operator that cannot stand for it, or an unknown
@@ -51,20 +57,32 @@ class MaskingPlan:
     columns: Mapping[str, Operator]
     detection: Detection = "strict"
     rules: Mapping[str, Rule] = field(default_factory=dict)
+    detectors: Mapping[str, DetectorChoice] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.detection not in get_args(Detection):
             raise ConfigError(f"masking.detection is {' or '.join(get_args(Detection))}")
         object.__setattr__(self, "rules", MappingProxyType(parsed_rules(self.rules)))
-        object.__setattr__(self, "entities", MappingProxyType(_entities(self.entities, self.own)))
+        object.__setattr__(self, "detectors", MappingProxyType(parsed_detectors(self.detectors)))
+        object.__setattr__(self, "entities", MappingProxyType(_entities(self.entities, self.own, self._detected)))
+        if len(self.kinds) > MOST_KINDS:
+            raise ConfigError(
+                f"masking has at most {MOST_KINDS - len(KINDS)} entities of your own, by rules and detectors"
+            )
         known = tuple(kind for kind in self.kinds if kind != VALUE)
         columns = {name: _column(name, operator, known) for name, operator in self.columns.items()}
         object.__setattr__(self, "columns", MappingProxyType(columns))
 
     @property
     def own(self) -> tuple[str, ...]:
-        """The entities of the user's own."""
-        return tuple(self.rules)
+        """The entities of the user's own, by a rule or a detector."""
+        detected = [checked_name(entity) for entity in self._detected if entity not in (*Entity, *self.rules)]
+        return (*self.rules, *detected)
+
+    @property
+    def _detected(self) -> tuple[str, ...]:
+        """The entities that detectors are asked for."""
+        return tuple(sorted({entity for it in self.detectors.values() for entity in it.entities.values()}))
 
     @cached_property
     def kinds(self) -> tuple[str, ...]:
@@ -80,7 +98,7 @@ class MaskingPlan:
         """
         if not isinstance(document, dict):
             raise ConfigError("masking is not a mapping")
-        known = ("detection", "entities", "columns", "rules")
+        known = ("detection", "entities", "columns", "rules", "detectors")
         for key in document:
             if key not in known:
                 raise ConfigError(f"masking knows no {shown(key)}{nearest(key, known)}")
@@ -92,16 +110,20 @@ class MaskingPlan:
         detection = document.get("detection", "strict")
         if not isinstance(detection, str):
             raise ConfigError(f"masking.detection is {' or '.join(get_args(Detection))}")
-        return cls(entities, columns, detection, document.get("rules", {}))  # type: ignore[arg-type]
+        rules, detectors = document.get("rules", {}), document.get("detectors", {})
+        return cls(entities, columns, detection, rules, detectors)  # type: ignore[arg-type]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the one spelling of this policy, plain JSON with every default written out, and rules if any."""
-        rules = {name: rule.spelled() for name, rule in self.rules.items()}
+        """Return the one spelling of this policy, plain JSON with every default written out.
+
+        Rules and detectors are there where there are any.
+        """
+        own: dict[str, Mapping[str, Any]] = {"rules": self.rules, "detectors": self.detectors}
         return {
             "detection": self.detection,
             "entities": {str(entity): operator.spelled() for entity, operator in self.entities.items()},
             "columns": {name: operator.spelled() for name, operator in sorted(self.columns.items())},
-            **({"rules": rules} if rules else {}),
+            **{kind: {name: it.spelled() for name, it in given.items()} for kind, given in own.items() if given},
         }
 
     def covering(self, sensitive: Mapping[str, str]) -> "MaskingPlan":
@@ -143,7 +165,7 @@ def masking_plan(spec: DatasetSpec, masking: Mapping[str, Any]) -> MaskingPlan:
     return plan
 
 
-def _entities(given: Any, own: tuple[str, ...]) -> dict[str, Operator]:
+def _entities(given: Any, own: tuple[str, ...], detected: tuple[str, ...]) -> dict[str, Operator]:
     names, known = list(given), (*Entity, *own)
     for name in names:
         if name not in known:
@@ -152,7 +174,7 @@ def _entities(given: Any, own: tuple[str, ...]) -> dict[str, Operator]:
         raise ConfigError("masking.entities names at least one entity, and none twice")
     if not isinstance(given, Mapping):
         given = {name: default_operator(name) for name in names}
-    given = {name: default_operator(name) for name in own} | dict(given)
+    given = {name: default_operator(name) for name in (*own, *detected)} | dict(given)
     where = {name: Operator.parse(given[name], f"masking.entities.{name}", known) for name in given}
     return {entity: where[entity].of_entity(entity) for entity in known if entity in where}
 
