@@ -22,6 +22,7 @@ from portcullis.pii.cmac import cmac
 from portcullis.pii.columns import Kind, checked_names, kind, long_numbers, text_of
 from portcullis.pii.detector_scan import DetectorFinder
 from portcullis.pii.detectors import load_detector
+from portcullis.pii.encoded import EncodedFinder
 from portcullis.pii.entities import BY_COLUMN, Entity, valid_card
 from portcullis.pii.folding import fold
 from portcullis.pii.generalise import generalised, generalised_numbers
@@ -31,7 +32,7 @@ from portcullis.pii.profile import HEAD_ROWS, profile
 from portcullis.pii.reading import Ints, buffers
 from portcullis.pii.rule_scan import RuleFinder
 from portcullis.pii.rules import named_by
-from portcullis.pii.scan import Finder, Findings, named_identifier, rows_of, scan, scan_values
+from portcullis.pii.scan import Finder, Findings, Found, named_identifier, rows_of, scan, scan_values
 from portcullis.pii.spelling import masked_spelling
 from portcullis.pii.synthetic import synthetic
 from portcullis.pii.tokens import MaskingKeys, hashed, label, redacted, reversible, tokens
@@ -206,7 +207,7 @@ class _Masker:
         if missing := sorted(set(plan.columns) - set(names)):
             raise DataError(f"the plan names columns that the table lacks: {', '.join(map(repr, missing))}")
         finders = plan_finders(plan)
-        if len(scan(pa.array(names), plan.entities, finders=finders[: bool(plan.rules)]).values):
+        if len(scan(pa.array(names), plan.entities, finders=finders[: 1 + bool(plan.rules)]).values):
             raise DataError("a column's name holds an identifier; is the header missing?")
         held = _held(head, plan)
         treatments = {name: _treatment(name, head.schema.field(name).type, plan, held.get(name)) for name in names}
@@ -529,8 +530,18 @@ def plan_finders(plan: MaskingPlan) -> Sequence[Finder]:
         MissingDependencyError: As `load_detector`.
     """
     rules = (rule_finder(plan),) if plan.rules else ()
+    recall = plan.detection == "recall"
+
+    def search(texts: pa.LargeStringArray, column: str) -> Found:
+        found = scan_values(texts, plan.entities, column=column, recall=recall, finders=rules)
+        return found.values, found.starts, found.ends, found.ranks
+
     ranks = {entity: rank for rank, entity in enumerate(plan.kinds)}
-    return (*rules, *(DetectorFinder(load_detector(choice), ranks) for choice in plan.detectors.values()))
+    return (
+        *rules,
+        EncodedFinder(search),
+        *(DetectorFinder(load_detector(choice), ranks) for choice in plan.detectors.values()),
+    )
 
 
 def rule_finder(plan: MaskingPlan) -> RuleFinder:

@@ -25,6 +25,7 @@ import pyarrow.compute as pc
 from portcullis.errors import DataError
 from portcullis.evidence.statement import Check, judge
 from portcullis.pii.columns import Kind, check_sound, kind, names_of, text_of
+from portcullis.pii.decoding import decoded_texts, worth_decoding
 from portcullis.pii.entities import IBAN_LENGTHS, Entity, valid_card, valid_iban, valid_ip, valid_mac, valid_ssn
 from portcullis.pii.figures import Counts, pair_figures
 from portcullis.pii.generalise import OLDEST, RESTRICTED_ZIP3
@@ -282,14 +283,16 @@ class ResidualSearch:
 
     def _search_text(self, tally: _Tally, values: Any) -> None:
         left = []
-        for text, rows in _distinct(values).items():
+        distinct = _distinct(values)
+        encoded = worth_decoding(distinct)
+        for text, rows in distinct.items():
             misfit = not _fits(tally.operator, text, self._kinds)
             tally.misfits += rows if misfit else 0
             found: Counter[str] = Counter()
             if self._spelling.fullmatch(text) is None:
                 tally.unmasked += rows
                 tally.name_shaped += rows if tally.may_hold_names and shaped_as_person(text) else 0
-                found = self._found_in(text, called=f"{tally.name}: ")
+                found = self._found_in(text, called=f"{tally.name}: ", encoded=text in encoded)
             for entity, count in found.items():
                 tally.found[entity] += rows * count
             if found or misfit:
@@ -326,17 +329,25 @@ class ResidualSearch:
         room = SAMPLED_ROWS - len(tally.samples)
         tally.samples += (self._rows + 1 + places[:room]).tolist()
 
-    def _found_in(self, text: str, *, called: str = "") -> Counter[str]:
-        """Count by entity what a text holds; `called` is put before it, and may say what its numbers are."""
+    def _found_in(self, text: str, *, called: str = "", encoded: bool = True) -> Counter[str]:
+        """Count by entity what a text holds, decoded too where it is to be tried.
+
+        `called` is put before it, and may say what its numbers are.
+        """
         rest = self._spelling.sub("|", text)
         # What begins like a spelling of ours and is none was tampered with, or never masked.
         found = Counter(made[1] for made in self._begun.finditer(rest))
-        visible = f"{called}{rest}".translate(_VISIBLE)
-        for entity, search in self._searches:
-            found[entity] += search(visible)
-        for rule, count in self._rules:
-            found[rule.name] += count(rest.translate(_VISIBLE), called)
+        found += self._identifiers(rest, called)
+        for plain in decoded_texts(rest) if encoded else ():
+            found |= self._identifiers(plain, called)
         return +found
+
+    def _identifiers(self, text: str, called: str) -> Counter[str]:
+        visible = f"{called}{text}".translate(_VISIBLE)
+        found = Counter({entity: search(visible) for entity, search in self._searches})
+        for rule, count in self._rules:
+            found[rule.name] += count(text.translate(_VISIBLE), called)
+        return found
 
 
 def _fits(operator: Operator | None, text: str, kinds: tuple[str, ...]) -> bool:
