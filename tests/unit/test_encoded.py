@@ -99,6 +99,13 @@ def test_what_holds_no_identifier_stays_and_passes(text: str) -> None:
     assert residual_figures(table, REDACTED)["residual_identifiers"] == 0
 
 
+def test_what_stands_apart_only_once_another_is_out_is_masked_too() -> None:
+    card = ENCODINGS["decimal references"]("4111 1111 1111 1111")
+    text = "30303a31423a34343a31313a33413a4237" + card + "-" + card + "="
+    (cell,) = masked(text)
+    assert residual_figures(pa.table({"a": [cell]}), REDACTED)["residual_identifiers"] == 0
+
+
 def test_a_users_rule_is_found_encoded_too() -> None:
     plan = MaskingPlan.parse(
         {"rules": {"EMPLOYEE_ID": {"pattern": r"\bE\d{6}\b"}}, "entities": {"EMPLOYEE_ID": "redact"}}

@@ -82,7 +82,7 @@ class EncodedFinder:
 
     def __call__(self, values: Any, column: str) -> Found:
         """Return the encoded identifiers in a large_string array without nulls, in a column of this name."""
-        suspects = np.flatnonzero(pc.match_substring_regex(values, _SUSPECT))
+        suspects = np.flatnonzero(may_be_encoded(values))
         views = [view for value in suspects.tolist() for view in _views(value, values[value].as_py().encode())]
         if not views:
             nothing = np.zeros(0, np.intp)
@@ -94,6 +94,12 @@ class EncodedFinder:
         begins = np.array([view.begins[start] for view, start, _ in rows], np.intp)
         stops = np.array([view.ends[end] for view, _, end in rows], np.intp)
         return numbers[which], begins, stops, ranks
+
+
+def may_be_encoded(values: Any) -> npt.NDArray[np.bool_]:
+    """Return which values of a large_string array without nulls may hold anything encoded."""
+    suspects: npt.NDArray[np.bool_] = pc.match_substring_regex(values, _SUSPECT).to_numpy(zero_copy_only=False)
+    return suspects
 
 
 def _views(value: int, text: bytes) -> Iterator[_View]:

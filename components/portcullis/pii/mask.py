@@ -20,19 +20,17 @@ from portcullis.errors import DataError, PortcullisError
 from portcullis.pii.canonical import canonical_values
 from portcullis.pii.cmac import cmac
 from portcullis.pii.columns import Kind, checked_names, kind, long_numbers, text_of
-from portcullis.pii.detector_scan import DetectorFinder
-from portcullis.pii.detectors import load_detector
-from portcullis.pii.encoded import EncodedFinder
+from portcullis.pii.encoded import may_be_encoded
 from portcullis.pii.entities import BY_COLUMN, Entity, valid_card
+from portcullis.pii.finders import detector_finders, text_finders
 from portcullis.pii.folding import fold
 from portcullis.pii.generalise import generalised, generalised_numbers
 from portcullis.pii.operators import VALUE, Operator
 from portcullis.pii.plan import MaskingPlan
 from portcullis.pii.profile import HEAD_ROWS, profile
 from portcullis.pii.reading import Ints, buffers
-from portcullis.pii.rule_scan import RuleFinder
 from portcullis.pii.rules import named_by
-from portcullis.pii.scan import Finder, Findings, Found, named_identifier, rows_of, scan, scan_values
+from portcullis.pii.scan import Finder, Findings, named_identifier, rows_of, scan, scan_values
 from portcullis.pii.spelling import masked_spelling
 from portcullis.pii.synthetic import synthetic
 from portcullis.pii.tokens import MaskingKeys, hashed, label, redacted, reversible, tokens
@@ -197,7 +195,8 @@ class _Masker:
     plan: MaskingPlan
     keys: MaskingKeys
     treatments: Mapping[str, _Treatment]
-    finders: Sequence[Finder]
+    text_finders: Sequence[Finder]
+    detectors: Sequence[Finder]
 
     @classmethod
     def of(cls, head: Any, plan: MaskingPlan, key: bytes) -> "_Masker":
@@ -206,14 +205,14 @@ class _Masker:
         names = checked_names(head)
         if missing := sorted(set(plan.columns) - set(names)):
             raise DataError(f"the plan names columns that the table lacks: {', '.join(map(repr, missing))}")
-        finders = plan_finders(plan)
-        if len(scan(pa.array(names), plan.entities, finders=finders[: 1 + bool(plan.rules)]).values):
+        finders = text_finders(plan)
+        if len(scan(pa.array(names), plan.entities, finders=finders).values):
             raise DataError("a column's name holds an identifier; is the header missing?")
         held = _held(head, plan)
         treatments = {name: _treatment(name, head.schema.field(name).type, plan, held.get(name)) for name in names}
         if all(it.operator is not None and it.operator.name == "drop" for it in treatments.values()):
             raise DataError("the plan drops every column; nothing would be left")
-        return cls(plan, keys, treatments, finders)
+        return cls(plan, keys, treatments, finders, detector_finders(plan))
 
     def schema(self, schema: pa.Schema) -> pa.Schema:
         """Return the columns of the masked table."""
@@ -235,6 +234,7 @@ class _Masker:
     def piece(self, piece: Any, tally: _Tally) -> Any:
         """Mask some rows of the table, and count."""
         columns: dict[str, Any] = {}
+        finders = (*self.text_finders, *self.detectors)
         for name, treatment in self.treatments.items():
             values = piece.column(name)
             operator = treatment.operator
@@ -249,9 +249,7 @@ class _Masker:
                 codes = pc.if_else(values.is_valid(), 0, pa.scalar(None, pa.int64())).combine_chunks()
                 tally.add(name, codes, self._ranks([treatment.entity or VALUE]), np.zeros(1, np.intp))
             elif operator.name != "drop":
-                findings = scan(
-                    text_of(values), self.plan.entities, column=name, recall=self._recall, finders=self.finders
-                )
+                findings = scan(text_of(values), self.plan.entities, column=name, recall=self._recall, finders=finders)
                 mask = self._in_text if operator.name == "scan" else self._whole_cells
                 masked = mask(name, treatment, findings, tally).take(findings.codes)
                 columns[name] = _cast(name, masked, _masked_type(name, treatment, values.type))
@@ -278,7 +276,7 @@ class _Masker:
         """
         tally.add(name, findings.codes, findings.ranks, findings.values)
         if not len(findings.values):
-            return self._without_rules(name, findings, findings.distinct)
+            return self._without_remains(name, findings, findings.distinct)
         operators = [self._of_rank(rank) for rank in np.unique(findings.ranks).tolist()]
         alike = operators[0].name == "star" and len(set(operators)) == 1
         masked = _starred_in_place(findings, operators[0].keep_last) if alike else None
@@ -292,28 +290,33 @@ class _Masker:
             hits = np.zeros(len(masked), np.bool_)
             hits[bare] = True
             masked = pc.replace_with_mask(masked, pa.array(hits), whole)
-        return self._without_rules(name, findings, masked)
+        return self._without_remains(name, findings, masked)
 
-    def _without_rules(self, name: str, findings: Findings, masked: pa.LargeStringArray) -> pa.LargeStringArray:
-        """Return masked values, redacted as a whole where a user's rule finds something in what masking left.
+    def _without_remains(self, name: str, findings: Findings, masked: pa.LargeStringArray) -> pa.LargeStringArray:
+        """Return masked values, as a whole where a rule, or decoding, finds something in what masking left.
 
-        A pattern may match what only stands together once an identifier is out, or the characters that `star` keeps.
-        The text may have been masked before.
+        A pattern may match what only stands together once an identifier is out, or the characters that `star` keeps;
+        an encoded identifier may only then stand apart. The text may have been masked before.
         """
-        if not self.plan.rules:
-            return masked
-        suspect = pc.match_substring_regex(masked, "[<*]").to_numpy(zero_copy_only=False).copy()
-        suspect[findings.values] = True
-        touched = np.flatnonzero(suspect)
-        left = [self._spelling.sub("|", text) for text in masked.take(pa.array(touched)).to_pylist()]
-        again = rule_finder(self.plan)(pa.array(left, pa.large_string()), name)
-        which, firsts = np.unique(again[0], return_index=True)
+        suspect = np.zeros(len(masked), np.bool_)
+        touched = np.unique(findings.values)
+        if self.plan.rules:
+            suspect |= pc.match_substring_regex(masked, "[<*]").to_numpy(zero_copy_only=False)
+            suspect[touched] = True
+        else:
+            suspect[touched] = may_be_encoded(findings.distinct.take(pa.array(touched)))
+        which = np.flatnonzero(suspect)
         if not len(which):
             return masked
+        left = [self._spelling.sub("|", text) for text in masked.take(pa.array(which)).to_pylist()]
+        again = scan_values(pa.array(left, pa.large_string()), (), column=name, finders=self.text_finders)
+        remain, firsts = np.unique(again.values, return_index=True)
+        if not len(remain):
+            return masked
         hits = np.zeros(len(masked), np.bool_)
-        hits[touched[which]] = True
+        hits[which[remain]] = True
         texts = findings.distinct.filter(pa.array(hits))
-        whole = self._replacements(texts, again[3][firsts], lambda rank: _of_a_text(self._of_rank(rank)))
+        whole = self._replacements(texts, again.ranks[firsts], lambda rank: _of_a_text(self._of_rank(rank)))
         return pc.replace_with_mask(masked, pa.array(hits), whole)
 
     @cached_property
@@ -519,34 +522,6 @@ def _sound(name: str, values: Any) -> Any:
     except pa.ArrowInvalid as error:
         raise DataError(f"column {name!r} is malformed; write its text as UTF-8") from error
     return values
-
-
-def plan_finders(plan: MaskingPlan) -> Sequence[Finder]:
-    """Return what finds what the built-in recognisers do not, as a plan says.
-
-    Raises:
-        ConfigError: As `load_detector`; so are the others.
-        DataError: As `load_detector`.
-        MissingDependencyError: As `load_detector`.
-    """
-    rules = (rule_finder(plan),) if plan.rules else ()
-    recall = plan.detection == "recall"
-
-    def search(texts: pa.LargeStringArray, column: str) -> Found:
-        found = scan_values(texts, plan.entities, column=column, recall=recall, finders=rules)
-        return found.values, found.starts, found.ends, found.ranks
-
-    ranks = {entity: rank for rank, entity in enumerate(plan.kinds)}
-    return (
-        *rules,
-        EncodedFinder(search),
-        *(DetectorFinder(load_detector(choice), ranks) for choice in plan.detectors.values()),
-    )
-
-
-def rule_finder(plan: MaskingPlan) -> RuleFinder:
-    """Return what finds a plan's rules, by their ranks in it."""
-    return RuleFinder({rule: plan.kinds.index(name) for name, rule in plan.rules.items()})
 
 
 def _check_numbers(name: str, values: Any, plan: MaskingPlan) -> None:

@@ -52,10 +52,6 @@ class RuleFinder:
                     rows += [(value, begins[start], ends[end - 1], rank) for start, end in matches(rule, text)]
         return found_of(rows)
 
-    def any_in(self, values: Any, column: str) -> Ints:
-        """Return the values in which the rules find something, ascending."""
-        return np.unique(self(values, column)[0])
-
 
 def matches(rule: Rule, text: bytes) -> Iterator[tuple[int, int]]:
     """Yield the start and end of each match that the validator accepts, without overlaps.
