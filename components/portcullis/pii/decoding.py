@@ -17,11 +17,11 @@ import pyarrow.compute as pc
 # two characters of each four are then of these, in hexadecimal the first digit of each pair.
 _WORTH = (
     r"%[0-9A-Fa-f]{2}|&[#0-9A-Za-z]|[0-9]\+[0-9(]"
-    r"|(?:^|[^A-Za-z0-9])(?:0[Xx])?(?:[0-9A-Fa-f]{2})*?(?:[2-7][0-9A-Fa-f]){7}"
+    r"|(?:^|[^A-Za-z0-9])(?:0[Xx])?(?:[0-9A-Fa-f]{2})*?(?:[2-7][0-9A-Fa-f]){6}"
     r"|(?:^|[^A-Za-z0-9])(?:[\w+/-]{4})*?(?:[I-Za-f][C-HS-Xi-nyz0-3][\w+/-]{2}){2}"
 )
 _BASE64 = (re.compile(r"[A-Za-z0-9+/]{8,}={0,2}"), re.compile(r"[A-Za-z0-9_-]{8,}={0,2}"))
-_HEX = re.compile(r"(?<![0-9A-Za-z])(?:0x)?((?:[0-9A-Fa-f]{2}){7,})(?![0-9A-Za-z])", re.IGNORECASE)
+_HEX = re.compile(r"(?<![0-9A-Za-z])(?:0x)?((?:[0-9A-Fa-f]{2}){6,})(?![0-9A-Za-z])", re.IGNORECASE)
 
 
 def worth_decoding(texts: Collection[str]) -> frozenset[str]:

@@ -9,7 +9,7 @@ of HTML's references by half, and there are two levels, so the work is linear.
 
 Base64 of text in ASCII is told from words by its form: no byte of it is above 127 or below a blank, which leaves each
 character of a group of four a part of the alphabet. Two such groups in a row make a run worth decoding. Hexadecimal
-likewise: each pair begins with 2 to 7. So what is decoded has some ASCII in a row, six bytes or seven; text in UTF-16,
+likewise: each pair begins with 2 to 7. So what is decoded has six bytes of ASCII in a row at least; text in UTF-16,
 and runs that are broken over lines, are not seen.
 """
 
@@ -33,8 +33,8 @@ LEVELS = 2
 _ANY = "[A-Za-z0-9+/_-]"
 _GROUP = f"[I-Za-f][C-HS-Xi-nyz0-3][ABEFIJMNQRUVYZcdghklopstwx014589]{_ANY}"
 _ASCII_BASE64 = f"(?:{_ANY}{{4}})*?(?:{_GROUP}){{2}}"
-# Seven bytes of ASCII in a row, and no control character but tab and line breaks before them.
-_ASCII_HEX = "(?:[2-9A-Fa-f][0-9A-Fa-f]|0[9ADad])*?(?:[2-7][0-9A-Fa-f]){7}"
+# Six bytes of ASCII in a row, and no control character but tab and line breaks before them.
+_ASCII_HEX = "(?:[2-9A-Fa-f][0-9A-Fa-f]|0[9ADad])*?(?:[2-7][0-9A-Fa-f]){6}"
 # What Arrow looks for in all values at once; the rest is done where it finds something.
 _SUSPECT = (
     r"%[0-9A-Fa-f]{2}|&[#A-Za-z]|[0-9)]\+[0-9(]"
@@ -46,7 +46,7 @@ _REFERENCE = re.compile(r"&(?:#[0-9]+;?|#[xX][0-9a-fA-F]+;?|[^\t\n\f <&#;]{1,32}
 _RUNS = (re.compile(rb"[A-Za-z0-9+/]{8,}"), re.compile(rb"[A-Za-z0-9_-]{8,}"))
 _PADDING = re.compile(rb"={0,2}")
 _IS_ASCII_BASE64 = re.compile(_ASCII_BASE64.encode())
-_HEX = re.compile(rb"(?<![0-9A-Za-z])(?:0[xX])?((?:[0-9A-Fa-f]{2}){7,})(?![0-9A-Za-z])")
+_HEX = re.compile(rb"(?<![0-9A-Za-z])(?:0[xX])?((?:[0-9A-Fa-f]{2}){6,})(?![0-9A-Za-z])")
 _IS_ASCII_HEX = re.compile(_ASCII_HEX.encode())
 _STANDARD = bytes.maketrans(b"-_", b"+/")
 
