@@ -78,7 +78,9 @@ def readings(values: Any, first: int) -> Iterator[Reading]:
     """
     offsets, data = buffers(values)
     odd = np.zeros(len(values), np.bool_)
-    odd[np.searchsorted(offsets, np.flatnonzero(_ODD[data]), "right") - 1] = True
+    if len(data) and (data - ord(" ")).max() > ord("~") - ord(" "):  # unsigned: what lies below wraps around
+        strange = np.frombuffer(data.tobytes().translate(_ODD.tobytes()), np.bool_)
+        odd[np.searchsorted(offsets, np.flatnonzero(strange), "right") - 1] = True
     if not odd.any():
         yield _as_written(values, np.arange(first, first + len(values)))
         return

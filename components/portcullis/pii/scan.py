@@ -18,7 +18,8 @@ from portcullis.errors import DataError
 from portcullis.pii.entities import PRIORITY, Cue, Entity, Recogniser
 from portcullis.pii.locales import RECOGNISERS
 from portcullis.pii.reading import ENCODING, Bytes, Ints, Reading, buffers, readings
-from portcullis.pii.structure import Spans, joined, survey
+from portcullis.pii.structure import survey
+from portcullis.pii.structure.spans import Spans, joined
 
 # Bytes scanned at a time; bounds the memory, not the result.
 _CHUNK = 8 << 20
