@@ -21,7 +21,7 @@ from portcullis.pii.structure.characters import Characters
 from portcullis.pii.structure.iban import ibans
 from portcullis.pii.structure.mail import mailboxes
 from portcullis.pii.structure.numbers import Judgement
-from portcullis.pii.structure.regions import Words, hinted, regions
+from portcullis.pii.structure.regions import Regions, Words, hinted
 from portcullis.pii.structure.spans import NONE, Spans, joined
 
 
@@ -61,10 +61,10 @@ def survey(text: Bytes, recognisers: Sequence[Recogniser], speaking: Collection[
         found.append(macs(of))
     is_digit = text - ord("0") < 10  # unsigned: what lies below wraps around
     edges = np.flatnonzero(is_digit[1:] != is_digit[:-1]) + 1
-    starts, ends = edges[::2], edges[1::2]
+    starts, ends = np.ascontiguousarray(edges.reshape(-1, 2).T)
     if Entity.IBAN in entities:
         found.append(ibans(of, starts, ends))
-    numbers = regions(of, starts, ends)
+    numbers = Regions.of(of, starts, ends)
     settled = joined(found)
     if len(numbers.first):
         numbers = numbers.outside(settled, text)

@@ -47,12 +47,15 @@ def ibans(of: Characters, starts: Ints, ends: Ints) -> Spans:
         ends: And where it ends.
     """
     text, kinds = of.text, of.kinds
-    starts = starts[ends - starts >= 2] - 2
-    starts = starts[(kinds[starts] & kinds[starts + 1] & ~kinds[starts - 1] & IS_LETTER) != 0]
+    which = np.flatnonzero(kinds[starts - 1] & IS_LETTER)
+    starts = starts[which[ends[which] - starts[which] >= 2]] - 2
+    starts = starts[(kinds[starts] & ~kinds[starts - 1] & IS_LETTER) != 0]
     one, two, before = text[starts], text[starts + 1], kinds[starts - 1]
     length = _COUNTRY_LENGTH[((one & 31).astype(np.intp) << 5) | (two & 31)]
     usual = (one < 0x80) & (two < 0x80) & (before & IS_ALNUM == 0) & (length > 0)
     starts, length = starts[usual], length[usual]
+    if not len(starts):
+        return joined([])
 
     alnum = bits(rows(kinds, starts) & IS_ALNUM)
     run = count(first_run(alnum))
@@ -77,6 +80,8 @@ def ibans(of: Characters, starts: Ints, ends: Ints) -> Spans:
 
 def _spelled_otherwise(of: Characters, starts: Ints, length: Ints) -> Spans:
     """Return the IBANs with at most one blank or dash between any two characters."""
+    if not len(starts):
+        return joined([])
     window = rows(of.text, starts, _REACH + 1)
     alnum = rows(of.kinds, starts, _REACH + 1) & IS_ALNUM != 0
     place = np.cumsum(alnum, 1, dtype=np.uint8)
@@ -93,6 +98,8 @@ def _spelled_otherwise(of: Characters, starts: Ints, length: Ints) -> Spans:
 
 def _valid(spelled: Bytes, starts: Ints, length: Ints, size: Ints) -> Spans:
     """Return those whose check digits hold, of IBANs of these lengths written without blanks, shape (n, 34)."""
+    if not len(starts):
+        return joined([])
     good = _checked(np.ascontiguousarray(spelled.T), length)
     return spans_of(starts[good], (starts + size)[good], Entity.IBAN)
 

@@ -21,7 +21,6 @@ from portcullis.pii.structure.regions import Regions, Words, extended, far_lead
 from portcullis.pii.structure.spans import Spans
 
 _NO_RANK = 255
-_DOUBLED = np.array([0, 2, 4, 6, 8, 1, 3, 5, 7, 9], np.uint8)
 # Digits and blanks of a card in groups: 3-3-3-3-3-4.
 _LONGEST_CARD = 19 + 5
 
@@ -104,6 +103,8 @@ class Judgement:
 
     def _ssn(self) -> Ints:
         which = self._shape((3, 2, 4))
+        if not len(which):
+            return which
         for run in (0, 1):
             which = which[self._ssn_gap(which, run)]
         digits = np.hstack([self._digits(self._run(which, run), size) for run, size in enumerate((3, 2, 4))])
@@ -129,6 +130,8 @@ class Judgement:
 
     def _ipv4(self) -> Ints:
         which = np.flatnonzero(self.clean & (self.runs == 4) & (self.total <= 12))
+        if not len(which):
+            return which
         for run in range(3):
             end = self._run_end(which, run)
             which = which[(self.text[end] == ord(".")) & (self._run(which, run + 1) == end + 1)]
@@ -144,6 +147,8 @@ class Judgement:
         size = self.ends - self.starts
         few = (self.total >= 12) & (self.total <= 19) & (self.runs <= 6) & (size <= _LONGEST_CARD)
         which = np.flatnonzero(self.clean & few)
+        if not len(which):
+            return which
         starts, size, total, runs = self.starts[which], size[which], self.total[which], self.runs[which]
         # After a gap, where there is one: what else begins is no card, and only must not go beyond the table.
         prefix = _number(np.minimum(self._digits(starts, 3), 9)) * 10
@@ -151,7 +156,8 @@ class Judgement:
         prefix += np.minimum(fourth - ord("0"), 9)
         issued = (CARD_LENGTHS[prefix] >> total) & 1 == 1
         grouped = np.flatnonzero(issued & (runs > 1))
-        issued[grouped] = self._grouped_as_cards(starts[grouped], size[grouped], runs[grouped])
+        if len(grouped):
+            issued[grouped] = self._grouped_as_cards(starts[grouped], size[grouped], runs[grouped])
         which, size = which[issued], size[issued]
         return which[self._luhn(self.ends[which], size)]
 
@@ -172,15 +178,16 @@ class Judgement:
 
     def _luhn(self, ends: Ints, size: Ints) -> Bools:
         """Tell where the check digit holds of the digits in `size` characters before `ends`."""
-        text = np.ascontiguousarray(rows(self.text, ends - _LONGEST_CARD, _LONGEST_CARD).T) - ord("0")
-        text[np.arange(_LONGEST_CARD)[:, None] < _LONGEST_CARD - size] = _NO_RANK
-        total = np.zeros(len(ends), np.intp)
+        row = np.ascontiguousarray(rows(self.text, ends - _LONGEST_CARD, _LONGEST_CARD).T) - ord("0")
+        digit = (row < 10) & (np.arange(_LONGEST_CARD, 0, -1, np.uint8)[:, None] <= size.astype(np.uint8))
+        row *= digit
+        twice = row + row
+        twice -= 9 * (row > 4).view(np.uint8)
+        total = np.zeros(len(ends), np.uint8)  # at most 9 times 19
         doubled = np.zeros(len(ends), np.bool_)
-        for digit in text[::-1]:
-            there = digit < 10
-            value = np.where(there, digit, 0)
-            total += np.where(doubled, _DOUBLED[value], value)
-            doubled ^= there
+        for place in range(_LONGEST_CARD - 1, -1, -1):
+            total += np.where(doubled, twice[place], row[place])
+            doubled ^= digit[place]
         good: Bools = total % 10 == 0
         return good
 
@@ -207,6 +214,8 @@ class Judgement:
 
     def _grouped(self, which: Ints, area: int) -> Ints:
         """Return those whose brackets, if any, are around the area code; `area` is its run."""
+        if not len(which):
+            return which
         good = np.ones(len(which), np.bool_)
         marked = self.bracket[which] & (area == 0)
         for run in range(area + 2):

@@ -16,6 +16,7 @@ from portcullis.pii.structure.characters import (
     IS_LINK,
     Bools,
     Characters,
+    rows,
     table,
 )
 from portcullis.pii.structure.spans import NONE, Spans
@@ -30,8 +31,7 @@ _EXTENSION[list(b"xX#")] = _AT_ONCE
 _EXTENSION[list(b"eE")] = _E
 _EXTENSION[list(b" \t,")] = _SKIPPED
 _IS_X = table(b"xX")
-_LETTER_CODE = np.zeros(256, np.uint16)
-_LETTER_CODE[list(ASCII_LETTERS)] = [letter & 31 for letter in ASCII_LETTERS]
+_ASCII_LETTER = table(ASCII_LETTERS)
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,35 @@ class Regions:
     runs: Ints
     total: Ints
 
+    @classmethod
+    def of(cls, of: Characters, starts: Ints, ends: Ints) -> "Regions":
+        """Return the regions that may hold something: six digits, four groups with dots, or five after a `+` or bracket."""
+        if not len(starts):
+            return cls(NONE, NONE, NONE, NONE, NONE)
+        gap = starts[1:] - ends[:-1]
+        near = np.flatnonzero(gap <= 3)
+        left, size = ends[near], gap[near]
+        linked = (of.kinds[left] & IS_LINK) != 0
+        for place in (1, 2):
+            wider = np.flatnonzero(size > place)
+            linked[wider] &= (of.kinds[left[wider] + place] & IS_LINK) != 0
+        heads = np.ones(len(starts), np.bool_)
+        heads[near[linked] + 1] = False
+        first = np.flatnonzero(heads)
+        runs = np.diff(first, append=len(starts))
+        total = np.add.reduceat(ends - starts, first)
+        may = (total >= 6) | (runs >= 4)
+        five = np.flatnonzero((total == 5) & ~may)
+        begins = starts[first[five]]
+        may[five] = far_lead(of, begins) | _LEAD[of.text[begins - 1]]
+        return cls(starts, ends, first, runs, total).kept(may)
+
     def kept(self, keep: Bools) -> "Regions":
         """Return these regions only."""
-        return Regions(self.starts, self.ends, self.first[keep], self.runs[keep], self.total[keep])
+        which = np.flatnonzero(keep)
+        if len(which) == len(keep):
+            return self
+        return Regions(self.starts, self.ends, self.first[which], self.runs[which], self.total[which])
 
     def outside(self, spans: Spans, text: Bytes) -> "Regions":
         """Return the regions but those within a finding: whatever they might be, it would be part of that."""
@@ -68,37 +94,15 @@ class Regions:
         return self.kept(keep)
 
 
-def regions(of: Characters, starts: Ints, ends: Ints) -> Regions:
-    """Return the regions that may hold something: six digits, four groups with dots, or five after a `+` or bracket."""
-    if not len(starts):
-        return Regions(NONE, NONE, NONE, NONE, NONE)
-    gap = starts[1:] - ends[:-1]
-    near = np.flatnonzero(gap <= 3)
-    left, size = ends[near], gap[near]
-    linked = (of.kinds[left] & IS_LINK) != 0
-    linked &= (size < 2) | ((of.kinds[left + 1] & IS_LINK) != 0)
-    linked &= (size < 3) | ((of.kinds[left + 2] & IS_LINK) != 0)
-    heads = np.ones(len(starts), np.bool_)
-    heads[near[linked] + 1] = False
-    first = np.flatnonzero(heads)
-    runs = np.diff(first, append=len(starts))
-    total = np.add.reduceat(ends - starts, first)
-    may = (total >= 6) | (runs >= 4)
-    five = np.flatnonzero((total == 5) & ~may)
-    begins = starts[first[five]]
-    may[five] = far_lead(of, begins) | _LEAD[of.text[begins - 1]]
-    return Regions(starts, ends, first, runs, total).kept(may)
-
-
 def far_lead(of: Characters, starts: Ints) -> Bools:
     """Tell where a `+` or a bracket stands before the digits, though not right before them."""
-    leads = np.flatnonzero((of.text == ord("+")) | (of.text == ord("(")))
-    if not len(leads):
-        return np.zeros(len(starts), np.bool_)
-    last = np.searchsorted(leads, starts - 1) - 1
-    near = starts - 1
-    far: Bools = (last >= 0) & (leads[last] >= starts - 5)
-    return far & (((of.kinds[near] & IS_LINK) != 0) | (of.text[near] == ord("+")))
+    far = np.zeros(len(starts), np.bool_)
+    near = of.text[starts - 1]
+    linked = np.flatnonzero(((of.kinds[starts - 1] & IS_LINK) != 0) | (near == ord("+")))
+    for back in range(2, 6):
+        before = of.text[starts[linked] - back]
+        far[linked] |= (before == ord("+")) | (before == ord("("))
+    return far
 
 
 def extended(text: Bytes, ends: Ints) -> Bools:
@@ -130,9 +134,10 @@ class Words:
                 stems[(one << 10) | (two << 5) | three] |= bit
         word = (self._of.kinds & IS_ALNUM) != 0
         begins = np.flatnonzero(word[1:] > word[:-1]) + 1
-        one, two, three = (_LETTER_CODE[self._of.text[begins + place]] for place in range(3))
+        one, two, three = ((self._of.text[begins + place] & 31).astype(np.uint16) for place in range(3))
         bits = stems[(one << 10) | (two << 5) | three]
         known = np.flatnonzero(bits)
+        known = known[_ASCII_LETTER[rows(self._of.text, begins[known], 3)].all(1)]
         return begins[known], bits[known]
 
     def near(self, cues: Sequence[Cue], starts: Ints, ends: Ints) -> Bools:
