@@ -54,7 +54,7 @@ class Regions:
 
     @classmethod
     def of(cls, of: Characters, starts: Ints, ends: Ints) -> "Regions":
-        """Return the regions that may hold something: six digits, four groups with dots, or five after a `+` or bracket."""
+        """Return those that may hold something: six digits, four groups with dots, or five after a `+` or bracket."""
         if not len(starts):
             return cls(NONE, NONE, NONE, NONE, NONE)
         gap = starts[1:] - ends[:-1]
