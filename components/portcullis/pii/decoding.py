@@ -7,27 +7,30 @@ import base64
 import binascii
 import html
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
+from typing import Any
 from urllib.parse import unquote, unquote_plus
 
-import pyarrow as pa
+import numpy as np
+import numpy.typing as npt
 import pyarrow.compute as pc
 
 # A text without any of these decodes to no printable ASCII; Arrow finds them in all texts at once. In base64 the first
 # two characters of each four are then of these, in hexadecimal the first digit of each pair.
 _WORTH = (
     r"%[0-9A-Fa-f]{2}|&[#0-9A-Za-z]|[0-9]\+[0-9(]"
-    r"|(?:^|[^A-Za-z0-9])(?:0[Xx])?(?:[0-9A-Fa-f]{2})*?(?:[2-7][0-9A-Fa-f]){6}"
+    r"|(?:^|[^A-Za-z0-9])(?:0[Xx])?(?:[0-9A-Fa-f]{2})*?"
+    r"(?:(?:3[0-9]|2[05]|[46][1-6]){6}|(?:[2-7][0-9A-Fa-f]){5}[2-7][A-Fa-f]|[2-7][A-Fa-f](?:[2-7][0-9A-Fa-f]){5})"
     r"|(?:^|[^A-Za-z0-9])(?:[\w+/-]{4})*?(?:[I-Za-f][C-HS-Xi-nyz0-3][\w+/-]{2}){2}"
 )
 _BASE64 = (re.compile(r"[A-Za-z0-9+/]{8,}={0,2}"), re.compile(r"[A-Za-z0-9_-]{8,}={0,2}"))
 _HEX = re.compile(r"(?<![0-9A-Za-z])(?:0x)?((?:[0-9A-Fa-f]{2}){6,})(?![0-9A-Za-z])", re.IGNORECASE)
 
 
-def worth_decoding(texts: Collection[str]) -> frozenset[str]:
-    """Return the texts that may be encoded somewhere."""
-    array = pa.array(list(texts), pa.large_string())
-    return frozenset(array.filter(pc.match_substring_regex(array, _WORTH)).to_pylist())
+def worth_decoding(texts: Any) -> npt.NDArray[np.bool_]:
+    """Return which texts of an Arrow array without nulls may be encoded somewhere."""
+    worth: npt.NDArray[np.bool_] = pc.match_substring_regex(texts, _WORTH).to_numpy(zero_copy_only=False).copy()
+    return worth
 
 
 def decoded_texts(text: str, *, levels: int = 2) -> Iterator[str]:

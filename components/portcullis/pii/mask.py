@@ -28,7 +28,7 @@ from portcullis.pii.generalise import generalised, generalised_numbers
 from portcullis.pii.operators import VALUE, Operator
 from portcullis.pii.plan import MaskingPlan
 from portcullis.pii.profile import HEAD_ROWS, profile
-from portcullis.pii.reading import Ints, buffers
+from portcullis.pii.reading import Ints, buffers, looked_up
 from portcullis.pii.rules import named_by
 from portcullis.pii.scan import Finder, Findings, named_identifier, rows_of, scan, scan_values
 from portcullis.pii.spelling import masked_spelling
@@ -39,6 +39,7 @@ from portcullis.table import TableStream
 # How many rows are named to show where something was found.
 MOST_POSITIONS = 5
 _KEEP, _SCAN = "keep", Operator("scan")
+_Bools = npt.NDArray[np.bool_]
 _STAR = ord("*")
 # No identifier is without one of these or a character beyond ASCII; what a user's rule finds may be.
 _SEED = np.array([chr(code) in "0123456789@:-" or code >= 0x80 for code in range(256)])
@@ -279,11 +280,13 @@ class _Masker:
             return self._without_remains(name, findings, findings.distinct)
         operators = [self._of_rank(rank) for rank in np.unique(findings.ranks).tolist()]
         alike = operators[0].name == "star" and len(set(operators)) == 1
-        masked = _starred_in_place(findings, operators[0].keep_last) if alike else None
+        offsets, data = buffers(findings.distinct)
+        inside = _inside(*_places(findings, offsets), len(data))
+        masked = _starred_in_place(findings, operators[0].keep_last, inside) if alike else None
         if masked is None:
             found = _pieces(findings).take(pa.array(np.arange(1, 2 * len(findings.values), 2)))
             masked = _rebuilt(findings, self._replacements(found, findings.ranks, self._of_rank))
-        bare, ranks = self._laid_bare(name, findings)
+        bare, ranks = self._laid_bare(name, findings, inside)
         if len(bare):
             texts = findings.distinct.take(pa.array(bare))
             whole = self._replacements(texts, ranks, lambda rank: _of_a_text(self._of_rank(rank)))
@@ -304,7 +307,7 @@ class _Masker:
             suspect |= pc.match_substring_regex(masked, "[<*]").to_numpy(zero_copy_only=False)
             suspect[touched] = True
         else:
-            suspect[touched] = may_be_encoded(findings.distinct.take(pa.array(touched)))
+            suspect[touched] = may_be_encoded(findings.distinct)[touched]
         which = np.flatnonzero(suspect)
         if not len(which):
             return masked
@@ -323,12 +326,15 @@ class _Masker:
     def _spelling(self) -> re.Pattern[str]:
         return masked_spelling(self.plan)
 
-    def _laid_bare(self, name: str, findings: Findings) -> tuple[Ints, npt.NDArray[np.uint8]]:
-        """Return the distinct values that hold more once the findings are out of them, and the first of it."""
+    def _laid_bare(self, name: str, findings: Findings, inside: _Bools) -> tuple[Ints, npt.NDArray[np.uint8]]:
+        """Return the distinct values that hold more once the findings are out of them, and the first of it.
+
+        `inside` tells of each byte of the distinct values whether it lies in a finding.
+        """
         offsets, data = buffers(findings.distinct)
-        outside = ~_inside(*_places(findings, offsets), len(data))
+        seeds = looked_up(_SEED, data) > inside
         suspect = np.zeros(len(findings.distinct), np.bool_)
-        suspect[np.searchsorted(offsets, np.flatnonzero(_SEED[data] & outside), "right") - 1] = True
+        suspect[np.searchsorted(offsets, np.flatnonzero(seeds), "right") - 1] = True
         touched = np.zeros(len(findings.distinct), np.bool_)
         touched[findings.values] = True
         which = np.flatnonzero(suspect & touched)
@@ -399,15 +405,16 @@ def starred(texts: pa.LargeStringArray, keep_last: int) -> pa.LargeStringArray:
     return pc.binary_join_element_wise(stars, ends, pa.scalar("", pa.large_string()))
 
 
-def _starred_in_place(findings: Findings, keep_last: int) -> pa.LargeStringArray | None:
-    """Return the values with stars over the findings; None where one has characters of several bytes."""
+def _starred_in_place(findings: Findings, keep_last: int, inside: _Bools) -> pa.LargeStringArray | None:
+    """Return the values with stars over the findings, all `inside`; None where one has characters of several bytes."""
     offsets, data = buffers(findings.distinct)
-    starts, ends = _places(findings, offsets)
-    if (data[_inside(starts, ends, len(data))] >= 0x80).any():
+    if ((data >= 0x80) & inside).any():
         return None
-    text = data.copy()
-    kept = np.where(ends - starts >= 2 * keep_last, keep_last, 0)
-    text[_inside(starts, ends - kept, len(data))] = _STAR
+    if keep_last:
+        starts, ends = _places(findings, offsets)
+        kept = np.where(ends - starts >= 2 * keep_last, keep_last, 0)
+        inside = _inside(starts, ends - kept, len(data))
+    text = np.where(inside, np.uint8(_STAR), data)
     return pa.LargeStringArray.from_buffers(len(offsets) - 1, _buffer(offsets), pa.py_buffer(text))
 
 
@@ -416,7 +423,7 @@ def _places(findings: Findings, offsets: Ints) -> tuple[Ints, Ints]:
     return offsets[findings.values] + findings.starts, offsets[findings.values] + findings.ends
 
 
-def _inside(starts: Ints, ends: Ints, size: int) -> npt.NDArray[np.bool_]:
+def _inside(starts: Ints, ends: Ints, size: int) -> _Bools:
     """Return for each of `size` bytes whether it lies in a finding."""
     bounds = _bounds(starts, ends, size)
     return np.repeat(np.arange(len(bounds) - 1) % 2 == 1, np.diff(bounds))

@@ -18,12 +18,13 @@ from portcullis.errors import DataError
 from portcullis.pii.entities import PRIORITY, Cue, Entity, Recogniser
 from portcullis.pii.locales import RECOGNISERS
 from portcullis.pii.reading import ENCODING, Bytes, Ints, Reading, buffers, readings
-from portcullis.pii.structure import Spans, joined, survey
+from portcullis.pii.structure import survey
+from portcullis.pii.structure.spans import Spans, joined
 
 # Bytes scanned at a time; bounds the memory, not the result.
-_CHUNK = 8 << 20
+_CHUNK = 1 << 20
 # Sampled to tell whether a column repeats its values.
-_SAMPLE = 1 << 12
+_SAMPLE = 1 << 10
 # No pattern matches it, so values joined by it are searched in one go and no finding crosses two of them.
 _SEPARATOR = "\0"
 ENTITIES = tuple(Entity)
@@ -191,9 +192,11 @@ def _distinct(text: Any) -> tuple[Any, Any]:
     """Return the distinct values of a large_string array and each row's code; all values where they hardly repeat."""
     sample = text.slice(0, _SAMPLE)
     if len(text) > _SAMPLE and pc.count_distinct(sample).as_py() > len(sample) // 2:
+        if not text.null_count:
+            return text, pa.array(np.arange(len(text)))
         present = text.is_valid()
         codes = pc.if_else(present, pc.subtract(pc.cumulative_sum(present.cast(pa.int64())), 1), None)
-        return (text.drop_null() if text.null_count else text), codes
+        return text.drop_null(), codes
     encoded = text.dictionary_encode()
     return encoded.dictionary, encoded.indices
 
