@@ -17,7 +17,8 @@ import pyarrow.compute as pc
 # two characters of each four are then of these, in hexadecimal the first digit of each pair.
 _WORTH = (
     r"%[0-9A-Fa-f]{2}|&[#0-9A-Za-z]|[0-9]\+[0-9(]"
-    r"|(?:^|[^A-Za-z0-9])(?:0[Xx])?(?:[0-9A-Fa-f]{2})*?(?:[2-7][0-9A-Fa-f]){6}"
+    r"|(?:^|[^A-Za-z0-9])(?:0[Xx])?(?:[0-9A-Fa-f]{2})*?"
+    r"(?:(?:3[0-9]|2[05]|[46][1-6]){6}|(?:[2-7][0-9A-Fa-f]){5}[2-7][A-Fa-f]|[2-7][A-Fa-f](?:[2-7][0-9A-Fa-f]){5})"
     r"|(?:^|[^A-Za-z0-9])(?:[\w+/-]{4})*?(?:[I-Za-f][C-HS-Xi-nyz0-3][\w+/-]{2}){2}"
 )
 _BASE64 = (re.compile(r"[A-Za-z0-9+/]{8,}={0,2}"), re.compile(r"[A-Za-z0-9_-]{8,}={0,2}"))

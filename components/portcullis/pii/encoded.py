@@ -33,8 +33,11 @@ LEVELS = 2
 _ANY = "[A-Za-z0-9+/_-]"
 _GROUP = f"[I-Za-f][C-HS-Xi-nyz0-3][ABEFIJMNQRUVYZcdghklopstwx014589]{_ANY}"
 _ASCII_BASE64 = f"(?:{_ANY}{{4}})*?(?:{_GROUP}){{2}}"
-# Six bytes of ASCII in a row, and no control character but tab and line breaks before them.
-_ASCII_HEX = "(?:[2-9A-Fa-f][0-9A-Fa-f]|0[9ADad])*?(?:[2-7][0-9A-Fa-f]){6}"
+# Six bytes of ASCII in a row, and no control character but tab and line breaks before them. All digits, as many a
+# number is, they are only where they spell hexadecimal digits, blanks and `%`.
+_PAIR, _LETTER = "[2-7][0-9A-Fa-f]", "[2-7][A-Fa-f]"
+_SPELT = "(?:3[0-9]|2[05]|[46][1-6]){6}"
+_ASCII_HEX = f"(?:[2-9A-Fa-f][0-9A-Fa-f]|0[9ADad])*?(?:{_SPELT}|{_LETTER}(?:{_PAIR}){{5}}|(?:{_PAIR}){{5}}{_LETTER})"
 # What Arrow looks for in all values at once; the rest is done where it finds something.
 _SUSPECT = (
     r"%[0-9A-Fa-f]{2}|&[#A-Za-z]|[0-9)]\+[0-9(]"

@@ -304,7 +304,7 @@ class _Masker:
             suspect |= pc.match_substring_regex(masked, "[<*]").to_numpy(zero_copy_only=False)
             suspect[touched] = True
         else:
-            suspect[touched] = may_be_encoded(findings.distinct.take(pa.array(touched)))
+            suspect[touched] = may_be_encoded(findings.distinct)[touched]
         which = np.flatnonzero(suspect)
         if not len(which):
             return masked

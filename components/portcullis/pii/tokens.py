@@ -81,7 +81,8 @@ def _reversible(kind: str) -> re.Pattern[str]:
     return re.compile(f"<({kind})~((?:[{_LETTERS}]{{2}}){{{_TAG_BYTES},}})>")
 
 
-TOKEN, HASH = spellings(KINDS).token, spellings(KINDS).hash
+KIND = f"(?:{'|'.join(KINDS)})"
+TOKEN, HASH, REDACTED = (getattr(spellings(KINDS), it) for it in ("token", "hash", "redacted"))
 # A reversible token of whatever entity, a user's own too: the key tells whether it is one.
 REVERSIBLE = _reversible("[A-Z]+(?:_[A-Z]+)*")
 
