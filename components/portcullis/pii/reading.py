@@ -78,7 +78,8 @@ def readings(values: Any, first: int) -> Iterator[Reading]:
     """
     offsets, data = buffers(values)
     odd = np.zeros(len(values), np.bool_)
-    odd[np.searchsorted(offsets, np.flatnonzero(_ODD[data]), "right") - 1] = True
+    if len(data) and (data - ord(" ")).max() > ord("~") - ord(" "):  # unsigned: what lies below wraps around
+        odd[np.searchsorted(offsets, np.flatnonzero(looked_up(_ODD, data)), "right") - 1] = True
     if not odd.any():
         yield _as_written(values, np.arange(first, first + len(values)))
         return
@@ -97,6 +98,11 @@ def buffers(values: Any) -> tuple[Ints, Bytes]:
     data = values.buffers()[2]
     whole = np.zeros(0, np.uint8) if data is None else np.frombuffer(data, np.uint8)
     return offsets - offsets[0], whole[offsets[0] : offsets[-1]]
+
+
+def looked_up(table: npt.NDArray[np.generic], data: Bytes) -> Bytes:
+    """Return the entry of a table of 256 single bytes for each byte; several times as fast as `table[data]`."""
+    return np.frombuffer(data.tobytes().translate(table.tobytes()), np.uint8)
 
 
 def _as_written(values: Any, numbers: Ints) -> Reading:
