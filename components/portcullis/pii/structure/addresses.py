@@ -34,7 +34,7 @@ def ipv6(of: Characters, deferred: list[Ints]) -> Spans:
     starts = starts[np.append(True, starts[1:] != starts[:-1])]
     run = first_run(bits(rows(kinds, starts) & IS_HEX))
     colon = bits(rows(text, starts) == ord(":")) & run
-    number, doubles, size = count(colon), count(colon & (colon >> 1)), count(run)
+    number, doubles, size = count(colon), count(colon & (colon >> np.uint64(1))), count(run)
     # No group is longer than four, and a digit is first and last.
     digit = run & ~colon
     pairs = digit & (digit >> 1)
@@ -64,7 +64,8 @@ def _colons(of: Characters) -> Ints:
     if len(colons) > 5:
         near = np.append(0, np.cumsum(steps <= 5))
         wanted[:-5] |= near[5:] - near[:-5] == 5
-    return colons[wanted]
+    found: Ints = colons[wanted]
+    return found
 
 
 def macs(of: Characters) -> Spans:

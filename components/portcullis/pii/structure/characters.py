@@ -6,6 +6,7 @@ by arithmetic on such numbers (Warren, Hacker's Delight, chapter 2).
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -72,14 +73,16 @@ def rows(characters: Bytes, places: Ints, size: int = ROW) -> Bytes:
     return view[places]
 
 
-def bits(there: npt.NDArray[np.generic]) -> Bits:
+def bits(there: npt.NDArray[Any]) -> Bits:
     """Return the bits of rows that begin at a place: bit n is set where the character n after it is not zero."""
-    return np.packbits(there, bitorder="little").view("<u8").astype(np.uint64, copy=False)
+    row: Bits = np.packbits(there, bitorder="little").view("<u8").astype(np.uint64, copy=False)
+    return row
 
 
-def bits_before(there: npt.NDArray[np.generic]) -> Bits:
+def bits_before(there: npt.NDArray[Any]) -> Bits:
     """Return the bits of rows that end at a place: bit n is set where the character n before their last is not zero."""
-    return np.packbits(there).view(">u8").astype(np.uint64)
+    row: Bits = np.packbits(there).view(">u8").astype(np.uint64)
+    return row
 
 
 def first_run(row: Bits) -> Bits:
@@ -91,7 +94,7 @@ def first_run(row: Bits) -> Bits:
 def through_last(row: Bits) -> Bits:
     """Return all bits up to the last one that is set, that one included; none where none is."""
     for step in (1, 2, 4, 8, 16, 32):
-        row = row | (row >> step)
+        row = row | (row >> np.uint64(step))
     return row
 
 
