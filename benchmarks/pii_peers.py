@@ -43,7 +43,7 @@ def work(text, operator):
     DATAFOG: """
 import datafog_core
 def work(text, operator):
-    return [(it.entity_type, *it.codepoint_range) for it in datafog_core.scan(text)]
+    return [(it.entity_type, it.codepoint_range.start, it.codepoint_range.end) for it in datafog_core.scan(text)]
 """,
     SCRUBADUB: """
 import scrubadub

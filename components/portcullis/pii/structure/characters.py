@@ -45,6 +45,8 @@ IS_GAP = IS_BLANK | IS_PUNCTUATION
 IS_LINK = IS_GAP | IS_BRACKET
 _KINDS = bytes(sum(bit for bit, those in _CHARACTERS.items() if code in those) for code in range(256))
 ROW = 64
+# Looked through at a time: what is made on the way stays in the cache, and in memory that the process has already.
+_BLOCK = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,22 @@ class Characters:
     def of(cls, text: Bytes) -> "Characters":
         """Look up the kinds of a text that has margins."""
         return cls(text, np.frombuffer(text.tobytes().translate(_KINDS), np.uint8))
+
+
+def places_of(text: Bytes, code: int) -> Ints:
+    """Return where a character stands, ascending."""
+    parts = [np.flatnonzero(text[at : at + _BLOCK] == code) + at for at in range(0, len(text), _BLOCK)]
+    return np.concatenate(parts)
+
+
+def digit_runs(text: Bytes) -> tuple[Ints, Ints]:
+    """Return where each run of digits starts, and where it ends (exclusive), of a text that has margins."""
+    edges = []
+    for at in range(0, len(text) - 1, _BLOCK):
+        digit = text[at : at + _BLOCK + 1] - ord("0") < 10  # unsigned: what lies below wraps around
+        edges.append(np.flatnonzero(digit[1:] != digit[:-1]) + (at + 1))
+    starts, ends = np.ascontiguousarray(np.concatenate(edges).reshape(-1, 2).T)
+    return starts, ends
 
 
 def is_word(kinds: Bytes) -> Bools:
