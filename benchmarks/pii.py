@@ -3,7 +3,11 @@
 The table is synthetic: six columns of one identifier each in several spellings, three of notes with two identifiers in
 each, one of text without any. Presidio runs in an environment and process of its own, without a language model
 (`NoOpNlpEngine`, its recognisers of the same six entities), on the first rows of the same table, since it takes
-thousands of times as long; so figures are cells per second of processor time, of each process.
+thousands of times as long; so figures are cells per second of processor time, of each process. So do the other peers,
+with the detectors that each has by default: of these six, DataFog knows no IBAN, scrubadub neither that nor addresses.
+
+The gate's time is that of searching the table that the default policy leaves. Memory is that of the command `mask`, its
+gate included, over what the process held once all was imported; the table is the same one, over and over.
 
 Labelled texts are read from `$PORTCULLIS_TEST_DATA/pii/development.json` (presidio-research's `full_text` and `spans`);
 where that is not set, those records are left out.

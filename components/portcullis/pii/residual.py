@@ -185,7 +185,7 @@ class ResidualSearch:
         self._spelling = masked_spelling(plan)
         operators = {operator.name for operator in plan.entities.values()}
         self._others_made = not operators.isdisjoint(("synthetic", "generalise"))
-        self._sieve = Sieve(plan.entities, starred="star" in operators)
+        self._sieve = Sieve([entity for entity, _ in self._searches], starred="star" in operators)
         self._rows = 0
         self._columns = []
         for place, (name, type_) in enumerate(zip(names, schema.types, strict=True), start=1):
