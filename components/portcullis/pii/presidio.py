@@ -16,7 +16,7 @@ from portcullis.errors import ConfigError, MissingDependencyError
 from portcullis.pii.detectors import Detection
 
 try:
-    import presidio_analyzer  # type: ignore[import-not-found]
+    import presidio_analyzer
 except ModuleNotFoundError as error:
     if error.name != "presidio_analyzer":
         raise
@@ -69,12 +69,12 @@ class PresidioDetector:
 
 
 def _language_model(language: str, model: str) -> Any:
-    from presidio_analyzer.nlp_engine import NoOpNlpEngine, SpacyNlpEngine  # type: ignore[import-not-found]
+    from presidio_analyzer.nlp_engine import NoOpNlpEngine, SpacyNlpEngine
 
     models = [{"lang_code": language, "model_name": model or "none"}]
     if not model:
         return NoOpNlpEngine(models)
-    import spacy  # type: ignore[import-not-found]
+    import spacy
 
     if not spacy.util.is_package(model):
         raise MissingDependencyError(f"the spaCy model {model!r} is not installed; install its wheel with pip")

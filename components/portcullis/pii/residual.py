@@ -187,7 +187,7 @@ class ResidualSearch:
         self._rules = [(rule, _rule_search(rule)) for rule in plan.rules.values()]
         operators = {operator.name for operator in plan.entities.values()}
         self._others_made = not operators.isdisjoint(("synthetic", "generalise")) or bool(plan.own)
-        self._sieve = Sieve([it for it in Entity if it in plan.entities], starred="star" in operators)
+        self._sieve = Sieve([entity for entity, _ in self._searches], starred="star" in operators)
         self._rows = 0
         self._columns = []
         for place, (name, type_) in enumerate(zip(names, schema.types, strict=True), start=1):

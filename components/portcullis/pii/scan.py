@@ -22,7 +22,7 @@ from portcullis.pii.structure import survey
 from portcullis.pii.structure.spans import Spans, joined
 
 # Bytes scanned at a time; bounds the memory, not the result.
-_CHUNK = 1 << 20
+_CHUNK = 2 << 20
 # Sampled to tell whether a column repeats its values.
 _SAMPLE = 1 << 10
 # No pattern matches it, so values joined by it are searched in one go and no finding crosses two of them.

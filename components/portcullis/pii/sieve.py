@@ -7,7 +7,7 @@ decides how long the gate takes, not what it finds.
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ _THREE_TWO_FOUR = rf"{_D}{{3}}{_G}{_D}{{2}}{_G}{_D}{{4}}"
 # A dotless i is an i to Python's patterns.
 _SSN_CUE = "(?is:ssn|soc[iı]al.?secur[iı]ty)"
 _LICENSE_CUE = "(?i:l[iı]cen[cs]e)"
-_PATTERNS: dict[str, str] = {
+_PATTERNS: Mapping[str, str] = {
     Entity.EMAIL: "@",
     Entity.IBAN: rf"(?i:{_COUNTRIES}){_D}{{2}}(?:(?:{_G})?[A-Za-z0-9]){{11}}",
     # Twelve digits in groups, of which only the last may have fewer than three; or in groups of one or two.
@@ -62,7 +62,7 @@ _MADE = "|".join(f"(?:{it.pattern})" for it in (TOKEN, HASH, REDACTED, REVERSIBL
 _STARS = r"|\*{4,}"
 _ODD = r"[^\t\n\r -~]"
 # Where a column is called so, no word needs to stand beside its numbers.
-_CALLED = {
+_CALLED: Mapping[str, tuple[re.Pattern[str], str]] = {
     Entity.US_SSN: (re.compile("ssn|social.?security", re.IGNORECASE | re.DOTALL), _NINE),
     Entity.US_DRIVER_LICENSE: (re.compile("licen[cs]e", re.IGNORECASE), _SIX),
 }
@@ -72,12 +72,13 @@ class Sieve:
     """Tells which texts may hold one of some entities, or a spelling of masking that was tampered with.
 
     Args:
-        entities: What is searched for.
+        entities: What is searched for, each with a search of the gate's own.
         starred: Whether four stars in a row stand for something that was masked.
     """
 
-    def __init__(self, entities: Collection[Entity], *, starred: bool) -> None:
-        self._entities = [entity for entity in _PATTERNS if entity in entities]
+    def __init__(self, entities: Collection[str], *, starred: bool) -> None:
+        # A search without a pattern is a KeyError here, and not a text that nobody reads.
+        self._patterns = {entity: _PATTERNS[entity] for entity in entities}
         self._made = _MADE + (_STARS if starred else "")
 
     def made(self, texts: Any) -> Bools:
@@ -103,17 +104,13 @@ class Sieve:
         some = np.flatnonzero(_numpy(pc.match_substring_regex(rest, _ANY)) & ~tampered)
         rest = rest.take(pa.array(some))
         may = np.zeros(len(rest), np.bool_)
-        for pattern in self._patterns(called.translate(VISIBLE)):
+        for pattern in (*self._patterns.values(), *self._called(called.translate(VISIBLE))):
             may |= _numpy(pc.match_substring_regex(rest, pattern))
         tampered[some[may]] = True
         return left[tampered]
 
-    def _patterns(self, called: str) -> list[str]:
-        patterns = [_PATTERNS[entity] for entity in self._entities]
-        for entity, (cue, numbers) in _CALLED.items():
-            if entity in self._entities and cue.search(called):
-                patterns.append(numbers)
-        return patterns
+    def _called(self, name: str) -> list[str]:
+        return [numbers for entity, (cue, numbers) in _CALLED.items() if entity in self._patterns and cue.search(name)]
 
 
 def _numpy(array: Any) -> Bools:

@@ -17,7 +17,7 @@ import numpy as np
 from portcullis.pii.entities import Entity, Recogniser
 from portcullis.pii.reading import Bytes, Ints
 from portcullis.pii.structure.addresses import ipv6, macs
-from portcullis.pii.structure.characters import Characters
+from portcullis.pii.structure.characters import Characters, digit_runs
 from portcullis.pii.structure.iban import ibans
 from portcullis.pii.structure.mail import mailboxes
 from portcullis.pii.structure.numbers import Judgement
@@ -59,9 +59,7 @@ def survey(text: Bytes, recognisers: Sequence[Recogniser], speaking: Collection[
         found.append(ipv6(of, deferred))
     if Entity.MAC_ADDRESS in entities:
         found.append(macs(of))
-    is_digit = text - ord("0") < 10  # unsigned: what lies below wraps around
-    edges = np.flatnonzero(is_digit[1:] != is_digit[:-1]) + 1
-    starts, ends = np.ascontiguousarray(edges.reshape(-1, 2).T)
+    starts, ends = digit_runs(text)
     if Entity.IBAN in entities:
         found.append(ibans(of, starts, ends))
     numbers = Regions.of(of, starts, ends)

@@ -14,6 +14,7 @@ from portcullis.pii.structure.characters import (
     bits_before,
     count,
     first_run,
+    places_of,
     rows,
     table,
 )
@@ -34,7 +35,7 @@ def ipv6(of: Characters, deferred: list[Ints]) -> Spans:
     starts = starts[np.append(True, starts[1:] != starts[:-1])]
     run = first_run(bits(rows(kinds, starts) & IS_HEX))
     colon = bits(rows(text, starts) == ord(":")) & run
-    number, doubles, size = count(colon), count(colon & (colon >> 1)), count(run)
+    number, doubles, size = count(colon), count(colon & (colon >> np.uint64(1))), count(run)
     # No group is longer than four, and a digit is first and last.
     digit = run & ~colon
     pairs = digit & (digit >> 1)
@@ -56,7 +57,7 @@ def ipv6(of: Characters, deferred: list[Ints]) -> Spans:
 
 def _colons(of: Characters) -> Ints:
     """Return colons, ascending, of which another stands right after, or five more no further than a group apart."""
-    colons = np.flatnonzero(of.text == ord(":"))
+    colons = places_of(of.text, ord(":"))
     if len(colons) < 2:
         return NONE
     steps = np.diff(colons)
@@ -64,7 +65,8 @@ def _colons(of: Characters) -> Ints:
     if len(colons) > 5:
         near = np.append(0, np.cumsum(steps <= 5))
         wanted[:-5] |= near[5:] - near[:-5] == 5
-    return colons[wanted]
+    found: Ints = colons[wanted]
+    return found
 
 
 def macs(of: Characters) -> Spans:
@@ -72,7 +74,7 @@ def macs(of: Characters) -> Spans:
     text, kinds = of.text, of.kinds
     found = []
     for mark in b":-":
-        marks = np.flatnonzero(text == mark)
+        marks = places_of(text, mark)
         if len(marks) < 5:
             continue
         near = np.append(0, np.cumsum(np.diff(marks) == 3))

@@ -6,6 +6,7 @@ by arithmetic on such numbers (Warren, Hacker's Delight, chapter 2).
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +45,8 @@ IS_GAP = IS_BLANK | IS_PUNCTUATION
 IS_LINK = IS_GAP | IS_BRACKET
 _KINDS = bytes(sum(bit for bit, those in _CHARACTERS.items() if code in those) for code in range(256))
 ROW = 64
+# Looked through at a time: what is made on the way stays in the cache, and in memory that the process has already.
+_BLOCK = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,22 @@ class Characters:
         return cls(text, np.frombuffer(text.tobytes().translate(_KINDS), np.uint8))
 
 
+def places_of(text: Bytes, code: int) -> Ints:
+    """Return where a character stands, ascending."""
+    parts = [np.flatnonzero(text[at : at + _BLOCK] == code) + at for at in range(0, len(text), _BLOCK)]
+    return np.concatenate(parts)
+
+
+def digit_runs(text: Bytes) -> tuple[Ints, Ints]:
+    """Return where each run of digits starts, and where it ends (exclusive), of a text that has margins."""
+    edges = []
+    for at in range(0, len(text) - 1, _BLOCK):
+        digit = text[at : at + _BLOCK + 1] - ord("0") < 10  # unsigned: what lies below wraps around
+        edges.append(np.flatnonzero(digit[1:] != digit[:-1]) + (at + 1))
+    starts, ends = np.ascontiguousarray(np.concatenate(edges).reshape(-1, 2).T)
+    return starts, ends
+
+
 def is_word(kinds: Bytes) -> Bools:
     """Tell which are letters, digits or `_`."""
     word: Bools = (kinds & (IS_DOMAIN | IS_PUNCTUATION)) == IS_DOMAIN
@@ -72,14 +91,16 @@ def rows(characters: Bytes, places: Ints, size: int = ROW) -> Bytes:
     return view[places]
 
 
-def bits(there: npt.NDArray[np.generic]) -> Bits:
+def bits(there: npt.NDArray[Any]) -> Bits:
     """Return the bits of rows that begin at a place: bit n is set where the character n after it is not zero."""
-    return np.packbits(there, bitorder="little").view("<u8").astype(np.uint64, copy=False)
+    row: Bits = np.packbits(there, bitorder="little").view("<u8").astype(np.uint64, copy=False)
+    return row
 
 
-def bits_before(there: npt.NDArray[np.generic]) -> Bits:
+def bits_before(there: npt.NDArray[Any]) -> Bits:
     """Return the bits of rows that end at a place: bit n is set where the character n before their last is not zero."""
-    return np.packbits(there).view(">u8").astype(np.uint64)
+    row: Bits = np.packbits(there).view(">u8").astype(np.uint64)
+    return row
 
 
 def first_run(row: Bits) -> Bits:
@@ -91,7 +112,7 @@ def first_run(row: Bits) -> Bits:
 def through_last(row: Bits) -> Bits:
     """Return all bits up to the last one that is set, that one included; none where none is."""
     for step in (1, 2, 4, 8, 16, 32):
-        row = row | (row >> step)
+        row = row | (row >> np.uint64(step))
     return row
 
 

@@ -1,7 +1,5 @@
 """E-mail addresses: the runs of characters on either side of an `@`."""
 
-import numpy as np
-
 from portcullis.pii.entities import Entity
 from portcullis.pii.reading import Ints
 from portcullis.pii.structure.characters import (
@@ -16,6 +14,7 @@ from portcullis.pii.structure.characters import (
     count,
     first_run,
     is_word,
+    places_of,
     rows,
     through_last,
 )
@@ -25,7 +24,7 @@ from portcullis.pii.structure.spans import NONE, Spans, spans_of
 def mailboxes(of: Characters, deferred: list[Ints]) -> Spans:
     """Find the addresses of usual spelling; an `@` of any other that may be one is added to `deferred`."""
     text = of.text
-    at = np.flatnonzero(text == ord("@"))
+    at = places_of(text, ord("@"))
     if not len(at):
         return spans_of(NONE, NONE, Entity.EMAIL)
     before, after = rows(of.kinds, at - ROW), rows(of.kinds, at + 1)

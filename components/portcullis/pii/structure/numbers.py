@@ -159,7 +159,8 @@ class Judgement:
         if len(grouped):
             issued[grouped] = self._grouped_as_cards(starts[grouped], size[grouped], runs[grouped])
         which, size = which[issued], size[issued]
-        return which[self._luhn(self.ends[which], size)]
+        found: Ints = which[self._luhn(self.ends[which], size)]
+        return found
 
     def _grouped_as_cards(self, starts: Ints, size: Ints, runs: Ints) -> Bools:
         """Tell where single blanks, dashes, or dots in more than two groups, stand behind three digits or more."""
@@ -179,7 +180,7 @@ class Judgement:
     def _luhn(self, ends: Ints, size: Ints) -> Bools:
         """Tell where the check digit holds of the digits in `size` characters before `ends`."""
         row = np.ascontiguousarray(rows(self.text, ends - _LONGEST_CARD, _LONGEST_CARD).T) - ord("0")
-        digit = (row < 10) & (np.arange(_LONGEST_CARD, 0, -1, np.uint8)[:, None] <= size.astype(np.uint8))
+        digit = (row < 10) & (np.arange(_LONGEST_CARD, 0, -1, dtype=np.uint8)[:, None] <= size.astype(np.uint8))
         row *= digit
         twice = row + row
         twice -= 9 * (row > 4).view(np.uint8)

@@ -130,8 +130,8 @@ class Words:
         stems = np.zeros(1 << 15, np.uint32)
         for cue, bit in self._bits.items():
             for stem in cue.stems:
-                one, two, three = (letter & 31 for letter in stem.encode())
-                stems[(one << 10) | (two << 5) | three] |= bit
+                first, second, third = (letter & 31 for letter in stem.encode())
+                stems[(first << 10) | (second << 5) | third] |= bit
         word = (self._of.kinds & IS_ALNUM) != 0
         begins = np.flatnonzero(word[1:] > word[:-1]) + 1
         one, two, three = ((self._of.text[begins + place] & 31).astype(np.uint16) for place in range(3))
