@@ -21,13 +21,14 @@ FLOORS = [
     {"at_rest"},
     {
         *("preflight", "ingest", "pii", "quality", "split", "privacy", "training", "robustness", "watermark"),
-        *("equivalence", "encryption", "signing", "attestation", "admission", "deploy", "serving"),
+        *("equivalence", "encryption", "signing", "attestation", "sharding", "admission", "deploy", "serving"),
     },
     {"container", "harden"},
 ]
 # Stages do not import one another's insides, but for what is the very interface between two of them.
 BETWEEN_STAGES = {
     ("admission", "signing"),
+    ("sharding", "pii"),  # adds up the counts that masking states
     ("serving", "encryption"),  # opens what it sealed
     ("deploy", "serving"),  # starts and probes the server
 }
