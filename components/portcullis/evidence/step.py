@@ -57,6 +57,11 @@ class Step:
     inputs: Mapping[str, str]
     signer: Signer
 
+    def of_shards(self, name: str) -> list[str]:
+        """Return the SHA-256 of what each shard gave to an input, in the order of the shards."""
+        found = {shard.index: self.inputs[it] for it in self.inputs if (shard := _shard_of(it, name))}
+        return [found[index] for index in sorted(found)]
+
     def finish(
         self,
         *,
@@ -182,6 +187,11 @@ def _rule(store: TrustStore, step: str, stage: str, parameters: Mapping[str, Any
     return rule
 
 
+def _shard_of(shard_name: str, name: str) -> Shard | None:
+    """Return which shard's an input is, None where it is not a shard's of that name."""
+    return Shard.of(shard_name) if base_step(shard_name) == name else None
+
+
 def _of_shards(rule: StepRule, chain: Chain, found: Mapping[str, Sequence[str]]) -> dict[str, str]:
     """Return which digest is which shard's: each shard's exactly once, and no other.
 
@@ -192,7 +202,7 @@ def _of_shards(rule: StepRule, chain: Chain, found: Mapping[str, Sequence[str]])
     for name, digests in found.items():
         left = list(digests)
         for shard_name, source in rule.inputs.items():
-            if Shard.of(shard_name) is not None and base_step(shard_name) == name:
+            if _shard_of(shard_name, name):
                 made = chain.output(source)
                 if made not in left:
                     raise EvidenceError(f"step {rule.name!r}: {source} is not among its inputs; a shard is missing")

@@ -47,6 +47,16 @@ class Facts:
         if pa.types.is_floating(column.type):
             self.whole = self.whole and _whole(column)
 
+    def with_(self, other: "Facts") -> "Facts":
+        """Return what holds of this column's cells and of another part's together."""
+        return Facts(
+            filled=self.filled or other.filled,
+            integers=self.integers and other.integers,
+            decimals=self.decimals and other.decimals,
+            booleans=self.booleans and other.booleans,
+            whole=self.whole and other.whole,
+        )
+
 
 def _all(mask: pa.ChunkedArray) -> bool:
     return bool(pc.all(mask).as_py())
@@ -65,10 +75,11 @@ class Survey:
 
     Attributes:
         spec: What the columns mean; None where nobody says.
+        facts: Column to what holds of it so far.
     """
 
     spec: DatasetSpec | None
-    _facts: dict[str, Facts] = field(default_factory=dict)
+    facts: dict[str, Facts] = field(default_factory=dict)
 
     def update(self, piece: pa.Table, refuse: Callable[[int], Refuse]) -> None:
         """Take the next rows.
@@ -85,7 +96,7 @@ class Survey:
                 _check_feature(column, self.spec.features, refuse(index))
             elif self.spec and name == self.spec.label.column:
                 _check_label(column, self.spec.label, refuse(index))
-            self._facts.setdefault(name, Facts()).add(column)
+            self.facts.setdefault(name, Facts()).add(column)
 
     def schema(self, read: pa.Schema, spelled: frozenset[str]) -> pa.Schema:
         """Return the type of each column.
@@ -97,7 +108,7 @@ class Survey:
         return pa.schema([(it.name, self._type(it.name, it.type, spelled)) for it in read])
 
     def _type(self, name: str, read: pa.DataType, spelled: frozenset[str]) -> pa.DataType:
-        facts = self._facts[name]
+        facts = self.facts[name]
         if self.spec and name in self.spec.features.columns:
             typed = pa.float64() if pa.types.is_string(read) else read
         elif (self.spec and (name == self.spec.label.column or name in self.spec.sensitive)) or not facts.filled:

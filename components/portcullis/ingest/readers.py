@@ -23,8 +23,8 @@ column is one of the others.
 """
 
 import itertools
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -34,7 +34,7 @@ import pyarrow.compute as pc
 from portcullis.dataset import DatasetSpec
 from portcullis.digest import FileEntry
 from portcullis.errors import DataError
-from portcullis.ingest.column_types import Survey, typed
+from portcullis.ingest.column_types import Facts, Survey, typed
 from portcullis.ingest.csv_table import MAX_CELL_BYTES, read_csv
 from portcullis.ingest.jsonl_table import read_jsonl
 from portcullis.ingest.sources import SourceFile, SourceFiles, source_files
@@ -174,30 +174,100 @@ def _read(table: TableStream, limit: int) -> pa.Table:
 
 def _stream(sources: SourceFiles, spec: DatasetSpec | None) -> TableStream:
     """Check every cell, and type every column."""
-    pieces = _pieces(sources)
+    found = survey(sources, spec)
+    schema = found.schema(spec)
+    return TableStream(schema, found.rows, lambda: typed_pieces(sources, schema))
+
+
+@dataclass(frozen=True)
+class Surveyed:
+    """What a source, or a part of one, holds: every cell was checked.
+
+    Attributes:
+        columns: As they were read, in their order.
+        rows: How many.
+        facts: Column to what holds of all its cells.
+        kinds: Of JSON Lines, column to what it holds, and the path of the file that says so.
+        text: Whether cells are typed by how they are spelled: not Parquet's.
+    """
+
+    columns: pa.Schema
+    rows: int
+    facts: Mapping[str, Facts]
+    kinds: Mapping[str, tuple[str, str]]
+    text: bool
+
+    def schema(self, spec: DatasetSpec | None) -> pa.Schema:
+        """Return each column's type."""
+        words = {name for name, (_, holds) in self.kinds.items() if holds == "text"}
+        spelled = frozenset(self.columns.names) - words if self.text else frozenset()
+        resolved = spec.resolve(self.columns.names) if spec else None
+        return Survey(resolved, dict(self.facts)).schema(self.columns, spelled)
+
+
+def survey(sources: SourceFiles, spec: DatasetSpec | None, *, columns: Sequence[str] | None = None) -> Surveyed:
+    """Check every cell of a source, and gather what its columns hold.
+
+    Args:
+        sources: The files.
+        spec: What the columns mean; None where nobody says.
+        columns: Their names in order, where the files do not say it: parts of a JSON Lines file.
+
+    Raises:
+        DataError: A malformed cell or record, or files with different columns.
+        ConfigError: The description contradicts the header.
+    """
+    pieces = _pieces(sources, columns)
     first = next(pieces)  # every file has at least one row
     read = first.table.schema
-    survey = Survey(spec.resolve(read.names) if spec else None)
+    found = Survey(spec.resolve(read.names) if spec else None)
     rows = 0
     kinds: dict[str, tuple[str, str]] = {}
     for piece in itertools.chain([first], pieces):
         if piece.table.schema != read:
             raise DataError(f"{piece.path} has other columns, or other types, than {first.path}")
         for name, holds in piece.kinds.items():
-            where, known = kinds.setdefault(name, (piece.path, holds))
-            if holds != known:
-                raise DataError(f"{piece.path}: column {name!r} is {holds}, in {where} it is {known}")
-        survey.update(piece.table, partial(partial, _refuse, piece))
+            check_kind(kinds, name, piece.path, holds)
+        found.update(piece.table, partial(partial, _refuse, piece))
         rows += piece.table.num_rows
-    text = {name for name, (_, holds) in kinds.items() if holds == "text"}
-    spelled = frozenset(read.names) - text if sources.kind != "parquet" else frozenset()
-    schema = survey.schema(read, spelled)
-    return TableStream(schema, rows, lambda: (typed(piece.table, schema) for piece in _pieces(sources)))
+    return Surveyed(read, rows, found.facts, kinds, sources.kind != "parquet")
 
 
-def _pieces(sources: SourceFiles) -> Iterator[_Piece]:
+def check_kind(kinds: dict[str, tuple[str, str]], name: str, path: str, holds: str) -> None:
+    """Note what a column of JSON Lines holds.
+
+    Raises:
+        DataError: Elsewhere it holds something else.
+    """
+    where, known = kinds.setdefault(name, (path, holds))
+    if holds != known:
+        raise DataError(f"{path}: column {name!r} is {holds}, in {where} it is {known}")
+
+
+def read_pieces(sources: SourceFiles, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """Yield the rows of files as they are read, before any column is typed.
+
+    Raises:
+        DataError: As `survey`; so is what they take.
+    """
+    return (piece.table for piece in _pieces(sources, columns))
+
+
+def typed_pieces(sources: SourceFiles, schema: pa.Schema) -> Iterator[pa.Table]:
+    """Yield the rows of files that were surveyed, under the types that the survey found.
+
+    Raises:
+        DataError: They are not what was surveyed.
+    """
+    return (typed(piece.table, schema) for piece in _pieces(sources, schema.names))
+
+
+def _pieces(sources: SourceFiles, columns: Sequence[str] | None = None) -> Iterator[_Piece]:
     for file in sources.files:
-        yield from _PARSERS[sources.kind](file)
+        for piece in _PARSERS[sources.kind](file):
+            names = piece.table.column_names
+            in_order = columns is None or names == columns or set(names) != set(columns)
+            yield piece if in_order else replace(piece, table=piece.table.select(columns))
 
 
 def _csv(file: SourceFile) -> Iterator[_Piece]:
@@ -224,7 +294,7 @@ def _parquet(file: SourceFile) -> Iterator[_Piece]:
     path = file.entry.path
     first = 0
     with file.open() as opened:
-        for table in stream_parquet(opened, path).pieces():
+        for table in stream_parquet(opened, path, part=file.groups).pieces():
             piece = _Piece(path, table, partial(_row, first), {})
             for index, column in enumerate(table.columns):
                 if pa.types.is_string(column.type):

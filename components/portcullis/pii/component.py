@@ -18,6 +18,7 @@ def mask_pii(
     masked_evidence: Output[Artifact],
     metrics: Output[Metrics],
     step: str = "mask_pii",
+    head: Input[Dataset] = None,
 ) -> NamedTuple("Outputs", [("digest", str)]):
     """Mask identifiers in every text column, and whole columns, as the masking policy says.
 
@@ -27,7 +28,8 @@ def mask_pii(
         dataset: The data set.
         evidence: Its evidence.
         masking: The masking policy, every default written out: entities, columns, detection.
-        step: Name of this step in the policy.
+        step: Name of this step in the policy; of a shard `mask_pii#0/4`.
+        head: For a shard, the first rows of the whole, from `plan_shards`; what a column holds is judged by them.
         masked: The masked data set.
         masked_evidence: The evidence with this step's statement.
         metrics: How many were masked in each column.
@@ -47,6 +49,7 @@ def mask_pii(
         masking=masking,
         masked=Path(masked.path),
         bundle=Path(masked_evidence.path),
+        head=Path(head.path) if head else None,
     )
     log_figures(metrics, statement)
     outputs = NamedTuple("Outputs", [("digest", str)])

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from portcullis.at_rest import pipeline_key, pipeline_recipient, seal_dataset, stream_sealed
+from portcullis.at_rest import pipeline_key, pipeline_recipient, product_digest, seal_dataset, stream_sealed
 from portcullis.dataset import DatasetSpec, DatasetStream
 from portcullis.digest import canonical_json
 from portcullis.errors import DataError
-from portcullis.evidence.shards import Shard
 from portcullis.evidence.statement import Figure, Statement
-from portcullis.evidence.step import Step, begin
+from portcullis.evidence.step import begin
 from portcullis.pii.figures import pair_figures, pairs_in
 from portcullis.sealing.recipients import SealingPrivateKey
 from portcullis.table import RowDigester, TableStream, digested, table_schema
@@ -57,7 +56,7 @@ def merge_shards(
         KeyMaterialError: There is no key to open or to seal for.
     """
     key = pipeline_key()
-    found = [_Shard(path, _digest(path, key)) for path in datasets]
+    found = [_Shard(path, product_digest(path)) for path in datasets]
     begun = begin(
         step,
         stage="merge_shards",
@@ -66,7 +65,8 @@ def merge_shards(
         evidence=evidence,
         shards={"dataset": [shard.digest for shard in found]},
     )
-    shards = _in_order(found, begun)
+    by_digest = {shard.digest: shard for shard in found}
+    shards = [by_digest[digest] for digest in begun.of_shards("dataset")]
     table, spec = _joined(shards, key)
     digester = RowDigester(table.schema, table.rows)
     digest = seal_dataset(merged, digested(table, digester), spec, recipient=pipeline_recipient())
@@ -101,18 +101,6 @@ def merged_counts(shards: Sequence[Mapping[str, Figure]]) -> dict[str, Figure]:
     # A shard with too many pairs states none; what the others state is then not all of it, and is left out.
     whole = sum(sum(entities.values()) for entities in pairs.values()) == sum(sums.values())
     return {**sums, **(pair_figures("masked", pairs) if whole else {})}
-
-
-def _digest(path: Path, key: SealingPrivateKey) -> str:
-    with stream_sealed(path, key=key) as source:
-        return source.digest
-
-
-def _in_order(found: Sequence[_Shard], begun: Step) -> list[_Shard]:
-    """Return the data sets in the order of the shards that made them."""
-    by_digest = {shard.digest: shard for shard in found}
-    made = {shard.index: digest for name, digest in begun.inputs.items() if (shard := Shard.of(name))}
-    return [by_digest[made[index]] for index in sorted(made)]
 
 
 def _joined(shards: Sequence[_Shard], key: SealingPrivateKey) -> tuple[TableStream, DatasetSpec]:
