@@ -15,6 +15,7 @@ and an unknown key is refused.
     watermark: {owner: …}
     thresholds: {robust_accuracy: 0.75, clean_accuracy: 0.9, samples: 100, agreement: 0.98, accuracy_drop: 0.01}
     deployment: {target: local, cluster: {}, environment: development}
+    shards: 1
 """
 
 import dataclasses
@@ -31,6 +32,7 @@ from portcullis.dataset import DatasetSpec
 from portcullis.deploy.settings import ServingSettings, require_server_name
 from portcullis.digest import canonical_json
 from portcullis.errors import ConfigError, DataError
+from portcullis.evidence.shards import MAX_SHARDS, Shard
 from portcullis.files import read_bytes
 from portcullis.pii.plan import MaskingPlan, masking_plan
 from portcullis.privacy.settings import NoisedColumn, noised_columns
@@ -42,6 +44,7 @@ from portcullis.watermark.mark import MAX_OWNER
 
 MAX_SAMPLES = 1 << 30
 MAX_BUDGET = 1024.0
+SHARDED = ("survey_shard", "ingest", "mask_pii", "residual_pii")  # the steps that are used once for each shard
 DEVELOPMENT = "development"
 _ENVIRONMENT = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
@@ -193,6 +196,7 @@ class ReferenceConfig:
         owner: Whose watermark the model carries; the data set's name when empty.
         deployment: Where it is deployed.
         recipients: Key ids of those who can open the sealed model; filled in from the serving key.
+        shards: Over how many shards the data are read and masked; 1 for the whole at once.
     """
 
     dataset: DatasetSpec
@@ -209,8 +213,11 @@ class ReferenceConfig:
     owner: str = ""
     deployment: Deployment = field(default_factory=Deployment)
     recipients: tuple[str, ...] = ()
+    shards: int = 1
 
     def __post_init__(self) -> None:
+        if type(self.shards) is not int or not 1 <= self.shards <= MAX_SHARDS:
+            raise ConfigError(f"shards is a whole number from 1 to {MAX_SHARDS}")
         if self.deployment.target == "kubernetes":
             require_server_name(self.dataset.name)
         masking = self.masking.covering(self.dataset.sensitive)
@@ -241,7 +248,7 @@ class ReferenceConfig:
             ConfigError: A key is unknown, a value is of the wrong type, or `dataset` is missing.
         """
         names = {"dataset", "masking", "split", "model", "training", "robustness", "thresholds"}
-        names |= {"screening", "quality", "privacy", "watermark", "deployment"}
+        names |= {"screening", "quality", "privacy", "watermark", "deployment", "shards"}
         sections = _known(document, names, "the file")
         if "dataset" not in sections:
             raise ConfigError("the configuration has no section `dataset`")
@@ -261,10 +268,11 @@ class ReferenceConfig:
             privacy=_privacy(sections.get("privacy", {})),
             owner=_owner(_known(sections.get("watermark", {}), {"owner"}, "watermark").get("owner", "")),
             deployment=_deployment(sections.get("deployment", {})),
+            shards=sections.get("shards", 1),
         )
 
     def arguments(self, uri: str, *, gpus: int = 0, gpu_resource: str = "nvidia.com/gpu") -> dict[str, Any]:
-        """Return the arguments that the reference pipeline is called with.
+        """Return the arguments that the reference pipeline is called with, or the one over shards.
 
         Args:
             uri: The data.
@@ -289,7 +297,12 @@ class ReferenceConfig:
             "cluster": dict(self.deployment.cluster),
             "gpus": str(gpus),
             "gpu_resource": gpu_resource,
+            **({"shards": self.loop_items()} if self.shards > 1 else {}),
         }
+
+    def loop_items(self) -> list[dict[str, str]]:
+        """Return what the loops over shards go over: for each, its name in each step of `SHARDED`."""
+        return [{step: Shard(index, self.shards).named(step) for step in SHARDED} for index in range(self.shards)]
 
 
 def _known(value: Any, names: set[str], where: str) -> Mapping[str, Any]:

@@ -40,7 +40,7 @@ from portcullis.files import read_bytes, write_bytes
 from portcullis.keys import PublicKey, Signer, resolve
 from portcullis.sealing.recipients import SealingPrivateKey
 from portcullis_pipelines.config import DEVELOPMENT, ReferenceConfig
-from portcullis_pipelines.steps import STEPS, policy_steps
+from portcullis_pipelines.steps import STEPS, policy_steps, steps_of
 
 HOME_ENV = "PORTCULLIS_HOME"
 DAY_MS = 24 * 3600 * 1000
@@ -139,6 +139,11 @@ def _file(role: str) -> str:
 STEP_NAMES = tuple(step.name for step in STEPS)
 
 
+def step_names(config: ReferenceConfig) -> tuple[str, ...]:
+    """Return the names of the steps of a configuration's policy."""
+    return tuple(step.name for step in steps_of(config))
+
+
 def generate_keys(home: Home, steps: Sequence[str] = STEP_NAMES) -> list[Path]:
     """Create every key that is missing, mode 0600, and return the files made; existing keys are left alone.
 
@@ -186,15 +191,19 @@ def _sealing_key(home: Home, name: str) -> SealingPrivateKey:
     return SealingPrivateKey.from_pem(resolve(f"file:{home.keys / name}"))
 
 
-def list_keys(home: Home) -> list[dict[str, str]]:
+def list_keys(home: Home, steps: Sequence[str] = STEP_NAMES) -> list[dict[str, str]]:
     """Return role, algorithm, key id and file of every signing key; never a private key.
+
+    Args:
+        home: The policy's folder.
+        steps: The names of the policy's steps.
 
     Raises:
         KeyMaterialError: A key is missing or malformed.
     """
     return [
         {"role": role, "algorithm": key.algorithm, "keyid": key.keyid, "file": str(home.keys / _file(role))}
-        for role in ("owner", *(step.name for step in STEPS))
+        for role in ("owner", *steps)
         for key in [home.signer(role).public_key]
     ]
 
@@ -207,7 +216,7 @@ def revoke(home: Home, *, step: str | None = None, admission: Path | None = None
         KeyMaterialError: The step's key, or the owner's, is not here.
         TrustStoreError: There is no trust store yet.
     """
-    known = TrustStore.load(home.trust).policy.steps
+    known = dict.fromkeys(rule.base for rule in TrustStore.load(home.trust).policy.steps.values())
     if step is not None and step not in known:
         raise UsageError(f"there is no step {step!r}; the steps are {', '.join(known)}")
     keys = {home.signer(step).public_key.keyid} if step else set()
@@ -248,7 +257,7 @@ def ensure_trust(home: Home, config: ReferenceConfig) -> tuple[TrustStore, Refer
 
 def _ensure_trust(home: Home, config: ReferenceConfig) -> tuple[TrustStore, ReferenceConfig]:
     config = replace(config, recipients=(sealing_key(home).public_key().key_id,))
-    keys = {step.name: home.signer(step.name).public_key for step in STEPS}
+    keys = {step.name: home.signer(step.name).public_key for step in steps_of(config)}
     steps = policy_steps(config, keys)
     return _ensure_policy(home, config.dataset.name, config.deployment.environment, steps), config
 

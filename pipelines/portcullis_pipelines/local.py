@@ -25,12 +25,13 @@ def main() -> int:
     """Read `{"arguments": {...}, "root": "/dir"}` from standard input and run the reference pipeline below the root."""
     request = json.load(sys.stdin)
     try:
-        from portcullis_pipelines.reference import reference_pipeline
+        from portcullis_pipelines.reference import reference_pipeline, sharded_pipeline
     except ImportError as error:
         raise MissingDependencyError("running needs KFP; run: pip install 'kfp-portcullis[kfp]'") from error
 
     # The parent process reads the runner's log.
-    run_pipeline(reference_pipeline, request["arguments"], Path(request["root"]), log=sys.stdout)
+    pipeline = sharded_pipeline if "shards" in request["arguments"] else reference_pipeline
+    run_pipeline(pipeline, request["arguments"], Path(request["root"]), log=sys.stdout)
     return 0
 
 

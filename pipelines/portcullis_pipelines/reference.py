@@ -4,6 +4,9 @@ It is two nested pipelines. `secure_training` makes a signed, sealed model and i
 deploys it. `reference_pipeline` runs one after the other, for one machine and for simple clusters. In production the
 two are submitted apart, `release_from_storage` in a namespace of its own, whose keys, trust store and policy whoever
 may submit to the training namespace cannot mount.
+
+Over shards, `sharded_training` and `sharded_pipeline` are the same but for the steps on raw data, which run in loops
+(`portcullis_pipelines.sharded`).
 """
 
 import inspect
@@ -28,10 +31,10 @@ from portcullis.signing.component import sign
 from portcullis.split.component import split
 from portcullis.training.component import train
 from portcullis.watermark.component import verify_watermark_gate, watermark
+from portcullis_pipelines.sharded import masking_over_shards
 
 
-@secure_pipeline(name="portcullis-secure-training")
-def secure_training(
+def _training(
     data_uri: str,
     dataset_spec: str,
     masking: Dict[str, Any],
@@ -70,6 +73,7 @@ def secure_training(
     recipients: List[str],
     gpus: str,
     gpu_resource: str,
+    shards: List[Dict[str, str]],
 ) -> NamedTuple("Outputs", [("sealed", Model), ("signature", Artifact), ("evidence", Artifact)]):
     """From raw data to a sealed, signed model; refuses wherever a check does not hold.
 
@@ -112,6 +116,7 @@ def secure_training(
         recipients: Key ids of those who can open the sealed model.
         gpus: How many GPUs training and the robustness gates ask for each, spelt as text; `0` for none.
         gpu_resource: What Kubernetes calls them.
+        shards: For each shard, its name in each sharded step.
 
     Returns:
         sealed: The sealed model.
@@ -133,22 +138,10 @@ def secure_training(
         "seed": attack_seed,
     }
     started = preflight()
-    raw = ingest(nonce=started.outputs["nonce"], evidence=started.outputs["evidence"], uri=data_uri, spec=dataset_spec)
-    masked = mask_pii(
-        dataset=raw.outputs["dataset"],
-        evidence=raw.outputs["dataset_evidence"],
-        masking=masking,
-    )
-    clean = residual_pii_gate(
-        dataset=masked.outputs["masked"],
-        evidence=masked.outputs["masked_evidence"],
-        masking=masking,
-        step="residual_pii",
-        secret=secret_name("residual_pii"),
-    )
+    rows, judged_rows = _masked(started, shards, uri=data_uri, spec=dataset_spec, masking=masking)
     screened = data_quality_gate(
-        dataset=masked.outputs["masked"],
-        evidence=clean.outputs["evidence"],
+        dataset=rows,
+        evidence=judged_rows,
         n_min=screen_n_min,
         outlier_distance=screen_outlier_distance,
         neighbours=screen_neighbours,
@@ -159,7 +152,7 @@ def secure_training(
         step="data_quality",
         secret=secret_name("data_quality"),
     )
-    sides = split(dataset=masked.outputs["masked"], evidence=screened.outputs["evidence"], test_fraction=test_fraction)
+    sides = split(dataset=rows, evidence=screened.outputs["evidence"], test_fraction=test_fraction)
     noised = dp_noise(
         dataset=sides.outputs["train"],
         evidence=sides.outputs["split_evidence"],
@@ -219,8 +212,6 @@ def secure_training(
     signed = sign(sealed=sealed.outputs["sealed"], evidence=sealed.outputs["sealed_evidence"])
     small = {
         "preflight": started,
-        "ingest": raw,
-        "mask_pii": masked,
         "split": sides,
         "dp_noise": noised,
         "encrypt": sealed,
@@ -236,6 +227,52 @@ def secure_training(
         signature=signed.outputs["signature"],
         evidence=signed.outputs["signature_evidence"],
     )
+
+
+def _masked(started: Any, shards: Any, *, uri: Any, spec: Any, masking: Any) -> Any:
+    """Add the steps on raw data, and return the masked data set and the evidence that its gate passed it."""
+    if shards is not None:
+        merged = masking_over_shards(
+            evidence=started.outputs["evidence"],
+            nonce=started.outputs["nonce"],
+            data_uri=uri,
+            dataset_spec=spec,
+            masking=masking,
+            shards=shards,
+        )
+        return merged.outputs["dataset"], merged.outputs["evidence"]
+    raw = ingest(nonce=started.outputs["nonce"], evidence=started.outputs["evidence"], uri=uri, spec=spec)
+    masked = mask_pii(
+        dataset=raw.outputs["dataset"],
+        evidence=raw.outputs["dataset_evidence"],
+        masking=masking,
+    )
+    clean = residual_pii_gate(
+        dataset=masked.outputs["masked"],
+        evidence=masked.outputs["masked_evidence"],
+        masking=masking,
+        step="residual_pii",
+        secret=secret_name("residual_pii"),
+    )
+    harden(raw, secret=secret_name("ingest"), resources=SMALL)
+    harden(masked, secret=secret_name("mask_pii"), resources=SMALL)
+    return masked.outputs["masked"], clean.outputs["evidence"]
+
+
+def _of_the_whole(*values: Any) -> Any:
+    training: Any = _training
+    return training(*values, None)
+
+
+_signature = inspect.signature(_training)
+_of_the_whole.__signature__ = _signature.replace(  # type: ignore[attr-defined]
+    parameters=[it for it in _signature.parameters.values() if it.name != "shards"]
+)
+_of_the_whole.__doc__ = (inspect.getdoc(_training) or "").replace(
+    "    shards: For each shard, its name in each sharded step.\n", ""
+)
+secure_training = secure_pipeline(_of_the_whole, name="portcullis-secure-training")
+sharded_training = secure_pipeline(_training, name="portcullis-sharded-training")
 
 
 @secure_pipeline(name="portcullis-release")
@@ -303,36 +340,42 @@ def release_from_storage(
 
 
 # The whole is the sum of the two, and so are its parameters: KFP reads them off a signature and a docstring.
-_MEANING: Dict[str, str] = {
-    name: text
-    for part in (secure_training, release)
-    for name, text in re.findall(r"^    (\w+): (.*)$", inspect.getdoc(part.pipeline_func) or "", re.MULTILINE)
-}
 _RELEASE = ("target", "cluster")
-_PARAMETERS = [
-    *inspect.signature(secure_training.pipeline_func).parameters.values(),
-    *(inspect.signature(release.pipeline_func).parameters[name] for name in _RELEASE),
-]
-_NAMES = (*secure_training.component_spec.outputs, *release.component_spec.outputs)
-_OUTPUTS = [(name, Model if name == "sealed" else Artifact) for name in _NAMES]
-_Outputs: Any = NamedTuple("Outputs", _OUTPUTS)
 
 
-def _both(*values: Any) -> Any:
-    given = dict(zip((it.name for it in _PARAMETERS), values, strict=True))
-    deployment = {name: given.pop(name) for name in _RELEASE}
-    made = secure_training(**given).outputs
-    released = release(**made, **deployment).outputs
-    return _Outputs(**made, **released)
+def _both(training: Any, name: str) -> Any:
+    """Return a pipeline of training and then release."""
+    meaning: Dict[str, str] = {
+        name: text
+        for part in (training, release)
+        for name, text in re.findall(r"^    (\w+): (.*)$", inspect.getdoc(part.pipeline_func) or "", re.MULTILINE)
+    }
+    parameters = [
+        *inspect.signature(training.pipeline_func).parameters.values(),
+        *(inspect.signature(release.pipeline_func).parameters[name] for name in _RELEASE),
+    ]
+    names = (*training.component_spec.outputs, *release.component_spec.outputs)
+    put_out = [(name, Model if name == "sealed" else Artifact) for name in names]
+    outputs: Any = NamedTuple("Outputs", put_out)
 
+    def body(*values: Any) -> Any:
+        given = dict(zip((it.name for it in parameters), values, strict=True))
+        deployment = {name: given.pop(name) for name in _RELEASE}
+        made = training(**given).outputs
+        released = release(**made, **deployment).outputs
+        return outputs(**made, **released)
 
-_both.__signature__ = inspect.Signature(_PARAMETERS, return_annotation=_Outputs)  # type: ignore[attr-defined]
-_both.__doc__ = "\n".join(
-    (
-        "From raw data to a served model; refuses wherever a check does not hold.",
-        "",
-        *("Args:", *(f"    {it.name}: {_MEANING[it.name]}" for it in _PARAMETERS), ""),
-        *("Returns:", *(f"    {name}: {_MEANING[name]}" for name, _ in _OUTPUTS)),
+    body.__signature__ = inspect.Signature(parameters, return_annotation=outputs)  # type: ignore[attr-defined]
+    body.__doc__ = "\n".join(
+        (
+            "From raw data to a served model; refuses wherever a check does not hold.",
+            "",
+            *("Args:", *(f"    {it.name}: {meaning[it.name]}" for it in parameters), ""),
+            *("Returns:", *(f"    {name}: {meaning[name]}" for name, _ in put_out)),
+        )
     )
-)
-reference_pipeline = secure_pipeline(_both, name="portcullis-reference")
+    return secure_pipeline(body, name=name)
+
+
+reference_pipeline = _both(secure_training, "portcullis-reference")
+sharded_pipeline = _both(sharded_training, "portcullis-sharded-reference")

@@ -1,5 +1,6 @@
 """The verbs of `portcullis`. Exit codes: 0 passed, 1 refused, 2 usage, 3 inconclusive, 4 internal error."""
 
+import dataclasses
 import json
 import math
 import os
@@ -20,6 +21,7 @@ from portcullis.cli.mask import mask
 from portcullis.cli.reveal import reveal
 from portcullis.cli.show import Steps, chain_table, complain, key_table, say
 from portcullis.errors import ConfigError, MissingDependencyError, PortcullisError, UsageError
+from portcullis.evidence.shards import MAX_SHARDS
 
 try:
     from portcullis_pipelines import home as homes
@@ -72,8 +74,13 @@ def cli() -> None:
     show_default=True,
     help="Directory to write; an earlier run there is replaced, also by a refusal.",
 )
+@click.option(
+    "--shards",
+    type=click.IntRange(1, MAX_SHARDS),
+    help="Over how many shards to read and mask the data (default: what the configuration says, else 1).",
+)
 @_json
-def run(uri: str, config: Path | None, output: Path, as_json: bool) -> None:  # noqa: FBT001
+def run(uri: str, config: Path | None, output: Path, shards: int | None, as_json: bool) -> None:  # noqa: FBT001
     """Run the reference pipeline on this machine with the kfp local runner.
 
     Creates missing keys and a policy (labelled `development`) below PORTCULLIS_HOME, runs every step, verifies what
@@ -85,8 +92,10 @@ def run(uri: str, config: Path | None, output: Path, as_json: bool) -> None:  # 
     if uri != _REFERENCE and config is None:
         raise ConfigError("--data needs --config: a YAML file that describes label, features and sensitive columns")
     chosen = ReferenceConfig.load(config)
+    if shards is not None:
+        chosen = dataclasses.replace(chosen, shards=shards)
     home = homes.home_of(chosen)
-    made = homes.generate_keys(home)
+    made = homes.generate_keys(home, homes.step_names(chosen))
     store, chosen = homes.ensure_trust(home, chosen)
     if made and not as_json:
         say(f"made {len(made)} development keys in {home.keys}")
@@ -217,7 +226,7 @@ def keys() -> None:
 def generate(config: Path | None) -> None:
     """Create every missing key: one per step, the owner's, masking, split and serving. Files are of mode 0600."""
     home = _home(config)
-    made = homes.generate_keys(home)
+    made = homes.generate_keys(home, _step_names(config))
     for path in made:
         say(str(path))
     say(f"{len(made)} keys made in {home.keys}; existing ones were left alone")
@@ -229,7 +238,7 @@ def generate(config: Path | None) -> None:
 def list_keys(config: Path | None, as_json: bool) -> None:  # noqa: FBT001
     """List the signing keys by role, with their key ids. Shows no private key."""
     home = _home(config)
-    rows = homes.list_keys(home)
+    rows = homes.list_keys(home, _step_names(config))
     if as_json:
         click.echo(json.dumps(rows, indent=2))
     else:
@@ -286,6 +295,10 @@ def _own_name() -> str:
 
 def _home(config: Path | None) -> homes.Home:
     return homes.home_of(ReferenceConfig.load(config))
+
+
+def _step_names(config: Path | None) -> tuple[str, ...]:
+    return homes.step_names(ReferenceConfig.load(config))
 
 
 def _use(trust: Path | None) -> Path:
