@@ -622,6 +622,8 @@ def _open_parquet(source: BinaryFile | pa.NativeFile, part: tuple[int, int] = (0
     groups = file.metadata.num_row_groups
     place, number = part
     chosen = range(groups * place // number, groups * (place + 1) // number)
+    if number > 1 and not chosen:
+        raise DataError(f"it has {groups} row groups, too few for {number} parts; use fewer shards")
     return _ParquetReader(source, file.metadata, file.schema_arrow, chosen)
 
 

@@ -145,7 +145,8 @@ def _reason(log: str, policy: Policy) -> tuple[str, PortcullisError | None]:
         name = failed[1].replace("-", "_")
         step = name if name in policy.steps else ""
         where = f"step {step!r}: " if step else f"task {failed[1]!r}: "
-    if error := last_error(said):
+    # A loop's tasks run side by side, so that another one's start may stand between.
+    if error := last_error(said) or (last_error(log[: failed.end()]) if failed else None):
         return step, error if "step '" in str(error) else type(error)(f"{where}{error}")
     if failed or not _WHOLE.search(log):
         last = " ".join(next((line for line in reversed(said.splitlines()) if line.strip()), "nothing").split())

@@ -27,7 +27,7 @@ class Outputs(NamedTuple):
     evidence: Artifact
 
 
-@secure_pipeline(name="portcullis-masking-over-shards")
+@secure_pipeline(name="portcullis-masking-over-shards")  # type: ignore[untyped-decorator]
 def masking_over_shards(
     evidence: Input[Artifact],
     nonce: str,

@@ -396,7 +396,7 @@ def chosen_steps(config: ReferenceConfig, names: Collection[str]) -> list[Mappin
 
     A required gate that is not among them is not required.
     """
-    chosen = [step for step in STEPS if step.name in names]
+    chosen = [step for step in steps_of(config) if step.name in names]
     made = {f"{step.name}.{output}" for step in chosen for output in step.outputs} | {POLICY}
     return [
         {

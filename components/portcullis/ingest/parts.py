@@ -119,9 +119,12 @@ def _cut_file(file: SourceFile, kind: str, part: Part) -> SourceFile:
     if kind == "parquet":
         return replace(file, groups=(part.piece, part.pieces))
     with _opened(file) as opened:
-        bounds = [opened.size * (part.piece + more) // part.pieces for more in (0, 1)]
-        start, end = record_starts(opened, bounds, quoted=kind == "csv")
-        header = b"" if kind == "jsonl" or not start else _range(opened, 0, record_starts(opened, [1], quoted=True)[0])
+        offsets = [opened.size * (part.piece + more) // part.pieces for more in (0, 1)]
+        start, end = record_starts(opened, offsets, quoted=kind == "csv")
+        header = _range(opened, 0, record_starts(opened, [1], quoted=True)[0]) if kind == "csv" else b""
+    start = max(start, len(header))
+    if start >= end:
+        raise DataError(f"{file.entry.path}: no record starts in part {part.piece} of {part.pieces}; use fewer shards")
     return replace(file, view=lambda opened: _FilePart(opened, header, start, end))
 
 
