@@ -77,7 +77,8 @@ def _nested_problems(where: str, task: dict[str, Any], component: dict[str, Any]
             yield f"{where} leaves out the input {name!r}, which would be filled from its caller by name"
     for name, value in given.get("parameters", {}).items():
         constant = value.get("runtimeValue", {}).get("constant")
-        if "parameterIterator" in task and "taskOutputParameter" in value:
+        over = task.get("parameterIterator", {}).get("items", {}).get("inputParameter")
+        if "parameterIterator" in task and "taskOutputParameter" in value and name != over:
             yield f"{where} is a loop that takes a task's output {name!r}, for which its item may be put in"
         if isinstance(constant, str) and "{{$" in constant:
             yield f"{where} is given a text with something spliced in as {name!r}, which may arrive as null"
