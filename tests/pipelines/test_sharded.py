@@ -4,17 +4,20 @@ from pathlib import Path
 
 import pytest
 import sharded_run as small
+from click.testing import CliRunner
 
 from portcullis.at_rest import open_dataset, pipeline_key
+from portcullis.cli.main import cli
 from portcullis.dataset import DatasetSpec, parse_dataset
 from portcullis.digest import path_digest
-from portcullis.errors import ConfigError
+from portcullis.errors import ConfigError, EvidenceError, UsageError
 from portcullis.evidence.chain import split_bundle, verify_chain
 from portcullis.evidence.dsse import Envelope
 from portcullis.evidence.statement import Statement
 from portcullis.evidence.step import now_ms
 from portcullis.evidence.trust import TrustStore
 from portcullis.files import read_bytes
+from portcullis.harden import secret_name
 from portcullis.ingest.readers import open_source
 from portcullis.ingest.stage import ingest
 from portcullis.keys import symmetric_key
@@ -22,7 +25,9 @@ from portcullis.pii.mask import mask_stream
 from portcullis.pii.plan import masking_plan
 from portcullis.pii.stage import mask_pii, residual_pii
 from portcullis.preflight.stage import preflight
+from portcullis_pipelines.bootstrap import secrets_of
 from portcullis_pipelines.config import SHARDED, ReferenceConfig
+from portcullis_pipelines.home import revoke
 from portcullis_pipelines.packaging import DataAccess, package
 from portcullis_pipelines.steps import SHARD_STEPS, STEPS, steps_of
 
@@ -153,3 +158,30 @@ def test_a_package_over_shards_reaches_the_data_in_both_loops(split) -> None:
     assert "name: portcullis-sharded" in text
     assert text.count("secretName: my-s3") == 2
     assert all(f"residual_pii#{index}/4" in text for index in range(4))
+
+
+def test_a_sharded_step_has_one_secret_and_one_key(sharded_run) -> None:
+    policy = TrustStore.load(sharded_run.home.trust).policy
+    secrets = secrets_of(policy, "all")
+    assert set(secrets) == {secret_name(step) for step in small.STEPS}
+    assert secrets["portcullis-survey-shard"] == ("survey_shard.pem", "pipeline.pub.pem")
+    assert secrets["portcullis-merge-shards"] == ("merge_shards.pem", "pipeline.pem", "pipeline.pub.pem")
+    assert len({rule.key.keyid for rule in policy.steps.values()}) == len(small.STEPS)
+
+
+def test_a_sharded_step_s_key_is_revoked_for_all_its_shards(sharded_run, tmp_path: Path) -> None:
+    home = small.prepare(tmp_path)
+    store = revoke(home, step="mask_pii")
+    assert store.policy.step("mask_pii#2/3").key.keyid in store.revocations.keys
+    with pytest.raises(UsageError, match="there is no step 'mask_pii#2/3'"):
+        revoke(home, step="mask_pii#2/3")
+    lines = split_bundle(sharded_run.task("merge-shards/merged_evidence").read_bytes())
+    policy = TrustStore.load(sharded_run.home.trust).policy
+    revoked = {policy.step("mask_pii#0/3").key.keyid}
+    with pytest.raises(EvidenceError, match="is revoked"):
+        verify_chain(lines, policy, needed=["merge_shards"], judged_at=now_ms(), revoked_keys=revoked)
+
+
+def test_a_number_of_shards_on_the_command_line_is_a_whole_one() -> None:
+    for shards in ("0", "1025", "many"):
+        assert CliRunner().invoke(cli, ["run", "--shards", shards]).exit_code == 2
