@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from kfp import dsl
 from kfp.dsl import Artifact, Dataset, Input
 
-from portcullis.harden import SMALL, harden, secret_name, secure_pipeline
+from portcullis.harden import LONG, harden, secret_name, secure_pipeline
 from portcullis.ingest.component import ingest, plan_shards, survey_shard
 from portcullis.pii.component import mask_pii, residual_pii_gate
 from portcullis.sharding.component import merge_shards
@@ -94,5 +94,5 @@ def masking_over_shards(
         "merge_shards": merged,
     }
     for step, task in tasks.items():
-        harden(task, secret=secret_name(step), resources=SMALL)
+        harden(task, secret=secret_name(step), resources=LONG)
     return Outputs(dataset=merged.outputs["merged"], evidence=merged.outputs["merged_evidence"])

@@ -6,7 +6,7 @@ from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Output
 
 from portcullis.container import component, gate_pipeline
 from portcullis.evidence.component import enforce
-from portcullis.harden import harden
+from portcullis.harden import LONG, harden
 
 
 @component
@@ -118,7 +118,7 @@ def residual_pii_gate(
     """
     judged = evaluate_residual_pii(dataset=dataset, evidence=evidence, masking=masking, step=step)
     held = enforce(subject=dataset, evidence=judged.outputs["verdict_evidence"], gate=step)
-    harden(judged, secret=secret)
-    harden(held, secret=secret)  # it opens the data set, to see that it is the one that was judged
+    harden(judged, secret=secret, resources=LONG)
+    harden(held, secret=secret, resources=LONG)  # it opens the data set, to see that it is the one that was judged
     outputs = NamedTuple("Outputs", [("evidence", Artifact)])
     return outputs(evidence=held.outputs["passed"])
