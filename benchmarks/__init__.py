@@ -117,4 +117,6 @@ def _show(value: float | None) -> str:
 def _aim(record: Record) -> str:
     if record.target is None:
         return ""
-    return f">= {record.target:g}x" if record.ratio is not None else f"<= {record.target:g} {record.unit}"
+    if record.ratio is not None:
+        return f">= {record.target:g}x"
+    return f"{'>=' if record.better == 'higher' else '<='} {record.target:g} {record.unit}"

@@ -62,7 +62,16 @@ def signed(config: ReferenceConfig, home: Home, out: Path) -> None:
     """Run the steps as the pipeline does."""
     nonce = preflight(step="preflight", bundle=out / "e0")
     spec = str(config.arguments(URI)["dataset_spec"])
-    ingest(step="ingest", nonce=nonce, evidence=out / "e0", uri=URI, spec=spec, dataset=out / "raw", bundle=out / "e1")
+    ingest(
+        step="ingest",
+        nonce=nonce,
+        evidence=out / "e0",
+        uri=URI,
+        spec=spec,
+        dataset=out / "raw",
+        quarantine=out / "quarantine",
+        bundle=out / "e1",
+    )
     masking = config.masking.to_dict()
     mask_pii(
         step="mask_pii",
@@ -105,14 +114,13 @@ def signed(config: ReferenceConfig, home: Home, out: Path) -> None:
         test=out / "test",
         bundle=out / "e5",
     )
-    privacy = config.privacy.to_dict()
     dp_noise(
         step="dp_noise",
         dataset=out / "train",
         evidence=out / "e5",
-        columns=privacy["columns"],
-        budget=privacy["budget"],
+        plan=config.privacy.to_dict(),
         noised=out / "noised",
+        report=out / "r4",
         bundle=out / "e6",
     )
     train_model(
@@ -204,8 +212,8 @@ def bare(config: ReferenceConfig, home: Home, out: Path) -> None:
     write_dataset(out / "train", sides.train, masked.spec)
     write_dataset(out / "test", sides.test, masked.spec)
     trained_on = read_dataset(out / "train")
-    noised = noise_dataset(trained_on, config.privacy.columns, budget=config.privacy.budget)
-    write_dataset(out / "noised", noised.table, trained_on.spec)
+    noised = noise_dataset(trained_on, config.privacy)
+    write_dataset(out / "noised", noised.table, noised.spec)
     rows = read_dataset(out / "noised")
     described = rows.spec.features
     spec = ModelSpec(

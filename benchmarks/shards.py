@@ -185,6 +185,7 @@ def _sharded(folder: Path) -> list[tuple[str, list[Callable[[], object]]]]:
                 "evidence": folder / "plan.evidence",
                 "plan": folder / "plan",
                 "dataset": path("raw", it),
+                "quarantine": path("quarantine", it),
                 "bundle": path("raw.evidence", it),
             },
         ),
@@ -249,6 +250,7 @@ def _digests(folder: Path) -> tuple[str, str]:
         uri=given["data_uri"],
         spec=given["dataset_spec"],
         dataset=folder / "whole.raw",
+        quarantine=folder / "whole.quarantine",
         bundle=folder / "whole.evidence",
     )
     masked = mask_pii(

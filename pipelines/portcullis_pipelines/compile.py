@@ -33,15 +33,17 @@ STAGES = {
     "admission": "admit",
     "deploy": "deploy",
     "attestation": "attest",
+    "supply_chain": "model_scan_gate",
     "sharding": "merge_shards",
 }
-# What shares a folder with another stage: gates with what they judge, what plans shards, and `start_chain`.
+# What shares a folder with another stage: gates with what they judge, what plans shards, what starts or converts.
 BESIDE = {
     "ingest/survey.yaml": ("ingest", "survey_shard"),
     "ingest/plan.yaml": ("ingest", "plan_shards"),
     "pii/gate.yaml": ("pii", "residual_pii_gate"),
     "watermark/gate.yaml": ("watermark", "verify_watermark_gate"),
     "attestation/start.yaml": ("attestation", "start_chain"),
+    "supply_chain/convert.yaml": ("supply_chain", "convert_model"),
 }
 # Stages that need more than a little memory and time.
 HEAVY = {"train": LARGE, "watermark": LARGE}

@@ -11,7 +11,7 @@ and an unknown key is refused.
     model: {architecture: digits-cnn, options: {width: 24}}
     training: {method: pgd, epsilon: 0.15, …}
     robustness: {epsilon: 0.1, …}
-    privacy: {columns: {age: {low: 18, high: 90, epsilon: 3, steps: 73}}, budget: 3}
+    privacy: {columns: {age: {low: 18, high: 90, epsilon: 3, steps: 73}}, budget: 3, others: {…}, rows: shuffle}
     watermark: {owner: …}
     thresholds: {robust_accuracy: 0.75, clean_accuracy: 0.9, samples: 100, agreement: 0.98, accuracy_drop: 0.01}
     deployment: {target: local, cluster: {}, environment: development}
@@ -35,7 +35,7 @@ from portcullis.errors import ConfigError, DataError
 from portcullis.evidence.shards import MAX_SHARDS, Shard
 from portcullis.files import read_bytes
 from portcullis.pii.plan import MaskingPlan, masking_plan
-from portcullis.privacy.settings import NoisedColumn, noised_columns
+from portcullis.privacy.settings import NoisedColumn, NoisePlan
 from portcullis.quality.settings import QualitySettings
 from portcullis.robustness.settings import RobustnessSettings
 from portcullis.strict_yaml import MAX_YAML_BYTES, load_yaml
@@ -43,7 +43,6 @@ from portcullis.training.settings import TrainingSettings
 from portcullis.watermark.mark import MAX_OWNER
 
 MAX_SAMPLES = 1 << 30
-MAX_BUDGET = 1024.0
 SHARDED = ("survey_shard", "ingest", "mask_pii", "residual_pii")  # the steps that are used once for each shard
 DEVELOPMENT = "development"
 _ENVIRONMENT = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -121,28 +120,38 @@ class Quality:
 
 
 @dataclass(frozen=True)
-class Privacy:
-    """Which columns of the training rows get noise, within which public bounds, and how much a row may spend.
+class Privacy(NoisePlan):
+    """Which columns of the training rows get noise, what becomes of the others, and how much a row or person may spend.
 
     Attributes:
-        columns: Column to its bounds, epsilon and grid.
-        budget: Most that the epsilons of one row may add up to.
+        columns: Column to its noise: `low`, `high`, `epsilon` and `steps`, and `nulls`; or `categories` and `epsilon`,
+            and `other` and `nulls`; or `low`, `high`, `epsilon` and `mechanism: laplace`.
+        budget: The most that the epsilons of one row may add up to; with `contribution`, those of all rows of a person.
+        others: What becomes of each column without noise, `keep` or `drop`: `features` and `label` (keep only), `ids`
+            (sensitive columns that are tokens), `text` (sensitive columns that are scanned), and any other by its name.
+        rows: `keep` the order of the rows, or `shuffle` them.
+        contribution: `column`, whose row it is, and `at_most`, how many rows of one person stay; empty for all.
     """
 
-    columns: Mapping[str, NoisedColumn] = field(default_factory=dict)
-    budget: float = 0.0
-
     def __post_init__(self) -> None:
-        if not 0 <= self.budget <= MAX_BUDGET:
-            raise ConfigError(f"privacy.budget must be a number from 0 to {MAX_BUDGET:g}")
-        asked = math.fsum(column.epsilon for column in self.columns.values())
+        super().__post_init__()
+        asked = self.multiplier * math.fsum(column.epsilon for column in self.columns.values())
         if not asked <= self.budget:
             raise ConfigError(f"privacy: the columns ask for an epsilon of {asked:g}, above the budget {self.budget:g}")
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values, as the policy and the pipeline's arguments hold them."""
-        columns = {name: dataclasses.asdict(column) for name, column in self.columns.items()}
-        return {"columns": columns, "budget": self.budget}
+    def require_declared(self, spec: DatasetSpec) -> None:
+        """Refuse where a column without noise that the description names is not declared.
+
+        Raises:
+            ConfigError: That is so; columns that the description does not name are judged when the data are there.
+        """
+        roles = {"label": (spec.label.column,), "features": spec.features.columns}
+        roles |= {"text": tuple(name for name, treatment in spec.sensitive.items() if treatment == "scan")}
+        roles |= {"ids": tuple(name for name, treatment in spec.sensitive.items() if treatment == "token")}
+        for role, names in roles.items():
+            left = [name for name in names if name not in self.columns and name not in self.others]
+            if self.columns and left and role not in self.others:
+                raise ConfigError(f"privacy: {left[0]!r} gets no noise; declare others.{role}: keep or drop")
 
 
 @dataclass(frozen=True)
@@ -192,7 +201,7 @@ class ReferenceConfig:
         training: How the model is trained.
         robustness: How it is attacked.
         thresholds: What it must withstand.
-        privacy: Which columns get noise.
+        privacy: Which columns get noise, and what becomes of the others.
         owner: Whose watermark the model carries; the data set's name when empty.
         deployment: Where it is deployed.
         recipients: Key ids of those who can open the sealed model; filled in from the serving key.
@@ -218,10 +227,13 @@ class ReferenceConfig:
     def __post_init__(self) -> None:
         if type(self.shards) is not int or not 1 <= self.shards <= MAX_SHARDS:
             raise ConfigError(f"shards is a whole number from 1 to {MAX_SHARDS}")
+        if self.shards > 1 and self.dataset.quarantine_at_most:
+            raise ConfigError("over shards no record is set aside; leave out shards, or dataset.quarantine_at_most")
         if self.deployment.target == "kubernetes":
             require_server_name(self.dataset.name)
         masking = self.masking.covering(self.dataset.sensitive)
         masking_plan(self.dataset, masking.to_dict())
+        self.privacy.require_declared(self.dataset)
         object.__setattr__(self, "masking", masking)
 
     @classmethod
@@ -289,8 +301,7 @@ class ReferenceConfig:
             "architecture_options": dict(self.options),
             **{f"train_{name}": value for name, value in dataclasses.asdict(self.training).items()},
             **{f"attack_{name}": value for name, value in dataclasses.asdict(self.robustness).items()},
-            "noise_columns": self.privacy.to_dict()["columns"],
-            "noise_budget": float(self.privacy.budget),
+            **{f"noise_{name}": value for name, value in self.privacy.to_dict().items()},
             "watermark_owner": self.owner or self.dataset.name,
             "recipients": list(self.recipients),
             "target": self.deployment.target,
@@ -330,6 +341,8 @@ _REFERENCE_PRIVACY = Privacy(
         "balance": NoisedColumn(low=-5000, high=45000, epsilon=3, steps=501),
     },
     budget=6,
+    others={"features": "keep", "label": "keep", "ids": "drop", "text": "drop"},
+    rows="keep",  # the keyed order of `split`
 )
 
 # YAML 1.1 reads 1e-3 as text.
@@ -366,12 +379,8 @@ def _options(value: Any) -> dict[str, float]:
 
 
 def _privacy(value: Any) -> Privacy:
-    known = _known(value, {"columns", "budget"}, "privacy")
-    columns = noised_columns(known.get("columns", {}))
-    budget = known.get("budget", 0)
-    if not _is_number(budget):
-        raise ConfigError(f"privacy.budget is {_shown(budget)}, not {_KINDS[float]}")
-    return Privacy(columns, float(budget))
+    known = _known(value, {it.name for it in dataclasses.fields(Privacy)}, "privacy")
+    return Privacy.parse(known)
 
 
 def _owner(value: Any) -> str:

@@ -67,8 +67,11 @@ def _training(
     attack_deepfool_overshoot: float,
     attack_n_min: int,
     attack_seed: int,
-    noise_columns: Dict[str, Dict[str, float]],
+    noise_columns: Dict[str, Dict[str, Any]],
     noise_budget: float,
+    noise_others: Dict[str, str],
+    noise_rows: str,
+    noise_contribution: Dict[str, Any],
     watermark_owner: str,
     recipients: List[str],
     gpus: str,
@@ -110,8 +113,11 @@ def _training(
         attack_deepfool_overshoot: DeepFool's overshoot.
         attack_n_min: Fewest samples that are judged.
         attack_seed: Seed of the attacks.
-        noise_columns: Columns of the training rows that get noise: low, high, epsilon and steps of each.
-        noise_budget: Most that the epsilons of one row may add up to.
+        noise_columns: Columns of the training rows that get noise, and the noise of each.
+        noise_budget: The most that a row may spend, or a person where contributions are bounded.
+        noise_others: What becomes of the columns without noise.
+        noise_rows: Whether the rows keep their order.
+        noise_contribution: How many rows of one person stay.
         watermark_owner: Whose watermark the model carries.
         recipients: Key ids of those who can open the sealed model.
         gpus: How many GPUs training and the robustness gates ask for each, spelt as text; `0` for none.
@@ -158,6 +164,9 @@ def _training(
         evidence=sides.outputs["split_evidence"],
         columns=noise_columns,
         budget=noise_budget,
+        others=noise_others,
+        rows=noise_rows,
+        contribution=noise_contribution,
     )
     trained = train(
         dataset=noised.outputs["noised"],

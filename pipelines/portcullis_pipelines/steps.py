@@ -40,7 +40,7 @@ class ReferenceStep:
         limits: What it does not defend against.
         requires: Gates that must have PASSED before.
         parameters: The parameters that the policy demands.
-        checks: For a gate, the bounds on its figures.
+        checks: The bounds on its figures; a gate has some.
         keys: Further key files that it reads, beside its own signing key.
         part: The nested pipeline that it belongs to.
         sharded: Whether it is used once for each shard.
@@ -105,12 +105,13 @@ STEPS: tuple[ReferenceStep, ...] = (
         stage="ingest",
         kind="transform",
         inputs={"nonce": "preflight.nonce", "raw": "external"},
-        outputs=("dataset",),
+        outputs=("dataset", "quarantine"),
         refuses="malformed rows, with their position; links; a schema that is not the declared one",
         threat="data altered on the way in, or other data than the evidence says",
         limits="any raw data under the declared schema is accepted; who chose them is not judged",
         keys=(WRITES,),
         parameters=lambda config: {"spec": config.dataset.to_dict()},
+        checks=lambda config: {"quarantined": {"min": 0, "max": config.dataset.quarantine_at_most}},
     ),
     ReferenceStep(
         name="mask_pii",
@@ -170,11 +171,11 @@ STEPS: tuple[ReferenceStep, ...] = (
         kind="transform",
         inputs={"dataset": "split.train"},
         outputs=("dataset",),
-        refuses="an epsilon above the budget; bounds that are not declared; missing or non-numeric cells",
+        refuses="an epsilon above the budget; bounds or domains that are not declared; columns that nobody declared",
         threat="reading a person's exact values of the noised columns out of what the training step is given",
         limits="columns without noise, among them all features here; a model trained on them is not private",
         keys=(READS, WRITES),
-        parameters=lambda config: {"columns": config.privacy.to_dict()["columns"], "budget": config.privacy.budget},
+        parameters=lambda config: config.privacy.to_dict(),
     ),
     ReferenceStep(
         name="train",

@@ -154,6 +154,7 @@ def read(run, folder: Path, **changes) -> Statement:
         "uri": str(run.source),
         "spec": spec(),
         "dataset": folder / "set",
+        "quarantine": folder / "quarantine",
         "bundle": folder / "evidence",
         "plan": run.task("plan-shards/plan"),
     }

@@ -39,6 +39,7 @@ from portcullis.keys import role_uri, symmetric_key
 from portcullis.pii.plan import MaskingPlan
 from portcullis.pii.stage import mask_pii, residual_pii
 from portcullis.privacy.noise import noise_dataset
+from portcullis.privacy.settings import Contribution, NoisePlan
 from portcullis.privacy.stage import dp_noise
 from portcullis.quality.stage import evaluate_quality
 from portcullis.robustness.stage import evaluate_robustness
@@ -111,9 +112,8 @@ class Steps:
                         test_fraction=config.test_fraction, train=out / "train", test=out / "test", **given
                     )
                 case "dp_noise":
-                    privacy = config.privacy.to_dict()
                     return dp_noise(
-                        columns=privacy["columns"], budget=privacy["budget"], noised=out / "noised", **given
+                        plan=config.privacy.to_dict(), noised=out / "noised", report=out / "report", **given
                     )
                 case "train":
                     return train_model(
@@ -425,7 +425,7 @@ def test_an_epsilon_above_the_budget(steps):
     """The policy's owner let it through, say; the step certifies its own table and refuses before it writes."""
     rows = steps.rows("dp_noise", "dataset")
     with pytest.raises(DataError, match="above the budget"):
-        noise_dataset(rows, steps.run.config.privacy.columns, budget=5.9)
+        noise_dataset(rows, NoisePlan(**{**vars(steps.run.config.privacy), "budget": 5.9}))
     with pytest.raises(ConfigError, match="above the budget"):
         dataclasses.replace(steps.run.config.privacy, budget=5.9)
 
@@ -436,6 +436,50 @@ def test_the_bounds_of_the_noise_are_read_off_the_data(steps):
     steps.run = dataclasses.replace(steps.run, config=noisy(steps.run.config, low=min(ages) + 1, high=max(ages) - 1))
     with pytest.raises(PolicyError, match="columns is"):
         steps.call("dp_noise")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"others": {"features": "keep", "label": "keep", "ids": "keep", "text": "drop"}}, "others is"),
+        ({"others": {"features": "keep", "label": "keep", "ids": "drop", "text": "keep"}}, "others is"),
+        ({"rows": "shuffle"}, "rows is"),
+        ({"contribution": Contribution("email", 1)}, "contribution is"),
+    ],
+    ids=["identifiers are kept", "free text is kept", "another order of rows", "another bound on a person's rows"],
+)
+def test_the_pipeline_treats_what_gets_no_noise_otherwise_than_the_policy_says(steps, changes, said):
+    privacy = dataclasses.replace(steps.run.config.privacy, **changes)
+    steps.run = dataclasses.replace(steps.run, config=dataclasses.replace(steps.run.config, privacy=privacy))
+    with pytest.raises(PolicyError, match=said):
+        steps.call("dp_noise")
+    assert steps.written() == []
+
+
+def test_a_column_passes_that_nobody_declared(steps):
+    """The policy's owner forgot one, say; it is not passed on in silence."""
+    rows = steps.rows("dp_noise", "dataset")
+    plan = steps.run.config.privacy
+    grown = dataclasses.replace(rows, table=rows.table.append_column("salary", [list(range(rows.table.num_rows))]))
+    with pytest.raises(DataError, match="'salary' gets no noise; declare"):
+        noise_dataset(grown, plan)
+    assert (
+        "salary"
+        not in noise_dataset(
+            grown, dataclasses.replace(plan, others={**plan.others, "salary": "drop"})
+        ).table.column_names
+    )
+
+
+def test_the_domain_of_a_category_is_taken_from_the_data(steps):
+    """There is no way to say so; and what the policy does not name is refused, so the data cannot widen a domain."""
+    with pytest.raises(ConfigError, match="categories must be a list"):
+        NoisePlan.parse({"columns": {"digit": {"categories": "auto", "epsilon": 3}}, "budget": 3, "rows": "keep"})
+    rows = steps.rows("dp_noise", "dataset")
+    entry = {"digit": {"categories": [str(digit) for digit in range(9)], "epsilon": 3}}
+    others = {"features": "keep", "ids": "drop", "text": "drop", "age": "drop", "balance": "drop"}
+    with pytest.raises(DataError, match="not one of the 9 categories"):
+        noise_dataset(rows, NoisePlan.parse({"columns": entry, "budget": 3, "rows": "keep", "others": others}))
 
 
 def test_the_data_are_not_masked_at_all(steps):

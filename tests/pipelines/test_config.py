@@ -85,12 +85,15 @@ def test_what_the_pipeline_is_called_with_is_plain_json(load):
 
 
 AGE = "{low: 18, high: 90, epsilon: 2, steps: 73}"
+REST = "others: {features: keep, label: keep}, rows: keep"
 
 
 def test_the_sections_of_the_later_stages(load):
-    config = load(f"privacy: {{columns: {{age: {AGE}}}, budget: 2}}\nwatermark: {{owner: us}}")
+    config = load(f"privacy: {{columns: {{age: {AGE}}}, budget: 2, {REST}}}\nwatermark: {{owner: us}}")
     arguments = config.arguments("x", gpus=2, gpu_resource="nvidia.com/mig-1g.10gb")
     assert arguments["noise_columns"] == {"age": {"low": 18, "high": 90, "epsilon": 2, "steps": 73}}
+    assert (arguments["noise_others"], arguments["noise_rows"]) == ({"features": "keep", "label": "keep"}, "keep")
+    assert arguments["noise_contribution"] == {}
     assert (arguments["noise_budget"], arguments["watermark_owner"]) == (2.0, "us")
     assert (arguments["gpus"], arguments["gpu_resource"]) == ("2", "nvidia.com/mig-1g.10gb")
     plain = load("")
@@ -171,11 +174,28 @@ REFUSED = {
     "option as text": ("model: {options: {width: '8'}}", "model.options"),
     "option without a name": ("model: {options: {1: 2}}", "model.options"),
     "columns that ask for more than the budget": (
-        f"privacy: {{columns: {{age: {AGE}}}, budget: 1.9}}",
+        f"privacy: {{columns: {{age: {AGE}}}, budget: 1.9, {REST}}}",
         "above the budget",
     ),
-    "columns without a budget": (f"privacy: {{columns: {{age: {AGE}}}}}", "above the budget 0"),
-    "budget NaN": ("privacy: {budget: .nan}", "privacy.budget is nan"),
+    "columns without a budget": (f"privacy: {{columns: {{age: {AGE}}}, {REST}}}", "above the budget 0"),
+    "a person's rows ask for more than the budget": (
+        f"privacy: {{columns: {{age: {AGE}}}, budget: 3, {REST}, contribution: {{column: id, at_most: 2}}}}",
+        "an epsilon of 4, above the budget 3",
+    ),
+    "columns without an order of the rows": (
+        f"privacy: {{columns: {{age: {AGE}}}, budget: 2, others: {{features: keep, label: keep}}}}",
+        "declare whether to keep the order",
+    ),
+    "features without noise that nobody declared": (
+        f"privacy: {{columns: {{age: {AGE}}}, budget: 2, rows: keep, others: {{label: keep}}}}",
+        "declare others.features",
+    ),
+    "a label without noise that nobody declared": (
+        f"privacy: {{columns: {{age: {AGE}}}, budget: 2, rows: keep, others: {{features: keep}}}}",
+        "declare others.label",
+    ),
+    "a key of privacy that is unknown": ("privacy: {clumns: {}}", "privacy knows no 'clumns'"),
+    "budget NaN": ("privacy: {budget: .nan}", "privacy.budget must be"),
     "budget negative": ("privacy: {budget: -1}", "privacy.budget must be"),
     "column without bounds": ("privacy: {columns: {age: {epsilon: 1, steps: 9}}, budget: 1}", "exactly low, high"),
     "column with bounds reversed": (

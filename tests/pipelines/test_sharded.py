@@ -1,5 +1,6 @@
 """The pipeline over shards, run for real by the local runner, leaves what a run of the whole table leaves."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from portcullis.evidence.trust import TrustStore
 from portcullis.files import read_bytes
 from portcullis.harden import secret_name
 from portcullis.ingest.readers import open_source
-from portcullis.ingest.stage import ingest
+from portcullis.ingest.stage import ingest, survey_shard
 from portcullis.keys import symmetric_key
 from portcullis.pii.mask import mask_stream
 from portcullis.pii.plan import masking_plan
@@ -58,6 +59,7 @@ def whole(sharded_run, tmp_path_factory):
             uri=str(sharded_run.source),
             spec=given["dataset_spec"],
             dataset=folder / "raw",
+            quarantine=folder / "quarantine",
             bundle=folder / "raw.evidence",
         )
         mask_pii(
@@ -180,6 +182,25 @@ def test_a_sharded_step_s_key_is_revoked_for_all_its_shards(sharded_run, tmp_pat
     revoked = {policy.step("mask_pii#0/3").key.keyid}
     with pytest.raises(EvidenceError, match="is revoked"):
         verify_chain(lines, policy, needed=["merge_shards"], judged_at=now_ms(), revoked_keys=revoked)
+
+
+def test_nothing_is_set_aside_over_shards(sharded_run, tmp_path: Path) -> None:
+    dataset = {**small.CONFIG.dataset.to_dict(), "quarantine_at_most": 5}
+    with pytest.raises(ConfigError, match="over shards no record is set aside"):
+        ReferenceConfig.from_dict({"dataset": dataset, "shards": 2})
+    with sharded_run.environment(), pytest.raises(ConfigError, match="over shards no record is set aside"):
+        survey_shard(
+            step="survey_shard#0/3",
+            nonce="0" * 32,
+            evidence=tmp_path,
+            uri=str(sharded_run.source),
+            spec=json.dumps(dataset),
+            survey=tmp_path / "survey",
+            head=tmp_path / "head",
+            bundle=tmp_path / "bundle",
+        )
+    policy = TrustStore.load(sharded_run.home.trust).policy
+    assert policy.step("ingest#1/3").checks["quarantined"].high == 0
 
 
 def test_a_number_of_shards_on_the_command_line_is_a_whole_one() -> None:

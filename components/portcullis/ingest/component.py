@@ -14,6 +14,7 @@ def ingest(
     uri: str,
     spec: str,
     dataset: Output[Dataset],
+    quarantine: Output[Artifact],
     dataset_evidence: Output[Artifact],
     metrics: Output[Metrics],
     step: str = "ingest",
@@ -21,7 +22,8 @@ def ingest(
 ) -> NamedTuple("Outputs", [("digest", str)]):
     """Read a CSV, JSON Lines or Parquet file or folder; attest the digest of its bytes, its rows and its schema.
 
-    Refuses malformed rows with their file and position, links, and columns that are not as described.
+    Refuses malformed rows with their file and position, links, and columns that are not as described. Where the
+    description allows it, malformed rows are set aside instead, sealed and counted.
 
     Args:
         nonce: The run's nonce, from `preflight`.
@@ -31,8 +33,9 @@ def ingest(
         step: Name of this step in the policy; of a shard `ingest#0/4`, and it reads that part of the source.
         plan: For a shard, what `plan_shards` wrote.
         dataset: The data set.
+        quarantine: The malformed rows that were set aside, sealed; without any it is empty.
         dataset_evidence: The evidence with this step's statement.
-        metrics: Rows, columns, bytes.
+        metrics: Rows, columns, bytes, and the rows set aside by reason.
 
     Returns:
         digest: SHA-256 of the data set.
@@ -49,6 +52,7 @@ def ingest(
         uri=uri,
         spec=spec,
         dataset=Path(dataset.path),
+        quarantine=Path(quarantine.path),
         bundle=Path(dataset_evidence.path),
         plan=Path(plan.path) if plan else None,
     )

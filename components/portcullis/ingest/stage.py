@@ -11,16 +11,17 @@ import pyarrow as pa
 
 from portcullis.at_rest import pipeline_key, pipeline_recipient, product_digest, seal_dataset, stream_sealed
 from portcullis.dataset import DatasetSpec
-from portcullis.digest import canonical_json, sha256
-from portcullis.errors import DataError, UsageError
+from portcullis.digest import canonical_json, path_digest, sha256
+from portcullis.errors import ConfigError, DataError, UsageError
 from portcullis.evidence.shards import Shard
 from portcullis.evidence.statement import Statement
 from portcullis.evidence.step import begin
 from portcullis.evidence.trust import now_ms
-from portcullis.files import read_bytes, write_bytes
+from portcullis.files import atomic_path, read_bytes, write_bytes
 from portcullis.ingest.column_types import typed
 from portcullis.ingest.parts import SourcePart, source_part
 from portcullis.ingest.plan import Plan, ShardSurvey, plan_of
+from portcullis.ingest.quarantine import seal_quarantine
 from portcullis.ingest.readers import SourceStream, open_source, read_pieces, typed_pieces
 from portcullis.ingest.readers import survey as survey_part
 from portcullis.table import RowDigester, TableStream, digested, head_of, table_schema
@@ -37,6 +38,7 @@ def ingest(
     uri: str,
     spec: str,
     dataset: Path,
+    quarantine: Path,
     bundle: Path,
     plan: Path | None = None,
 ) -> Statement:
@@ -49,6 +51,7 @@ def ingest(
         uri: The source: a local path, a `file:`, `s3://`, `gs://` or `minio://` URI, or `builtin:cheque-digits`.
         spec: The data-set description, YAML.
         dataset: Where the data set goes.
+        quarantine: Where the malformed records go that the description allows to be set aside; with none it is empty.
         bundle: Where the evidence goes.
         plan: For a shard, what `plan_shards` wrote.
 
@@ -83,16 +86,25 @@ def ingest(
     table = source.table
     digester = RowDigester(table.schema, table.rows)
     schema = _schema_figure(table.schema)
-    digest = seal_dataset(dataset, digested(table, digester), source.spec, recipient=pipeline_recipient())
+    recipient = pipeline_recipient()
+    with atomic_path(quarantine) as temporary:  # it appears with the data set, or not at all
+        quarantined, content = seal_quarantine(temporary, source.set_aside(), recipient=recipient)
+        if quarantined != sum(source.malformed.values()):
+            raise DataError("the source changed while it was read; leave it alone and run again")
+        digest = seal_dataset(dataset, digested(table, digester), source.spec, recipient=recipient)
     return begun.finish(
         bundle=bundle,
-        outputs={"dataset": digest},
+        outputs={"dataset": digest, "quarantine": path_digest(quarantine)},
         figures={
             "source": uri,
             "reader": source.reader,
             "bytes": sum(entry.size for entry in source.files),
             "files": len(source.files),
+            "records": source.records,
             "rows": table.rows,
+            "quarantined": quarantined,
+            **{f"quarantined_{reason}": count for reason, count in sorted(source.malformed.items())},
+            "quarantine_sha256": content,
             "columns": len(table.schema),
             "logical_root": digester.digests().root,
             "schema": schema,
@@ -116,7 +128,8 @@ def survey_shard(
         bundle: Where the evidence goes.
 
     Raises:
-        ConfigError: As `ingest`; so are the others.
+        ConfigError: The description is malformed, or allows records to be set aside: where a part begins would then
+            depend on what is malformed.
         DataError: The part is malformed.
         EvidenceError: The evidence does not hold.
         KeyMaterialError: There is no key to seal for.
@@ -124,6 +137,8 @@ def survey_shard(
     """
     started = now_ms()
     described = DatasetSpec.from_yaml(spec)
+    if described.quarantine_at_most:
+        raise ConfigError("over shards no record is set aside; write quarantine_at_most: 0, or run without shards")
     shard = _shard(step)
     part = source_part(uri, shard)
     begun = begin(
@@ -231,7 +246,8 @@ def planned_source(part: SourcePart, plan: Plan, shard: Shard, spec: DatasetSpec
     sources = part.sources
     table = TableStream(plan.schema, plan.rows[shard.index], lambda: typed_pieces(sources, plan.schema))
     files = tuple(file.entry for file in sources.files)
-    return SourceStream(table, spec.resolve(plan.schema.names), files, sources.reader, sources.digest)
+    resolved = spec.resolve(plan.schema.names)
+    return SourceStream(table, resolved, files, sources.reader, sources.digest, table.rows, {}, lambda: iter(()))
 
 
 def _schema_figure(schema: pa.Schema) -> str:
