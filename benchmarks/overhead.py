@@ -13,12 +13,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
 from benchmarks import Record, command
 from portcullis.admission.stage import admit
 from portcullis.at_rest import subject_digest
+from portcullis.budget.stage import evaluate_budget
 from portcullis.dataset import features_and_labels, read_dataset, write_dataset
 from portcullis.digest import content_digest, tree_digest
 from portcullis.encryption.stage import encrypt
@@ -28,6 +30,8 @@ from portcullis.evidence.step import enforce
 from portcullis.ingest.readers import read_source
 from portcullis.ingest.stage import ingest
 from portcullis.keys import symmetric_key
+from portcullis.ledger.mechanisms import MAX_EPSILON
+from portcullis.ledger.settings import LedgerSettings
 from portcullis.models.store import WEIGHTS_FILE, ModelSpec, load_model, read_model_files, save_model
 from portcullis.pii.mask import mask_table
 from portcullis.pii.residual import residual_figures
@@ -119,6 +123,7 @@ def signed(config: ReferenceConfig, home: Home, out: Path) -> None:
         dataset=out / "train",
         evidence=out / "e5",
         plan=config.privacy.to_dict(),
+        ledger=config.ledger_parameters(),
         noised=out / "noised",
         report=out / "r4",
         bundle=out / "e6",
@@ -133,7 +138,17 @@ def signed(config: ReferenceConfig, home: Home, out: Path) -> None:
         model=out / "model",
         bundle=out / "e7",
     )
-    judge(config, "robustness:trained", out / "model", out, evidence=out / "e7", passed=out / "e9")
+    evaluate_budget(
+        step="budget",
+        model=out / "model",
+        evidence=out / "e7",
+        ledger=config.ledger_parameters(),
+        charging=config.charging,
+        report=out / "r2",
+        bundle=out / "e7-verdict",
+    )
+    enforce("budget", subject=tree_digest(out / "model"), evidence=out / "e7-verdict", passed=out / "e8")
+    judge(config, "robustness:trained", out / "model", out, evidence=out / "e8", passed=out / "e9")
     owner = config.dataset.name
     marked, original = out / "marked", out / "model"
     watermark_model(
@@ -293,7 +308,9 @@ def _recorded(name: str) -> Iterator[list[object]]:
 def _home(folder: Path) -> Iterator[tuple[ReferenceConfig, Home]]:
     home = Home(folder / "home")
     generate_keys(home)
-    _, config = ensure_trust(home, ReferenceConfig.load(None))
+    config = ReferenceConfig.load(None)
+    config = replace(config, ledger=LedgerSettings(config.dataset.name, MAX_EPSILON))  # for the many runs of this
+    _, config = ensure_trust(home, config)
     with mock.patch.dict(os.environ, home.environment):
         yield config, home
 

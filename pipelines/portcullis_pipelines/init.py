@@ -18,9 +18,12 @@ import pyarrow.compute as pc
 import yaml
 
 from portcullis.dataset import read_regular_file
+from portcullis.dp_training.settings import AuditSettings, PrivateSettings
 from portcullis.errors import DataError, UsageError
 from portcullis.ingest.csv_table import read_csv
 from portcullis.ingest.jsonl_table import read_jsonl
+from portcullis.ledger.settings import LedgerSettings
+from portcullis.membership.settings import MembershipSettings
 from portcullis.pii.entities import IN_TEXT
 from portcullis.privacy.settings import DROP, KEEP, ROLES, SHUFFLE, CategoryColumn, NoisedColumn
 from portcullis.quality.settings import QualitySettings
@@ -128,7 +131,13 @@ def configuration(suggestions: Sequence[str] = ()) -> str:
             "The model: an installed architecture, and its options, name to number.",
             {"architecture": defaults.architecture, "options": dict(defaults.options)},
         ),
-        _of("training", "How the model is trained.", defaults.training, TrainingSettings),
+        _of("training", "How the model is trained.", defaults.training, TrainingSettings)
+        + "\n# In place of `training`, to learn under differential privacy (DP-SGD); its audit and attack follow."
+        + "\n# dp_training:"
+        + "".join(f"\n#   {name}: {it}" for name, it in dataclasses.asdict(PrivateSettings()).items())
+        + "".join(f"\n{line}" for line in _meaning(PrivateSettings, indent="#   ")),
+        _of("audit", "How thoroughly a private trainer is audited.", defaults.audit, AuditSettings),
+        _of("membership", "How a private model is attacked.", defaults.membership, MembershipSettings),
         _of("robustness", "How the gates attack the model.", defaults.robustness, RobustnessSettings),
         _of("thresholds", "What it must withstand.", defaults.thresholds, Thresholds),
         _section(
@@ -144,6 +153,12 @@ def configuration(suggestions: Sequence[str] = ()) -> str:
         + "".join(f"\n{line}" for line in _meaning(CategoryColumn, indent="  #     "))
         + f"\n  # others: {_flow({role: KEEP if role in ('features', 'label') else DROP for role in ROLES})}"
         + f"\n  # rows: {SHUFFLE}",
+        "# The privacy budget of the data set over all runs; when empty, a single run's privacy.budget."
+        "\nledger: {}"
+        f"\n  # dataset: {defaults.dataset.name}"
+        "\n  # epsilon: 12"
+        + "".join(f"\n  # {field.name}: {field.default}" for field in dataclasses.fields(LedgerSettings)[2:])
+        + "".join(f"\n{line}" for line in _meaning(LedgerSettings, indent="  # ")),
         _section(
             "watermark", "Whose mark the model carries; the data set's name when empty.", {"owner": defaults.owner}
         ),

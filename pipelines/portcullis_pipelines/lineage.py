@@ -284,7 +284,7 @@ def _split(statement: Statement, output: str, table: _Table) -> _Table:
 
 def _noised(statement: Statement, _: str, table: _Table) -> _Table:
     try:
-        plan = NoisePlan.parse(statement.parameters)
+        plan = NoisePlan.of_statement(statement.parameters)
         spec = DatasetSpec.from_dict(table.spec).resolve([column.name for column in table.columns], masked=True)
         handled = treatments(spec, [column.name for column in table.columns], plan)
     except (ConfigError, DataError) as error:

@@ -93,23 +93,15 @@ def package(
     Raises:
         UsageError: The image has no digest, or the number or kind of GPUs cannot be.
     """
-    from portcullis_pipelines.reference import (
-        reference_pipeline,
-        release_from_storage,
-        secure_training,
-        sharded_pipeline,
-        sharded_training,
-    )
+    from portcullis_pipelines.reference import release_from_storage, variant
 
-    training, whole = (secure_training, reference_pipeline)
-    if config.shards > 1:
-        training, whole = sharded_training, sharded_pipeline
     if image is not None:
         require_image(image)
     if not 0 <= gpus <= 999:
         raise UsageError(f"{gpus} is no number of GPUs")
     require_gpu_resource(gpu_resource)
     arguments = config.arguments(data.uri, gpus=gpus, gpu_resource=gpu_resource)
+    training, whole = variant(private=config.dp_training is not None, sharded=config.shards > 1)
     parts = (training, release_from_storage) if split else (whole,)
     return {
         name: compiled(_placed(part, image, data), arguments)

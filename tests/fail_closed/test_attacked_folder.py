@@ -498,7 +498,9 @@ def test_every_data_set_between_the_steps_is_sealed_for_the_pipeline_alone(real_
     outputs = ("ingest/dataset", "mask-pii/masked", "split/train", "split/test", "dp-noise/noised")
     known = {real_run.task(output) for output in outputs}
     sealed = {path.parent for path in real_run.root.rglob("recipients.json")}
-    assert sealed == known | {real_run.task("encrypt/sealed")}
-    for directory in known:
+    quarantine = real_run.task("ingest/quarantine")
+    assert sealed == known | {quarantine, real_run.task("encrypt/sealed")}
+    for directory in known | {quarantine}:
         assert sealed_recipients(directory) == [real_run.pipeline_key.key_id]
+    for directory in known:
         assert resting.opened(directory, real_run.pipeline_key).table.num_rows > 100

@@ -14,6 +14,7 @@ import portcullis.deploy.stage as deploying
 from benchmarks.poisons import poisoned
 from portcullis.admission.stage import admit
 from portcullis.at_rest import seal_dataset
+from portcullis.budget.stage import evaluate_budget
 from portcullis.dataset import write_dataset
 from portcullis.deploy.stage import deploy
 from portcullis.digest import tree_digest
@@ -68,12 +69,13 @@ class Steps:
             "split": {"dataset": task("mask-pii/masked"), "evidence": task("enforce-2/passed")},
             "dp_noise": {"dataset": task("split/train"), "evidence": task("split/split_evidence")},
             "train": {"dataset": task("dp-noise/noised"), "evidence": task("dp-noise/noised_evidence")},
+            "budget": {"model": task("train/model"), "evidence": task("train/model_evidence")},
             "robustness:trained": {
                 "model": task("train/model"),
                 "test": task("split/test"),
-                "evidence": task("train/model_evidence"),
+                "evidence": task("enforce-3/passed"),
             },
-            "watermark": {"model": task("train/model"), "evidence": task("enforce-3/passed")},
+            "watermark": {"model": task("train/model"), "evidence": task("enforce-4/passed")},
             "verify_watermark": {
                 "model": task("watermark/marked"),
                 "unmarked": task("train/model"),
@@ -82,15 +84,15 @@ class Steps:
             "robustness:watermarked": {
                 "model": task("watermark/marked"),
                 "test": task("split/test"),
-                "evidence": task("enforce-4/passed"),
+                "evidence": task("enforce-5/passed"),
             },
             "equivalence": {
                 "model": task("watermark/marked"),
                 "judged": task("train/model"),
                 "test": task("split/test"),
-                "evidence": task("enforce-5/passed"),
+                "evidence": task("enforce-6/passed"),
             },
-            "encrypt": {"model": task("watermark/marked"), "evidence": task("enforce-6/passed")},
+            "encrypt": {"model": task("watermark/marked"), "evidence": task("enforce-7/passed")},
             "sign": {"sealed": task("encrypt/sealed"), "evidence": task("encrypt/sealed_evidence")},
         }
 
@@ -112,8 +114,20 @@ class Steps:
                         test_fraction=config.test_fraction, train=out / "train", test=out / "test", **given
                     )
                 case "dp_noise":
+                    self.uncharge()
                     return dp_noise(
-                        plan=config.privacy.to_dict(), noised=out / "noised", report=out / "report", **given
+                        plan=config.privacy.to_dict(),
+                        ledger=config.ledger_parameters(),
+                        noised=out / "noised",
+                        report=out / "report",
+                        **given,
+                    )
+                case "budget":
+                    return evaluate_budget(
+                        ledger=config.ledger_parameters(),
+                        charging=config.charging,
+                        report=out / "report",
+                        **given,
                     )
                 case "train":
                     return train_model(
@@ -136,6 +150,11 @@ class Steps:
                 case "sign":
                     return sign(signature=out / "signature", **given)
         raise AssertionError(step)
+
+    def uncharge(self) -> None:
+        """Have the ledger be as it was before the run: to be repeated is what `test_attacked_ledger` tries."""
+        (self.run.home.ledgers / "cheque-digits.jsonl").unlink(missing_ok=True)
+        (self.run.home.state / "ledger-cheque-digits.json").unlink(missing_ok=True)
 
     def rows(self, step: str, name: str):
         """Open a data set that a step takes."""
@@ -167,6 +186,7 @@ ARTIFACTS = [
     ("split", "dataset"),
     ("dp_noise", "dataset"),
     ("train", "dataset"),
+    ("budget", "model"),
     ("robustness:trained", "model"),
     ("robustness:trained", "test"),
     ("watermark", "model"),
@@ -185,6 +205,7 @@ MODULES = {
     "split": "portcullis.split.stage",
     "dp_noise": "portcullis.privacy.stage",
     "train": "portcullis.training.stage",
+    "budget": "portcullis.budget.stage",
     "robustness:trained": "portcullis.robustness.stage",
     "watermark": "portcullis.watermark.stage",
     "verify_watermark": "portcullis.watermark.stage",
@@ -648,7 +669,7 @@ def test_enforce_is_shown_another_subject_than_the_gate_judged(attacked, tmp_pat
 
 def test_enforce_is_pointed_at_a_step_that_is_no_gate(attacked, tmp_path):
     with attacked.environment(), pytest.raises(PolicyError, match="no gate"):
-        enforce("train", subject="0" * 64, evidence=attacked.task("enforce-3/passed"), passed=tmp_path / "passed")
+        enforce("train", subject="0" * 64, evidence=attacked.task("enforce-4/passed"), passed=tmp_path / "passed")
 
 
 def test_the_pipeline_calls_a_step_with_weaker_parameters_than_the_policys(steps):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import shutil
 from collections.abc import Collection
 from pathlib import Path
 
@@ -12,13 +13,17 @@ import resting
 from chains import World
 from kfp import dsl
 
+from portcullis.at_rest import seal_dataset
 from portcullis.dataset import Dataset, DatasetSpec, Features, Label
 from portcullis.digest import sha256
-from portcullis.errors import ConfigError, DataError, EvidenceError, PolicyError
+from portcullis.errors import BudgetError, ConfigError, DataError, EvidenceError, PolicyError, UsageError
 from portcullis.evidence.step import begin
 from portcullis.evidence.trust import Revocations, now_ms, write_trust_store
 from portcullis.files import write_bytes
 from portcullis.keys import Signer
+from portcullis.ledger.entries import read_entries
+from portcullis.ledger.mechanisms import Pure
+from portcullis.ledger.settings import LedgerSettings
 from portcullis.preflight.stage import preflight
 from portcullis.privacy.bits import RandomBits
 from portcullis.privacy.component import dp_noise as dp_noise_component
@@ -32,6 +37,7 @@ AGE = {"low": 18, "high": 90, "epsilon": 1, "steps": 73}
 BALANCE = {"low": -5000, "high": 45000, "epsilon": 1, "steps": 501}
 COUNT = {"low": 0, "high": 10, "epsilon": 2, "mechanism": "laplace"}
 CITY = {"categories": ["Paris", "Rome", "elsewhere"], "epsilon": 1}
+LEDGER = LedgerSettings("customers", epsilon=2.5).to_dict()
 SPEC = DatasetSpec("customers", Label("label", ("0", "1")), Features(("p0", "p1"), (2,), 0, 16), {"name": "token"})
 
 
@@ -428,7 +434,7 @@ class Place:
 
     def furnished(self, data: Dataset, plan: dict) -> "Place":
         """Return the same place under another policy."""
-        other = Place(self.root, plan)
+        other = Place(self.root, plan | {"ledger": LEDGER})
         other.furnish(data)
         return other
 
@@ -438,10 +444,25 @@ class Place:
             dataset=self.root / "data",
             evidence=self.root / "evidence",
             plan=plan_of(columns, budget) | changes,
+            ledger=LEDGER if columns else {},
             noised=self.root / "out" / "noised",
             report=self.root / "out" / "report",
             bundle=self.root / "out" / "bundle",
         )
+
+    def ledger(self):
+        """The entries that were charged."""
+        path = self.root / "ledgers" / "customers.jsonl"
+        return read_entries(path.read_bytes() if path.exists() else b"", "customers")
+
+    def forget(self) -> None:
+        """Remove what the step wrote."""
+        shutil.rmtree(self.root / "out")
+
+    def begin_anew(self) -> None:
+        """Begin another run on the same data."""
+        self.forget()
+        self.furnish(dataset())
 
     def written(self) -> list[str]:
         return sorted(path.name for path in (self.root / "out").glob("*"))
@@ -451,9 +472,10 @@ class Place:
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PORTCULLIS_TRUST", str(tmp_path / "trust"))
     monkeypatch.setenv("PORTCULLIS_KEYS", f"file:{tmp_path / 'keys'}")
+    monkeypatch.setenv("PORTCULLIS_LEDGERS", str(tmp_path / "ledgers"))
 
     def make(columns: dict, budget: float = 2.0, data: Dataset | None = None) -> Place:
-        made = Place(tmp_path, plan_of(columns, budget))
+        made = Place(tmp_path, plan_of(columns, budget) | {"ledger": LEDGER if columns else {}})
         made.furnish(data or dataset())
         return made
 
@@ -465,11 +487,73 @@ def test_the_step_signs_what_it_wrote(place) -> None:
     statement = here.noise({"age": {name: float(value) for name, value in AGE.items()}})
     assert statement.outputs == {"dataset": resting.content(here.root / "out" / "noised")}
     assert (statement.stage, statement.kind, statement.figures["columns_noised"]) == ("dp_noise", "transform", 1)
-    assert dict(statement.parameters) == plan_of({"age": AGE}, 2)
+    assert dict(statement.parameters) == plan_of({"age": AGE}, 2) | {"ledger": LEDGER}
     result = resting.opened(here.root / "out" / "noised")
     assert result.spec == SPEC and result.table.num_rows == 300
     assert not result.table["age"].equals(dataset().table["age"])
     assert result.table.drop_columns("age").equals(dataset().table.drop_columns("age"))
+
+
+def test_bounded_contributions_are_charged_per_person(place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a person spends is not charged to a ledger that counts rows."""
+    here = place({"age": AGE})
+    bounded = {"contribution": {"column": "name", "at_most": 2}}
+    here.furnished(dataset(), plan_of({"age": AGE}, 2) | bounded)
+    with pytest.raises(EvidenceError, match="per person"):
+        here.noise({"age": AGE}, **bounded)
+    assert here.written() == [] and here.ledger() == ()
+    monkeypatch.setitem(LEDGER, "unit", "person")
+    here.furnished(dataset(), plan_of({"age": AGE}, 2) | bounded)
+    statement = here.noise({"age": AGE}, **bounded)
+    (entry,) = here.ledger()
+    assert entry.charge.unit == "person"
+    assert entry.charge.mechanism == Pure(statement.figures["epsilon_person"])
+    assert entry.charge.mechanism.epsilon > statement.figures["epsilon_record"]
+
+
+def test_the_step_charges_what_it_wrote_before_it_writes(place, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = place({"age": AGE})
+
+    def charged(*arguments: object, **options: object) -> str:
+        assert here.ledger() and here.written() == []
+        return seal_dataset(*arguments, **options)
+
+    monkeypatch.setattr("portcullis.privacy.stage.seal_dataset", charged)
+    statement = here.noise({"age": AGE})
+    (entry,) = here.ledger()
+    assert statement.figures["ledger_entry"] == entry.digest and entry.number == 1
+    assert entry.charge.mechanism == Pure(statement.figures["epsilon_record"])
+    assert statement.figures["ledger_epsilon"] == statement.figures["epsilon_record"]
+    assert entry.charge.output == statement.outputs["dataset"]
+    assert (entry.charge.run, entry.charge.step, entry.charge.unit) == (statement.nonce, "dp_noise", "row")
+
+
+def test_the_runs_before_count_and_nothing_is_written_above_the_budget(place) -> None:
+    here = place({"age": AGE})
+    for _ in range(2):
+        here.noise({"age": AGE})
+        here.begin_anew()
+    with pytest.raises(BudgetError, match="2 releases have spent an epsilon of 2, with this one 3"):
+        here.noise({"age": AGE})
+    assert here.written() == [] and len(here.ledger()) == 2
+
+
+def test_a_step_that_is_tried_again_in_the_same_run_is_refused(place) -> None:
+    """It would draw the noise again; both draws together tell more than one was charged for."""
+    here = place({"age": AGE})
+    here.noise({"age": AGE})
+    here.forget()
+    with pytest.raises(EvidenceError, match="was charged before, for another output"):
+        here.noise({"age": AGE})
+    assert here.written() == [] and len(here.ledger()) == 1
+
+
+def test_without_a_ledger_no_noise_is_released(place, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = place({"age": AGE})
+    monkeypatch.delenv("PORTCULLIS_LEDGERS")
+    with pytest.raises(UsageError, match="PORTCULLIS_LEDGERS"):
+        here.noise({"age": AGE})
+    assert here.written() == []
 
 
 def test_the_original_is_not_written_beside_the_noise(place) -> None:
@@ -592,6 +676,7 @@ def test_the_component_does_what_the_stage_does(place) -> None:
         others=others(dataset().table, ["age"]),
         rows="keep",
         contribution={},
+        ledger=LEDGER,
         noised=dsl.Dataset(uri=str(out / "noised")),
         noised_evidence=dsl.Artifact(uri=str(out / "bundle")),
         report=dsl.HTML(uri=str(out / "report")),

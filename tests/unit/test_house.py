@@ -15,14 +15,17 @@ SOURCES = sorted([*LIBRARY.rglob("*.py"), *PIPELINES.rglob("*.py")])
 # Lowest first; a module imports from its own floor or a lower one.
 FLOORS = [
     {"errors"},
-    {"digest", "files", "isolation", "strict_yaml", "keys", "remote", "sealing", "kubernetes_names"},
+    {
+        *("digest", "files", "isolation", "strict_yaml", "keys", "remote", "sealing", "kubernetes_names"),
+        *("kubernetes_api", "hash_chain"),
+    },
     {"evidence", "table", "report"},
-    {"dataset", "models"},
+    {"dataset", "models", "ledger"},
     {"at_rest"},
     {
-        *("preflight", "ingest", "pii", "quality", "split", "privacy", "training", "robustness", "watermark"),
-        *("equivalence", "encryption", "signing", "attestation", "sharding", "admission", "deploy", "serving"),
-        "supply_chain",
+        *("preflight", "ingest", "pii", "quality", "split", "privacy", "training", "dp_training", "robustness"),
+        *("membership", "watermark", "budget", "equivalence", "encryption", "signing", "attestation", "sharding"),
+        *("admission", "deploy", "serving", "supply_chain"),
     },
     {"container", "harden"},
 ]
@@ -30,6 +33,7 @@ FLOORS = [
 BETWEEN_STAGES = {
     ("admission", "signing"),
     ("sharding", "pii"),  # adds up the counts that masking states
+    ("dp_training", "training"),  # trains with its attack
     ("serving", "encryption"),  # opens what it sealed
     ("deploy", "serving"),  # starts and probes the server
 }

@@ -17,7 +17,9 @@ import click
 
 from portcullis import __version__
 from portcullis.cli import cluster, data
+from portcullis.cli.ledger import ledger
 from portcullis.cli.mask import mask
+from portcullis.cli.ownership import claim, watermark
 from portcullis.cli.reveal import reveal
 from portcullis.cli.scan import convert, scan
 from portcullis.cli.show import Steps, chain_table, complain, key_table, say
@@ -80,19 +82,33 @@ def cli() -> None:
     type=click.IntRange(1, MAX_SHARDS),
     help="Over how many shards to read and mask the data (default: what the configuration says, else 1).",
 )
+@click.option("--private", is_flag=True, help="Train under differential privacy (DP-SGD), by a policy of its own.")
+@click.option("--epsilon", type=float, help="What the private training may spend: 1, 3 or 8 of the reference (3).")
 @_json
-def run(uri: str, config: Path | None, output: Path, shards: int | None, as_json: bool) -> None:  # noqa: FBT001
+def run(
+    uri: str,
+    config: Path | None,
+    output: Path,
+    shards: int | None,
+    private: bool,  # noqa: FBT001
+    epsilon: float | None,
+    as_json: bool,  # noqa: FBT001
+) -> None:
     """Run the reference pipeline on this machine with the kfp local runner.
 
     Creates missing keys and a policy (labelled `development`) below PORTCULLIS_HOME, runs every step, verifies what
     they left by itself, and writes the report, the evidence and the sealed model. Your own data needs --data and
     --config; the configuration names the label, the features with shape and bounds, and the sensitive columns.
+    With --private the model is trained by DP-SGD, audited, and attacked by membership inference; its policy asks for
+    less robustness, as privacy costs some. With --config, its section dp_training says how.
     """
     from portcullis_pipelines.run import run_reference
 
     if uri != _REFERENCE and config is None:
         raise ConfigError("--data needs --config: a YAML file that describes label, features and sensitive columns")
-    chosen = ReferenceConfig.load(config)
+    if epsilon is not None and not private:
+        raise UsageError("--epsilon says how private a model is to be; add --private")
+    chosen = ReferenceConfig.load(config, private=private, epsilon=epsilon)
     if shards is not None:
         chosen = dataclasses.replace(chosen, shards=shards)
     home = homes.home_of(chosen)
@@ -226,8 +242,9 @@ def keys() -> None:
 @_config
 def generate(config: Path | None) -> None:
     """Create every missing key: one per step, the owner's, masking, split and serving. Files are of mode 0600."""
-    home = _home(config)
-    made = homes.generate_keys(home, _step_names(config))
+    chosen = ReferenceConfig.load(config)
+    home = homes.home_of(chosen)
+    made = homes.generate_keys(home, homes.step_names(chosen))
     for path in made:
         say(str(path))
     say(f"{len(made)} keys made in {home.keys}; existing ones were left alone")
@@ -238,8 +255,8 @@ def generate(config: Path | None) -> None:
 @_json
 def list_keys(config: Path | None, as_json: bool) -> None:  # noqa: FBT001
     """List the signing keys by role, with their key ids. Shows no private key."""
-    home = _home(config)
-    rows = homes.list_keys(home, _step_names(config))
+    chosen = ReferenceConfig.load(config)
+    rows = homes.list_keys(homes.home_of(chosen), homes.step_names(chosen))
     if as_json:
         click.echo(json.dumps(rows, indent=2))
     else:
@@ -284,7 +301,7 @@ def rollback(directory: Path, config: Path | None) -> None:
 
 for command in (cluster.init, cluster.compile_package, cluster.bootstrap, cluster.doctor, cluster.submit):
     cli.add_command(command)
-for command in (data.diff, data.lineage, data.quarantine, mask, reveal, scan, convert):
+for command in (data.diff, data.lineage, data.quarantine, mask, reveal, ledger, scan, convert, watermark, claim):
     cli.add_command(command)
 
 
@@ -296,10 +313,6 @@ def _own_name() -> str:
 
 def _home(config: Path | None) -> homes.Home:
     return homes.home_of(ReferenceConfig.load(config))
-
-
-def _step_names(config: Path | None) -> tuple[str, ...]:
-    return homes.step_names(ReferenceConfig.load(config))
 
 
 def _use(trust: Path | None) -> Path:

@@ -16,6 +16,7 @@ def dp_noise(
     others: Dict[str, str],
     rows: str,
     contribution: Dict[str, Any],
+    ledger: Dict[str, Any],
     noised: Output[Dataset],
     noised_evidence: Output[Artifact],
     report: Output[HTML],
@@ -35,6 +36,8 @@ def dp_noise(
         others: `keep` or `drop` for each column without noise, by name or as `features`, `label`, `ids`, `text`.
         rows: `keep` their order or `shuffle` them; empty without a column that gets noise.
         contribution: `column`, whose row it is, and `at_most`, how many rows of one person stay; or nothing.
+        ledger: The budget over all runs: data set, epsilon, delta, unit, and where ledger and last head are kept; empty
+            without a column.
         step: Name of this step in the policy.
         noised: The data set with noise in place of the values of those columns, without the dropped ones.
         noised_evidence: The evidence with this step's statement.
@@ -55,6 +58,7 @@ def dp_noise(
         dataset=Path(dataset.path),
         evidence=Path(evidence.path),
         plan=plan,
+        ledger=ledger,
         noised=Path(noised.path),
         report=Path(report.path),
         bundle=Path(noised_evidence.path),

@@ -34,7 +34,7 @@ def noise_section(statement: Statement) -> list[str]:
     """Return what a statement of `dp_noise` says, as parts of a page."""
     figures = statement.figures
     facts = [(shown, figures[name]) for name, shown in _SHOWN.items() if figures.get(name) not in (None, "")]
-    plan = NoisePlan.parse(statement.parameters)
+    plan = NoisePlan.of_statement(statement.parameters)
     parts = [f"<h3>{html.escape(statement.step)}</h3>", table(("what", "value"), facts)]
     if plan.columns:
         parts += [

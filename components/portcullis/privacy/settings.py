@@ -260,6 +260,15 @@ class NoisePlan:
             contribution=_contribution(value.get("contribution", {})),
         )
 
+    @classmethod
+    def of_statement(cls, parameters: Mapping[str, Any]) -> Self:
+        """Read the plan out of what `dp_noise` states as its parameters: beside the plan, its ledger.
+
+        Raises:
+            ConfigError: As `parse`.
+        """
+        return cls.parse({name: value for name, value in parameters.items() if name != "ledger"})
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, every field present, as the policy demands them."""
         return {
