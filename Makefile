@@ -74,7 +74,7 @@ lock: install ## pin the newest tested versions again (torch stays outside hash 
 	mkdir -p build && echo "$(TORCH)" > build/torch.txt
 	$(PIP_COMPILE) --upgrade --extra dev --output-file requirements.lock pyproject.toml
 	sed -i '/^# WARNING/,/^kfp-portcullis @/d; 1i # The versions that were tested together, with hashes; made by `make lock`. torch is installed beside it (Makefile).' requirements.lock
-	$(PIP_COMPILE) --upgrade --extra kfp,torch,serve,data --constraint requirements.lock --output-file images/requirements.lock pyproject.toml
+	$(PIP_COMPILE) --upgrade --extra kfp,torch,serve,data,dp --constraint requirements.lock --output-file images/requirements.lock pyproject.toml
 	sed -i '/^# WARNING/,$$d' images/requirements.lock
 
 clean: ## remove what was built

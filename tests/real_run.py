@@ -34,6 +34,7 @@ class RealRun:
         """Copy everything but the tasks' own files, which attacks read only."""
         shutil.copytree(self.output, target / "output")
         shutil.copytree(self.home.root, target / "home")
+        shutil.copytree(self.home.ledgers, target / "ledgers")
         return RealRun(target / "output", self.root, Home(target / "home"), self.config)
 
     @property
@@ -124,7 +125,7 @@ def make_real_run(folder: Path) -> RealRun:
     root, scratch, output = folder / "root", folder / "scratch", folder / "output"
     scratch.mkdir()
     started = running.now_ms()
-    log = running._run_child(config.arguments("builtin:cheque-digits"), home, root, scratch, lambda *_: None)
+    log = running._run_child(config, "builtin:cheque-digits", home, root, scratch, lambda *_: None)
     try:
         running._publish(root, store, output, started=started)
     except Exception as error:

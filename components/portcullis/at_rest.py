@@ -10,6 +10,7 @@ own. What a step made is refused in plain text, whatever its digest; no missing 
 """
 
 import contextlib
+import io
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -95,6 +96,28 @@ def seal_dataset(
     }
     seal_written(files, directory, recipients=[recipient], context=CONTEXT)
     return dataset_digest(written[0], description)
+
+
+def sealed_digest(table: pa.Table | TableStream, spec: DatasetSpec) -> str:
+    """Return the content digest that `seal_dataset` would give these rows, and write nothing.
+
+    Raises:
+        DataError: As `seal_dataset`; so is the other.
+        ConfigError: As `seal_dataset`.
+    """
+    stream = table if isinstance(table, TableStream) else stream_of(table)
+    description = encode_spec(spec, stream.schema.names)
+    return dataset_digest(write_rows(_Nowhere(), stream), description)
+
+
+class _Nowhere(io.RawIOBase):
+    """Takes all bytes and keeps none."""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: bytes) -> int:  # type: ignore[override]
+        return len(data)
 
 
 def open_dataset(directory: Path, *, key: SealingPrivateKey) -> dict[str, bytes]:

@@ -77,6 +77,10 @@ class GateInconclusiveError(GateFailedError):
     exit_code = 3
 
 
+class BudgetError(RefusedError):
+    """The privacy budget of a data set is spent, or would be."""
+
+
 class SealError(RefusedError):
     """A sealed file was altered or truncated, or this key does not open it."""
 

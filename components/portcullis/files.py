@@ -204,6 +204,15 @@ def write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:
             stream.write(data)
 
 
+def sync_folder(folder: Path) -> None:
+    """Have a folder's entries reach the disk: without it, a file that was just made may be gone after a crash."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def read_full(source: BinaryFile, size: int) -> bytes:
     """Read `size` bytes, fewer only at the end of the file."""
     data = bytearray()

@@ -297,21 +297,49 @@ def _fsspec(uri: str) -> tuple[fs.FileSystem, str]:
     return fs.PyFileSystem(fs.FSSpecHandler(system)), location + "/" * (uri.endswith("/") and location[-1:] != "/")
 
 
+def s3_endpoint(*, own_server: bool) -> tuple[str, str, str]:
+    """Return scheme, host and port, and region of the server that the environment names for `s3://` and `minio://`.
+
+    Args:
+        own_server: Whether there must be one named, as for `minio://`; else AWS's own in the region.
+
+    Raises:
+        UsageError: None is named, or not as an address; or AWS is meant and no region is named.
+    """
+    region = _region()
+    named = _named_endpoint(own_server=own_server)
+    if named:
+        return *named, region or "us-east-1"
+    if region is None:
+        raise UsageError(f"set {_REGION_ENV[0]} to the bucket's region")
+    return "https", f"s3.{region}.amazonaws.com", region
+
+
 def _s3(bucket: str, *, own_server: bool) -> fs.FileSystem:
+    named, region = _named_endpoint(own_server=own_server), _region()
+    if named is None:
+        return fs.S3FileSystem(region=region or fs.resolve_s3_region(bucket), **_PATIENCE)
+    # The AWS SDK follows no redirect in this region only, which it signs for as us-east-1. A redirect would have this
+    # process read whatever the store's operator names, with its session token.
+    region = "aws-global" if region in (None, "us-east-1") else region
+    return fs.S3FileSystem(endpoint_override=named[1], scheme=named[0], region=region, **_PATIENCE)
+
+
+def _region() -> str | None:
+    return next((os.environ[name] for name in _REGION_ENV if os.environ.get(name)), None)
+
+
+def _named_endpoint(*, own_server: bool) -> tuple[str, str] | None:
     named = next((name for name in _ENDPOINT_ENV if os.environ.get(name)), None)
-    region = next((os.environ[name] for name in _REGION_ENV if os.environ.get(name)), None)
     if named is None:
         if own_server:
             raise UsageError(f"minio:// needs a server: set {_ENDPOINT_ENV[0]} to http://host:port")
-        return fs.S3FileSystem(region=region or fs.resolve_s3_region(bucket), **_PATIENCE)
+        return None
     address = os.environ[named]
     match = ENDPOINT.fullmatch(address if "://" in address else f"https://{address}")
     if match is None:
         raise UsageError(f"{named} is not a server's address; write https://host:port")
-    # The AWS SDK follows no redirect in this region only, which it signs for as us-east-1. A redirect would have this
-    # process read whatever the store's operator names, with its session token.
-    region = "aws-global" if region in (None, "us-east-1") else region
-    return fs.S3FileSystem(endpoint_override=match[2], scheme=match[1], region=region, **_PATIENCE)
+    return match[1], match[2]
 
 
 def _google() -> fs.FileSystem:

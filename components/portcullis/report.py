@@ -71,6 +71,26 @@ def bar_chart(values: Mapping[str, float], lows: Mapping[str, float]) -> str:
     return f'<div class="scroll">{"".join(parts)}</svg></div>'
 
 
+def budget_bar(parts: Mapping[str, float], budget: float) -> str:
+    """Draw what each part spent, one after the other in one bar of SVG, and the budget as a dashed line."""
+    width, height = 620, 26
+    total = sum(parts.values())
+    scale = width / max(total, budget)
+    drawn, x = [], 0.0
+    for place, (name, value) in enumerate(parts.items()):
+        title = f"<title>{html.escape(f'{name}: {value:.6g}')}</title>"
+        colour = "var(--bad)" if x / scale + value > budget * (1 + 1e-9) else f"var(--s{place % 8})"
+        long = max(value * scale - 1, 0.5)
+        drawn.append(f'<rect x="{x:.1f}" y="3" width="{long:.1f}" height="{height}" fill="{colour}">{title}</rect>')
+        x += value * scale
+    line = budget * scale
+    drawn.append(f'<path d="M{line:.1f} 0 v{height + 6}" stroke="var(--ink)" stroke-dasharray="4 3"/>')
+    said = f"{len(parts)} runs, {total:.6g} of {budget:.6g}"
+    drawn.append(f'<text x="0" y="{height + 22}">{html.escape(said)}</text>')
+    whole = f'viewBox="0 0 {width + 4} {height + 28}" role="img" style="width:{width + 4}px"'
+    return f'<div class="scroll"><svg {whole}>{"".join(drawn)}</svg></div>'
+
+
 def tiles(facts: Mapping[str, object]) -> str:
     """Return a few facts side by side, each a large figure over its name."""
     cells = (

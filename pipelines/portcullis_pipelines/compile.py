@@ -25,6 +25,9 @@ STAGES = {
     "split": "split",
     "privacy": "dp_noise",
     "training": "train",
+    "dp_training": "dp_train",
+    "membership": "membership_gate",
+    "budget": "budget_gate",
     "robustness": "robustness_gate",
     "watermark": "watermark",
     "equivalence": "equivalence_gate",
@@ -33,15 +36,20 @@ STAGES = {
     "admission": "admit",
     "deploy": "deploy",
     "attestation": "attest",
+    "supply_chain": "model_scan_gate",
 }
-# What shares a folder with another stage: gates with what they judge, and `start_chain`.
+# What shares a folder with another stage: gates with what they judge, `start_chain`, marking with data,
+# `convert_model`.
 BESIDE = {
     "pii/gate.yaml": ("pii", "residual_pii_gate"),
+    "dp_training/gate.yaml": ("dp_training", "privacy_audit_gate"),
     "watermark/gate.yaml": ("watermark", "verify_watermark_gate"),
+    "watermark/with_triggers.yaml": ("watermark", "watermark_with_triggers"),
     "attestation/start.yaml": ("attestation", "start_chain"),
+    "supply_chain/convert.yaml": ("supply_chain", "convert_model"),
 }
 # Stages that need more than a little memory and time.
-HEAVY = {"train": LARGE, "watermark": LARGE}
+HEAVY = {"train": LARGE, "dp_train": LARGE, "watermark": LARGE}
 # What a pipeline of one task takes besides.
 _SETTINGS = {
     "secret": "Name of the Kubernetes Secret with this step's keys.",
@@ -94,9 +102,10 @@ def outputs() -> Iterator[tuple[Path, Any]]:
             yield folder / name / "pipeline.yaml", one_task_pipeline(component, HEAVY.get(stage, SMALL))
     for path, (name, stage) in BESIDE.items():
         yield folder / path, getattr(import_module(f"portcullis.{name}.component"), stage)
-    from portcullis_pipelines.reference import reference_pipeline
+    from portcullis_pipelines.reference import private_pipeline, reference_pipeline
 
     yield Path(__file__).parent / "reference.yaml", reference_pipeline
+    yield Path(__file__).parent / "private.yaml", private_pipeline
 
 
 def one_task_pipeline(component: Any, resources: Resources = SMALL) -> Any:

@@ -10,8 +10,12 @@ and an unknown key is refused.
     split: {test_fraction: 0.2}
     model: {architecture: digits-cnn, options: {width: 24}}
     training: {method: pgd, epsilon: 0.15, …}
+    dp_training: {target_epsilon: 3, delta: 0.00001, …}   (in place of `training`: the private variant)
+    audit: {canaries: 300, confidence: 0.95}   (this and the next, of the private variant)
+    membership: {false_positives: 0.001, …}
     robustness: {epsilon: 0.1, …}
-    privacy: {columns: {age: {low: 18, high: 90, epsilon: 3, steps: 73}}, budget: 3}
+    privacy: {columns: {age: {low: 18, high: 90, epsilon: 3, steps: 73}}, budget: 3, others: {…}, rows: shuffle}
+    ledger: {dataset: customers, epsilon: 12, delta: 0, store: local, memory: local}
     watermark: {owner: …}
     thresholds: {robust_accuracy: 0.75, clean_accuracy: 0.9, samples: 100, agreement: 0.98, accuracy_drop: 0.01}
     deployment: {target: local, cluster: {}, environment: development}
@@ -30,10 +34,13 @@ from typing import Any, TypeVar
 from portcullis.dataset import DatasetSpec
 from portcullis.deploy.settings import ServingSettings, require_server_name
 from portcullis.digest import canonical_json
+from portcullis.dp_training.settings import AuditSettings, PrivateSettings
 from portcullis.errors import ConfigError, DataError
 from portcullis.files import read_bytes
+from portcullis.ledger.settings import LedgerSettings
+from portcullis.membership.settings import MembershipSettings
 from portcullis.pii.plan import MaskingPlan, masking_plan
-from portcullis.privacy.settings import NoisedColumn, noised_columns
+from portcullis.privacy.settings import NoisedColumn, NoisePlan
 from portcullis.quality.settings import QualitySettings
 from portcullis.robustness.settings import RobustnessSettings
 from portcullis.strict_yaml import MAX_YAML_BYTES, load_yaml
@@ -41,7 +48,6 @@ from portcullis.training.settings import TrainingSettings
 from portcullis.watermark.mark import MAX_OWNER
 
 MAX_SAMPLES = 1 << 30
-MAX_BUDGET = 1024.0
 DEVELOPMENT = "development"
 _ENVIRONMENT = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
@@ -56,6 +62,7 @@ class Thresholds:
         samples: Fewest test rows.
         agreement: Least share of test rows, in 0..1, on which the shipped model decides as the judged one did.
         accuracy_drop: Most that the shipped model's accuracy may be below the judged one's, in 0..1.
+        membership_auc: Most that the upper end of membership inference's AUC may be, in 0.5..1; of a private model.
     """
 
     robust_accuracy: float = 0.75
@@ -63,6 +70,7 @@ class Thresholds:
     samples: int = 100
     agreement: float = 0.98
     accuracy_drop: float = 0.01
+    membership_auc: float = 0.6
 
     def __post_init__(self) -> None:
         if not (0 < self.robust_accuracy <= self.clean_accuracy <= 1 and 1 <= self.samples <= MAX_SAMPLES):
@@ -71,6 +79,8 @@ class Thresholds:
             )
         if not (0 < self.agreement <= 1 and 0 <= self.accuracy_drop < 1):
             raise ConfigError("thresholds need 0 < agreement <= 1 and 0 <= accuracy_drop < 1")
+        if not 0.5 <= self.membership_auc <= 1:
+            raise ConfigError("thresholds need 0.5 <= membership_auc <= 1")
 
 
 @dataclass(frozen=True)
@@ -118,28 +128,38 @@ class Quality:
 
 
 @dataclass(frozen=True)
-class Privacy:
-    """Which columns of the training rows get noise, within which public bounds, and how much a row may spend.
+class Privacy(NoisePlan):
+    """Which columns of the training rows get noise, what becomes of the others, and how much a row or person may spend.
 
     Attributes:
-        columns: Column to its bounds, epsilon and grid.
-        budget: Most that the epsilons of one row may add up to.
+        columns: Column to its noise: `low`, `high`, `epsilon` and `steps`, and `nulls`; or `categories` and `epsilon`,
+            and `other` and `nulls`; or `low`, `high`, `epsilon` and `mechanism: laplace`.
+        budget: The most that the epsilons of one row may add up to; with `contribution`, those of all rows of a person.
+        others: What becomes of each column without noise, `keep` or `drop`: `features` and `label` (keep only), `ids`
+            (sensitive columns that are tokens), `text` (sensitive columns that are scanned), and any other by its name.
+        rows: `keep` the order of the rows, or `shuffle` them.
+        contribution: `column`, whose row it is, and `at_most`, how many rows of one person stay; empty for all.
     """
 
-    columns: Mapping[str, NoisedColumn] = field(default_factory=dict)
-    budget: float = 0.0
-
     def __post_init__(self) -> None:
-        if not 0 <= self.budget <= MAX_BUDGET:
-            raise ConfigError(f"privacy.budget must be a number from 0 to {MAX_BUDGET:g}")
-        asked = math.fsum(column.epsilon for column in self.columns.values())
+        super().__post_init__()
+        asked = self.multiplier * math.fsum(column.epsilon for column in self.columns.values())
         if not asked <= self.budget:
             raise ConfigError(f"privacy: the columns ask for an epsilon of {asked:g}, above the budget {self.budget:g}")
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values, as the policy and the pipeline's arguments hold them."""
-        columns = {name: dataclasses.asdict(column) for name, column in self.columns.items()}
-        return {"columns": columns, "budget": self.budget}
+    def require_declared(self, spec: DatasetSpec) -> None:
+        """Refuse where a column without noise that the description names is not declared.
+
+        Raises:
+            ConfigError: That is so; columns that the description does not name are judged when the data are there.
+        """
+        roles = {"label": (spec.label.column,), "features": spec.features.columns}
+        roles |= {"text": tuple(name for name, treatment in spec.sensitive.items() if treatment == "scan")}
+        roles |= {"ids": tuple(name for name, treatment in spec.sensitive.items() if treatment == "token")}
+        for role, names in roles.items():
+            left = [name for name in names if name not in self.columns and name not in self.others]
+            if self.columns and left and role not in self.others:
+                raise ConfigError(f"privacy: {left[0]!r} gets no noise; declare others.{role}: keep or drop")
 
 
 @dataclass(frozen=True)
@@ -187,9 +207,13 @@ class ReferenceConfig:
         architecture: Name of an installed architecture.
         options: Its options, name to number.
         training: How the model is trained.
+        dp_training: How it is trained privately, in place of `training`; None for the variant that is not private.
+        audit: How thoroughly the private trainer is audited.
+        membership: How a private model is attacked by membership inference.
         robustness: How it is attacked.
         thresholds: What it must withstand.
-        privacy: Which columns get noise.
+        privacy: Which columns get noise, and what becomes of the others.
+        ledger: The privacy budget of the data set over all runs; when None, what one run may spend.
         owner: Whose watermark the model carries; the data set's name when empty.
         deployment: Where it is deployed.
         recipients: Key ids of those who can open the sealed model; filled in from the serving key.
@@ -203,35 +227,53 @@ class ReferenceConfig:
     architecture: str = "digits-cnn"
     options: Mapping[str, float] = field(default_factory=dict)
     training: TrainingSettings = field(default_factory=TrainingSettings)
+    dp_training: PrivateSettings | None = None
+    audit: AuditSettings = field(default_factory=AuditSettings)
+    membership: MembershipSettings = field(default_factory=MembershipSettings)
     robustness: RobustnessSettings = field(default_factory=RobustnessSettings)
     thresholds: Thresholds = field(default_factory=Thresholds)
     privacy: Privacy = field(default_factory=Privacy)
+    ledger: LedgerSettings | None = None
     owner: str = ""
     deployment: Deployment = field(default_factory=Deployment)
     recipients: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.deployment.target == "kubernetes":
-            require_server_name(self.dataset.name)
+            require_server_name(self.policy_name)
         masking = self.masking.covering(self.dataset.sensitive)
         masking_plan(self.dataset, masking.to_dict())
+        self.privacy.require_declared(self.dataset)
+        self.ledger_parameters()
         object.__setattr__(self, "masking", masking)
 
     @classmethod
-    def load(cls, path: Path | None) -> "ReferenceConfig":
+    def load(cls, path: Path | None, *, private: bool = False, epsilon: float | None = None) -> "ReferenceConfig":
         """Read a configuration file; the reference data's when there is none.
 
+        Args:
+            path: The file.
+            private: Train privately. A file says in `dp_training` how, and trains privately whenever it does.
+            epsilon: What that may spend; of a file, what it says itself.
+
         Raises:
-            ConfigError: Malformed, or it contradicts itself.
+            ConfigError: Malformed, it contradicts itself, or it does not say how to train as privately as asked for.
             UsageError: The file cannot be read.
         """
         if path is None:
             text = resources.files("portcullis.ingest").joinpath("cheque-digits.yaml").read_text("utf-8")
-            return cls(dataset=DatasetSpec.from_yaml(text), privacy=_REFERENCE_PRIVACY)
+            dataset = DatasetSpec.from_yaml(text)
+            if private:
+                return _private_reference(dataset, 3.0 if epsilon is None else epsilon)
+            return cls(dataset=dataset, privacy=_REFERENCE_PRIVACY, ledger=_REFERENCE_LEDGER)
         try:
-            return cls.from_dict(load_yaml(read_bytes(path, limit=MAX_YAML_BYTES)))
+            found = cls.from_dict(load_yaml(read_bytes(path, limit=MAX_YAML_BYTES)))
         except (DataError, ConfigError) as error:
             raise ConfigError(f"{path}: {error}") from error
+        spends = found.dp_training.target_epsilon if found.dp_training else None
+        if private and (spends is None or epsilon not in (None, spends)):
+            raise ConfigError(f"{path}: say in dp_training how to train privately, target_epsilon included")
+        return found
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> "ReferenceConfig":
@@ -241,10 +283,22 @@ class ReferenceConfig:
             ConfigError: A key is unknown, a value is of the wrong type, or `dataset` is missing.
         """
         names = {"dataset", "masking", "split", "model", "training", "robustness", "thresholds"}
-        names |= {"screening", "quality", "privacy", "watermark", "deployment"}
+        names |= {
+            "dp_training",
+            "audit",
+            "membership",
+            "screening",
+            "quality",
+            "privacy",
+            "ledger",
+            "watermark",
+            "deployment",
+        }
         sections = _known(document, names, "the file")
         if "dataset" not in sections:
             raise ConfigError("the configuration has no section `dataset`")
+        if "training" in sections and "dp_training" in sections:
+            raise ConfigError("the configuration has both `training` and `dp_training`; a model is trained once")
         split = _known(sections.get("split", {}), {"test_fraction"}, "split")
         model = _known(sections.get("model", {}), {"architecture", "options"}, "model")
         return cls(
@@ -256,12 +310,55 @@ class ReferenceConfig:
             architecture=_name(model.get("architecture", "digits-cnn")),
             options=_options(model.get("options", {})),
             training=_section(TrainingSettings, sections.get("training", {}), "training"),
+            dp_training=_section(PrivateSettings, sections["dp_training"], "dp_training")
+            if "dp_training" in sections
+            else None,
+            audit=_section(AuditSettings, sections.get("audit", {}), "audit"),
+            membership=_section(MembershipSettings, sections.get("membership", {}), "membership"),
             robustness=_section(RobustnessSettings, sections.get("robustness", {}), "robustness"),
             thresholds=_section(Thresholds, sections.get("thresholds", {}), "thresholds"),
             privacy=_privacy(sections.get("privacy", {})),
+            ledger=_ledger(sections["ledger"], sections["dataset"]) if "ledger" in sections else None,
             owner=_owner(_known(sections.get("watermark", {}), {"owner"}, "watermark").get("owner", "")),
             deployment=_deployment(sections.get("deployment", {})),
         )
+
+    @property
+    def policy_name(self) -> str:
+        """The policy's name: a private model is under a policy, and keys, of its own."""
+        return self.dataset.name if self.dp_training is None else f"{self.dataset.name}-private"
+
+    @property
+    def charging(self) -> tuple[str, ...]:
+        """The steps that spend privacy, by the names that they have in the policy."""
+        noised = ("dp_noise",) if self.privacy.columns else ()
+        return noised if self.dp_training is None else (*noised, "train")
+
+    def ledger_parameters(self) -> dict[str, Any]:
+        """Return what the policy says of the ledger: nothing where no step spends privacy.
+
+        Raises:
+            ConfigError: No budget is named, and what one run may spend is none.
+        """
+        if not self.charging:
+            return {}
+        if self.ledger is None:
+            private = self.dp_training
+            return LedgerSettings(
+                self.dataset.name,
+                self.privacy.budget + (private.target_epsilon if private else 0),
+                private.delta if private else 0.0,
+                unit="person" if self.privacy.contribution else "row",
+            ).to_dict()
+        return self.ledger.to_dict()
+
+    def _private_arguments(self) -> dict[str, Any]:
+        if self.dp_training is None:
+            return {}
+        audit, membership = dataclasses.asdict(self.audit), dataclasses.asdict(self.membership)
+        return {f"audit_{name}": it for name, it in audit.items()} | {
+            f"membership_{name}": it for name, it in membership.items()
+        }
 
     def arguments(self, uri: str, *, gpus: int = 0, gpu_resource: str = "nvidia.com/gpu") -> dict[str, Any]:
         """Return the arguments that the reference pipeline is called with.
@@ -279,10 +376,12 @@ class ReferenceConfig:
             "test_fraction": self.test_fraction,
             "architecture": self.architecture,
             "architecture_options": dict(self.options),
-            **{f"train_{name}": value for name, value in dataclasses.asdict(self.training).items()},
+            **{f"train_{name}": value for name, value in dataclasses.asdict(self.dp_training or self.training).items()},
             **{f"attack_{name}": value for name, value in dataclasses.asdict(self.robustness).items()},
-            "noise_columns": self.privacy.to_dict()["columns"],
-            "noise_budget": float(self.privacy.budget),
+            **self._private_arguments(),
+            **{f"noise_{name}": value for name, value in self.privacy.to_dict().items()},
+            "ledger": self.ledger_parameters(),
+            "ledger_charging": list(self.charging),
             "watermark_owner": self.owner or self.dataset.name,
             "recipients": list(self.recipients),
             "target": self.deployment.target,
@@ -317,12 +416,57 @@ _REFERENCE_PRIVACY = Privacy(
         "balance": NoisedColumn(low=-5000, high=45000, epsilon=3, steps=501),
     },
     budget=6,
+    others={"features": "keep", "label": "keep", "ids": "drop", "text": "drop"},
+    rows="keep",  # the keyed order of `split`
 )
+
+# Eighty runs of the above. Nobody is behind these rows; of your own, think what its people may bear.
+_REFERENCE_LEDGER = LedgerSettings("cheque-digits", epsilon=480)
+
+# By epsilon: tried on the reference rows with their labels, which are public.
+_SETTINGS_TRIED = 40
+_REFERENCE_PRIVATE: Mapping[float, PrivateSettings] = {
+    1.0: PrivateSettings(1.0, batch_size=1024, learning_rate=0.5, attack_epsilon=0.0, settings_tried=_SETTINGS_TRIED),
+    3.0: PrivateSettings(3.0, epochs=40, learning_rate=1.5, settings_tried=_SETTINGS_TRIED),
+    8.0: PrivateSettings(8.0, epochs=40, learning_rate=2.0, settings_tried=_SETTINGS_TRIED),
+}
+# What a private model withstands: less. What benchmarks/dp_training.py measures, less a margin for the noise.
+_PRIVATE_THRESHOLDS: Mapping[float, Thresholds] = {
+    1.0: Thresholds(robust_accuracy=0.15, clean_accuracy=0.75, agreement=0.9, accuracy_drop=0.05),
+    3.0: Thresholds(robust_accuracy=0.45, clean_accuracy=0.85, agreement=0.95, accuracy_drop=0.03),
+    8.0: Thresholds(robust_accuracy=0.55, clean_accuracy=0.88, agreement=0.95, accuracy_drop=0.03),
+}
+
+
+def _private_reference(dataset: DatasetSpec, epsilon: float) -> ReferenceConfig:
+    if epsilon not in _REFERENCE_PRIVATE:
+        tried = ", ".join(f"{known:g}" for known in _REFERENCE_PRIVATE)
+        raise ConfigError(f"the reference model was tried with an epsilon of {tried}; for others, write a --config")
+    settings = _REFERENCE_PRIVATE[epsilon]
+    return ReferenceConfig(
+        dataset=dataset,
+        privacy=_REFERENCE_PRIVACY,
+        ledger=LedgerSettings(dataset.name, _REFERENCE_LEDGER.epsilon, settings.delta),
+        options={"width": 8, "hidden": 64, "tanh": 1},
+        dp_training=settings,
+        thresholds=_PRIVATE_THRESHOLDS[epsilon],
+    )
+
 
 # YAML 1.1 reads 1e-3 as text.
 _KINDS = {float: "a finite number (write 1e-3 as 0.001)", int: "a whole number", str: "text"}
 
-T = TypeVar("T", QualitySettings, Quality, TrainingSettings, RobustnessSettings, Thresholds)
+T = TypeVar(
+    "T",
+    QualitySettings,
+    Quality,
+    TrainingSettings,
+    PrivateSettings,
+    AuditSettings,
+    MembershipSettings,
+    RobustnessSettings,
+    Thresholds,
+)
 
 
 def _section(kind: type[T], value: Any, where: str) -> T:
@@ -353,12 +497,18 @@ def _options(value: Any) -> dict[str, float]:
 
 
 def _privacy(value: Any) -> Privacy:
-    known = _known(value, {"columns", "budget"}, "privacy")
-    columns = noised_columns(known.get("columns", {}))
-    budget = known.get("budget", 0)
-    if not _is_number(budget):
-        raise ConfigError(f"privacy.budget is {_shown(budget)}, not {_KINDS[float]}")
-    return Privacy(columns, float(budget))
+    known = _known(value, {it.name for it in dataclasses.fields(Privacy)}, "privacy")
+    return Privacy.parse(known)
+
+
+def _ledger(value: Any, dataset: Any) -> LedgerSettings | None:
+    known = dict(_known(value, {it.name for it in dataclasses.fields(LedgerSettings)}, "ledger"))
+    known.setdefault("dataset", dataset.get("name") if isinstance(dataset, dict) else None)
+    if set(known) <= {"dataset"}:
+        return None
+    if "epsilon" not in known:
+        raise ConfigError("ledger.epsilon is missing: most that all runs together may spend")
+    return LedgerSettings(**known)
 
 
 def _owner(value: Any) -> str:

@@ -3,7 +3,8 @@
     <home>/<policy name>/keys/    private keys, mode 0600: one per step, the owner's, masking, split, watermark, and the
                                   sealing keys of pipeline and serving
     <home>/<policy name>/trust/   the trust store that verifiers read
-    <home>/<policy name>/state/   the versions that this machine has seen
+    <home>/<policy name>/state/   the versions that this machine has seen, and the last heads of ledgers
+    <home>/ledgers/               the privacy ledgers of data sets, one for all policies
 
 Home is PORTCULLIS_HOME, or `portcullis` below XDG_DATA_HOME (by default ~/.local/share). A policy is for the
 environment `development` unless its configuration says otherwise: on one machine every step runs as the same user, so
@@ -38,9 +39,10 @@ from portcullis.evidence.trust import (
 )
 from portcullis.files import read_bytes, write_bytes
 from portcullis.keys import PublicKey, Signer, resolve
+from portcullis.ledger.stores import LEDGERS_ENV
 from portcullis.sealing.recipients import SealingPrivateKey
 from portcullis_pipelines.config import DEVELOPMENT, ReferenceConfig
-from portcullis_pipelines.steps import STEPS, policy_steps
+from portcullis_pipelines.steps import STEPS, policy_steps, steps_of
 
 HOME_ENV = "PORTCULLIS_HOME"
 DAY_MS = 24 * 3600 * 1000
@@ -72,9 +74,19 @@ class Home:
         return self.root / "state"
 
     @property
+    def ledgers(self) -> Path:
+        """Where the data sets' ledgers lie: beside the policies' folders, as a data set's budget is one for all."""
+        return self.root.parent / "ledgers"
+
+    @property
     def environment(self) -> dict[str, str]:
         """What a process of a step is told of this folder, by environment variables."""
-        return {KEYS_ENV: f"file:{self.keys}", TRUST_ENV: str(self.trust), STATE_ENV: str(self.state)}
+        return {
+            KEYS_ENV: f"file:{self.keys}",
+            TRUST_ENV: str(self.trust),
+            STATE_ENV: str(self.state),
+            LEDGERS_ENV: str(self.ledgers),
+        }
 
     def signer(self, role: str) -> Signer:
         """Return one private key, `owner` or a step's name.
@@ -113,7 +125,7 @@ def home_root() -> Path:
 
 def home_of(config: ReferenceConfig) -> Home:
     """Return the folder of a configuration's policy; each environment has keys of its own."""
-    name, environment = config.dataset.name, config.deployment.environment
+    name, environment = config.policy_name, config.deployment.environment
     return Home(home_root() / (name if environment == DEVELOPMENT else f"{name}.{environment}"))
 
 
@@ -159,6 +171,7 @@ def generate_keys(home: Home, steps: Sequence[str] = STEP_NAMES) -> list[Path]:
     }
     makers |= dict.fromkeys(("pipeline.pem", "serving.pem"), lambda: SealingPrivateKey.generate().to_pem())
     makers |= dict.fromkeys(("masking.key", "split.key", "watermark.key", "serving.token"), random_key)
+    makers |= {"audit.key": random_key} if "privacy_audit" in steps else {}
     # Last, because they are made from the private ones.
     makers |= {"pipeline.pub.pem": lambda: _sealing_key(home, "pipeline.pem").public_key().to_pem()}
     makers |= {"serving.pub.pem": lambda: sealing_key(home).public_key().to_pem()}
@@ -186,15 +199,24 @@ def _sealing_key(home: Home, name: str) -> SealingPrivateKey:
     return SealingPrivateKey.from_pem(resolve(f"file:{home.keys / name}"))
 
 
-def list_keys(home: Home) -> list[dict[str, str]]:
+def step_names(config: ReferenceConfig) -> tuple[str, ...]:
+    """Return the names of the steps of a configuration's policy."""
+    return tuple(step.name for step in steps_of(config))
+
+
+def list_keys(home: Home, steps: Sequence[str] = STEP_NAMES) -> list[dict[str, str]]:
     """Return role, algorithm, key id and file of every signing key; never a private key.
+
+    Args:
+        home: The policy's folder.
+        steps: The names of the policy's steps.
 
     Raises:
         KeyMaterialError: A key is missing or malformed.
     """
     return [
         {"role": role, "algorithm": key.algorithm, "keyid": key.keyid, "file": str(home.keys / _file(role))}
-        for role in ("owner", *(step.name for step in STEPS))
+        for role in ("owner", *steps)
         for key in [home.signer(role).public_key]
     ]
 
@@ -248,9 +270,9 @@ def ensure_trust(home: Home, config: ReferenceConfig) -> tuple[TrustStore, Refer
 
 def _ensure_trust(home: Home, config: ReferenceConfig) -> tuple[TrustStore, ReferenceConfig]:
     config = replace(config, recipients=(sealing_key(home).public_key().key_id,))
-    keys = {step.name: home.signer(step.name).public_key for step in STEPS}
+    keys = {step.name: home.signer(step.name).public_key for step in steps_of(config)}
     steps = policy_steps(config, keys)
-    return _ensure_policy(home, config.dataset.name, config.deployment.environment, steps), config
+    return _ensure_policy(home, config.policy_name, config.deployment.environment, steps), config
 
 
 def ensure_policy(

@@ -22,15 +22,16 @@ _ERROR = re.compile(r"^\s*portcullis\.errors\.(\w+): (.*)$", re.MULTILINE)
 
 
 def main() -> int:
-    """Read `{"arguments": {...}, "root": "/dir"}` from standard input and run the reference pipeline below the root."""
+    """Run the reference pipeline as standard input says: `{"arguments": {...}, "root": "/dir", "private": false}`."""
     request = json.load(sys.stdin)
     try:
-        from portcullis_pipelines.reference import reference_pipeline
+        from portcullis_pipelines.reference import variant
     except ImportError as error:
         raise MissingDependencyError("running needs KFP; run: pip install 'kfp-portcullis[kfp]'") from error
 
     # The parent process reads the runner's log.
-    run_pipeline(reference_pipeline, request["arguments"], Path(request["root"]), log=sys.stdout)
+    _, pipeline = variant(private=request["private"])
+    run_pipeline(pipeline, request["arguments"], Path(request["root"]), log=sys.stdout)
     return 0
 
 

@@ -92,7 +92,7 @@ def package(
     Raises:
         UsageError: The image has no digest, or the number or kind of GPUs cannot be.
     """
-    from portcullis_pipelines.reference import reference_pipeline, release_from_storage, secure_training
+    from portcullis_pipelines.reference import release_from_storage, variant
 
     if image is not None:
         require_image(image)
@@ -100,7 +100,8 @@ def package(
         raise UsageError(f"{gpus} is no number of GPUs")
     require_gpu_resource(gpu_resource)
     arguments = config.arguments(data.uri, gpus=gpus, gpu_resource=gpu_resource)
-    parts = (secure_training, release_from_storage) if split else (reference_pipeline,)
+    training, whole = variant(private=config.dp_training is not None)
+    parts = (training, release_from_storage) if split else (whole,)
     return {
         name: compiled(_placed(part, image, data), arguments)
         for name, part in zip(SPLIT if split else WHOLE, parts, strict=True)

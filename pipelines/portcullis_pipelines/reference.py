@@ -8,17 +8,21 @@ may submit to the training namespace cannot mount.
 
 import inspect
 import re
+from types import SimpleNamespace
 from typing import Any, Dict, List, NamedTuple
 
 from kfp import dsl
 from kfp.dsl import Artifact, Input, Model
 
 from portcullis.admission.component import admit
+from portcullis.budget.component import budget_gate
 from portcullis.deploy.component import deploy
+from portcullis.dp_training.component import dp_train, privacy_audit_gate
 from portcullis.encryption.component import encrypt
 from portcullis.equivalence.component import equivalence_gate
 from portcullis.harden import LARGE, SMALL, harden, secret_name, secure_pipeline
 from portcullis.ingest.component import ingest
+from portcullis.membership.component import membership_gate
 from portcullis.pii.component import mask_pii, residual_pii_gate
 from portcullis.preflight.component import preflight
 from portcullis.privacy.component import dp_noise
@@ -28,6 +32,138 @@ from portcullis.signing.component import sign
 from portcullis.split.component import split
 from portcullis.training.component import train
 from portcullis.watermark.component import verify_watermark_gate, watermark
+
+
+def _prepared(given: Any) -> Any:
+    """From raw data to the two sides of the split, and the training rows with noise in some columns."""
+    started = preflight()
+    raw = ingest(
+        nonce=started.outputs["nonce"],
+        evidence=started.outputs["evidence"],
+        uri=given.data_uri,
+        spec=given.dataset_spec,
+    )
+    masked = mask_pii(
+        dataset=raw.outputs["dataset"],
+        evidence=raw.outputs["dataset_evidence"],
+        masking=given.masking,
+    )
+    clean = residual_pii_gate(
+        dataset=masked.outputs["masked"],
+        evidence=masked.outputs["masked_evidence"],
+        masking=given.masking,
+        step="residual_pii",
+        secret=secret_name("residual_pii"),
+    )
+    screened = data_quality_gate(
+        dataset=masked.outputs["masked"],
+        evidence=clean.outputs["evidence"],
+        n_min=given.screen_n_min,
+        outlier_distance=given.screen_outlier_distance,
+        neighbours=given.screen_neighbours,
+        crowding=given.screen_crowding,
+        suspected=given.screen_suspected,
+        epochs=given.screen_epochs,
+        seed=given.screen_seed,
+        step="data_quality",
+        secret=secret_name("data_quality"),
+    )
+    sides = split(
+        dataset=masked.outputs["masked"], evidence=screened.outputs["evidence"], test_fraction=given.test_fraction
+    )
+    noised = dp_noise(
+        dataset=sides.outputs["train"],
+        evidence=sides.outputs["split_evidence"],
+        columns=given.noise_columns,
+        budget=given.noise_budget,
+        others=given.noise_others,
+        rows=given.noise_rows,
+        contribution=given.noise_contribution,
+        ledger=given.ledger,
+    )
+    small = {
+        "preflight": started,
+        "ingest": raw,
+        "mask_pii": masked,
+        "split": sides,
+        "dp_noise": noised,
+    }
+    for step, task in small.items():
+        harden(task, secret=secret_name(step), resources=SMALL)
+    return sides, noised
+
+
+def _shipped(given: Any, sides: Any, trained: Any, *, evidence: Any) -> Any:
+    """From a trained model to a sealed and signed one."""
+    harden(trained, secret=secret_name("train"), resources=LARGE, gpus=given.gpus, gpu_resource=given.gpu_resource)
+    gpu = {"gpus": given.gpus, "gpu_resource": given.gpu_resource}
+    attack = {
+        "epsilon": given.attack_epsilon,
+        "l2_budget": given.attack_l2_budget,
+        "pgd_steps": given.attack_pgd_steps,
+        "pgd_step_size": given.attack_pgd_step_size,
+        "cw_steps": given.attack_cw_steps,
+        "cw_c": given.attack_cw_c,
+        "cw_learning_rate": given.attack_cw_learning_rate,
+        "deepfool_steps": given.attack_deepfool_steps,
+        "deepfool_overshoot": given.attack_deepfool_overshoot,
+        "n_min": given.attack_n_min,
+        "seed": given.attack_seed,
+    }
+    spent = budget_gate(
+        model=trained.outputs["model"],
+        evidence=evidence,
+        ledger=given.ledger,
+        charging=given.ledger_charging,
+        step="budget",
+        secret=secret_name("budget"),
+    )
+    judged = robustness_gate(
+        model=trained.outputs["model"],
+        test=sides.outputs["test"],
+        evidence=spent.outputs["evidence"],
+        step="robustness:trained",
+        secret=secret_name("robustness:trained"),
+        **attack,
+        **gpu,
+    )
+    marked = watermark(model=trained.outputs["model"], evidence=judged.outputs["evidence"], owner=given.watermark_owner)
+    present = verify_watermark_gate(
+        model=marked.outputs["marked"],
+        unmarked=trained.outputs["model"],
+        evidence=marked.outputs["marked_evidence"],
+        owner=given.watermark_owner,
+        step="verify_watermark",
+        secret=secret_name("verify_watermark"),
+    )
+    robust = robustness_gate(
+        model=marked.outputs["marked"],
+        test=sides.outputs["test"],
+        evidence=present.outputs["evidence"],
+        step="robustness:watermarked",
+        secret=secret_name("robustness:watermarked"),
+        **attack,
+        **gpu,
+    )
+    same = equivalence_gate(
+        model=marked.outputs["marked"],
+        judged=trained.outputs["model"],
+        test=sides.outputs["test"],
+        evidence=robust.outputs["evidence"],
+        step="equivalence",
+        secret=secret_name("equivalence"),
+    )
+    sealed = encrypt(model=marked.outputs["marked"], evidence=same.outputs["evidence"], recipients=given.recipients)
+    signed = sign(sealed=sealed.outputs["sealed"], evidence=sealed.outputs["sealed_evidence"])
+    harden(marked, secret=secret_name("watermark"), resources=LARGE)
+    harden(sealed, secret=secret_name("encrypt"), resources=SMALL)
+    harden(signed, secret=secret_name("sign"), resources=SMALL)
+    outputs = NamedTuple("Outputs", [("sealed", Model), ("signature", Artifact), ("evidence", Artifact)])
+    return outputs(
+        sealed=sealed.outputs["sealed"],
+        signature=signed.outputs["signature"],
+        evidence=signed.outputs["signature_evidence"],
+    )
 
 
 @secure_pipeline(name="portcullis-secure-training")
@@ -64,8 +200,13 @@ def secure_training(
     attack_deepfool_overshoot: float,
     attack_n_min: int,
     attack_seed: int,
-    noise_columns: Dict[str, Dict[str, float]],
+    noise_columns: Dict[str, Dict[str, Any]],
     noise_budget: float,
+    noise_others: Dict[str, str],
+    noise_rows: str,
+    noise_contribution: Dict[str, Any],
+    ledger: Dict[str, Any],
+    ledger_charging: List[str],
     watermark_owner: str,
     recipients: List[str],
     gpus: str,
@@ -106,8 +247,13 @@ def secure_training(
         attack_deepfool_overshoot: DeepFool's overshoot.
         attack_n_min: Fewest samples that are judged.
         attack_seed: Seed of the attacks.
-        noise_columns: Columns of the training rows that get noise: low, high, epsilon and steps of each.
-        noise_budget: Most that the epsilons of one row may add up to.
+        noise_columns: Columns of the training rows that get noise, and the noise of each.
+        noise_budget: The most that a row may spend, or a person where contributions are bounded.
+        noise_others: What becomes of the columns without noise.
+        noise_rows: Whether the rows keep their order.
+        noise_contribution: How many rows of one person stay.
+        ledger: The privacy budget of the data set over all runs, and where its ledger is kept.
+        ledger_charging: The steps that spend of it.
         watermark_owner: Whose watermark the model carries.
         recipients: Key ids of those who can open the sealed model.
         gpus: How many GPUs training and the robustness gates ask for each, spelt as text; `0` for none.
@@ -118,54 +264,8 @@ def secure_training(
         signature: Its OpenSSF model signature.
         evidence: All evidence of the run.
     """
-    gpu = {"gpus": gpus, "gpu_resource": gpu_resource}
-    attack = {
-        "epsilon": attack_epsilon,
-        "l2_budget": attack_l2_budget,
-        "pgd_steps": attack_pgd_steps,
-        "pgd_step_size": attack_pgd_step_size,
-        "cw_steps": attack_cw_steps,
-        "cw_c": attack_cw_c,
-        "cw_learning_rate": attack_cw_learning_rate,
-        "deepfool_steps": attack_deepfool_steps,
-        "deepfool_overshoot": attack_deepfool_overshoot,
-        "n_min": attack_n_min,
-        "seed": attack_seed,
-    }
-    started = preflight()
-    raw = ingest(nonce=started.outputs["nonce"], evidence=started.outputs["evidence"], uri=data_uri, spec=dataset_spec)
-    masked = mask_pii(
-        dataset=raw.outputs["dataset"],
-        evidence=raw.outputs["dataset_evidence"],
-        masking=masking,
-    )
-    clean = residual_pii_gate(
-        dataset=masked.outputs["masked"],
-        evidence=masked.outputs["masked_evidence"],
-        masking=masking,
-        step="residual_pii",
-        secret=secret_name("residual_pii"),
-    )
-    screened = data_quality_gate(
-        dataset=masked.outputs["masked"],
-        evidence=clean.outputs["evidence"],
-        n_min=screen_n_min,
-        outlier_distance=screen_outlier_distance,
-        neighbours=screen_neighbours,
-        crowding=screen_crowding,
-        suspected=screen_suspected,
-        epochs=screen_epochs,
-        seed=screen_seed,
-        step="data_quality",
-        secret=secret_name("data_quality"),
-    )
-    sides = split(dataset=masked.outputs["masked"], evidence=screened.outputs["evidence"], test_fraction=test_fraction)
-    noised = dp_noise(
-        dataset=sides.outputs["train"],
-        evidence=sides.outputs["split_evidence"],
-        columns=noise_columns,
-        budget=noise_budget,
-    )
+    given = SimpleNamespace(**locals())
+    sides, noised = _prepared(given)
     trained = train(
         dataset=noised.outputs["noised"],
         evidence=noised.outputs["noised_evidence"],
@@ -180,62 +280,7 @@ def secure_training(
         seed=train_seed,
         device=train_device,
     )
-    judged = robustness_gate(
-        model=trained.outputs["model"],
-        test=sides.outputs["test"],
-        evidence=trained.outputs["model_evidence"],
-        step="robustness:trained",
-        secret=secret_name("robustness:trained"),
-        **attack,
-        **gpu,
-    )
-    marked = watermark(model=trained.outputs["model"], evidence=judged.outputs["evidence"], owner=watermark_owner)
-    present = verify_watermark_gate(
-        model=marked.outputs["marked"],
-        unmarked=trained.outputs["model"],
-        evidence=marked.outputs["marked_evidence"],
-        owner=watermark_owner,
-        step="verify_watermark",
-        secret=secret_name("verify_watermark"),
-    )
-    robust = robustness_gate(
-        model=marked.outputs["marked"],
-        test=sides.outputs["test"],
-        evidence=present.outputs["evidence"],
-        step="robustness:watermarked",
-        secret=secret_name("robustness:watermarked"),
-        **attack,
-        **gpu,
-    )
-    same = equivalence_gate(
-        model=marked.outputs["marked"],
-        judged=trained.outputs["model"],
-        test=sides.outputs["test"],
-        evidence=robust.outputs["evidence"],
-        step="equivalence",
-        secret=secret_name("equivalence"),
-    )
-    sealed = encrypt(model=marked.outputs["marked"], evidence=same.outputs["evidence"], recipients=recipients)
-    signed = sign(sealed=sealed.outputs["sealed"], evidence=sealed.outputs["sealed_evidence"])
-    small = {
-        "preflight": started,
-        "ingest": raw,
-        "mask_pii": masked,
-        "split": sides,
-        "dp_noise": noised,
-        "encrypt": sealed,
-        "sign": signed,
-    }
-    for step, task in small.items():
-        harden(task, secret=secret_name(step), resources=SMALL)
-    harden(trained, secret=secret_name("train"), resources=LARGE, gpus=gpus, gpu_resource=gpu_resource)
-    harden(marked, secret=secret_name("watermark"), resources=LARGE)
-    outputs = NamedTuple("Outputs", [("sealed", Model), ("signature", Artifact), ("evidence", Artifact)])
-    return outputs(
-        sealed=sealed.outputs["sealed"],
-        signature=signed.outputs["signature"],
-        evidence=signed.outputs["signature_evidence"],
-    )
+    return _shipped(given, sides, trained, evidence=trained.outputs["model_evidence"])
 
 
 @secure_pipeline(name="portcullis-release")
@@ -302,37 +347,125 @@ def release_from_storage(
     return outputs(admission=released.outputs["admission"], deployment=released.outputs["deployment"])
 
 
-# The whole is the sum of the two, and so are its parameters: KFP reads them off a signature and a docstring.
-_MEANING: Dict[str, str] = {
-    name: text
-    for part in (secure_training, release)
-    for name, text in re.findall(r"^    (\w+): (.*)$", inspect.getdoc(part.pipeline_func) or "", re.MULTILINE)
-}
-_RELEASE = ("target", "cluster")
-_PARAMETERS = [
-    *inspect.signature(secure_training.pipeline_func).parameters.values(),
-    *(inspect.signature(release.pipeline_func).parameters[name] for name in _RELEASE),
-]
-_NAMES = (*secure_training.component_spec.outputs, *release.component_spec.outputs)
-_OUTPUTS = [(name, Model if name == "sealed" else Artifact) for name in _NAMES]
-_Outputs: Any = NamedTuple("Outputs", _OUTPUTS)
+def _parameters(part: Any) -> List[inspect.Parameter]:
+    return list(inspect.signature(part.pipeline_func).parameters.values())
 
 
-def _both(*values: Any) -> Any:
-    given = dict(zip((it.name for it in _PARAMETERS), values, strict=True))
-    deployment = {name: given.pop(name) for name in _RELEASE}
-    made = secure_training(**given).outputs
-    released = release(**made, **deployment).outputs
-    return _Outputs(**made, **released)
+def _meaning(part: Any) -> Dict[str, str]:
+    return dict(re.findall(r"^    (\w+): (.*)$", inspect.getdoc(part.pipeline_func) or "", re.MULTILINE))
 
 
-_both.__signature__ = inspect.Signature(_PARAMETERS, return_annotation=_Outputs)  # type: ignore[attr-defined]
-_both.__doc__ = "\n".join(
-    (
-        "From raw data to a served model; refuses wherever a check does not hold.",
-        "",
-        *("Args:", *(f"    {it.name}: {_MEANING[it.name]}" for it in _PARAMETERS), ""),
-        *("Returns:", *(f"    {name}: {_MEANING[name]}" for name, _ in _OUTPUTS)),
+def _pipeline(
+    body: Any, name: str, summary: str, parameters: List[inspect.Parameter], outputs: Any, meaning: Dict[str, str]
+) -> Any:
+    """Make a pipeline of a body that takes its arguments in order: KFP reads a signature and a docstring."""
+    body.__signature__ = inspect.Signature(parameters, return_annotation=outputs)
+    body.__doc__ = "\n".join(
+        (
+            summary,
+            "",
+            *("Args:", *(f"    {it.name}: {meaning[it.name]}" for it in parameters), ""),
+            *("Returns:", *(f"    {it}: {meaning[it]}" for it in outputs._fields)),
+        )
     )
+    return secure_pipeline(body, name=name)
+
+
+def _settings(of: Any, *, but: Any = ()) -> List[inspect.Parameter]:
+    """Return the parameters of a component or gate that are settings: numbers and text."""
+    function = of.pipeline_func if hasattr(of, "pipeline_func") else of.python_func
+    left_out = {"architecture", "step", "secret", "gpus", "gpu_resource", *(it.name for it in but)}
+    parameters = inspect.signature(function).parameters.values()
+    return [it for it in parameters if it.annotation in (int, float, str) and it.name not in left_out]
+
+
+# The private variant takes what `secure_training` takes, but for the settings of training, which are `dp_train`'s, and
+# besides those of the two gates on it.
+_PRIVATE_SETTINGS = _settings(dp_train)
+_AUDIT_SETTINGS = _settings(privacy_audit_gate, but=_PRIVATE_SETTINGS)
+_MEMBERSHIP_SETTINGS = _settings(membership_gate)
+_OWN = (
+    ("train", dp_train, _PRIVATE_SETTINGS),
+    ("audit", privacy_audit_gate, _AUDIT_SETTINGS),
+    ("membership", membership_gate, _MEMBERSHIP_SETTINGS),
 )
-reference_pipeline = secure_pipeline(_both, name="portcullis-reference")
+_PRIVATE_PARAMETERS = [
+    *(it for it in _parameters(secure_training) if not it.name.startswith("train_")),
+    *(it.replace(name=f"{prefix}_{it.name}") for prefix, _, settings in _OWN for it in settings),
+]
+
+
+def _privately(*values: Any) -> Any:
+    arguments = dict(zip((it.name for it in _PRIVATE_PARAMETERS), values, strict=True))
+    given = SimpleNamespace(**arguments)
+    sides, noised = _prepared(given)
+    trained = dp_train(
+        dataset=noised.outputs["noised"],
+        evidence=noised.outputs["noised_evidence"],
+        architecture=given.architecture,
+        options=given.architecture_options,
+        ledger=given.ledger,
+        **{it.name: arguments[f"train_{it.name}"] for it in _PRIVATE_SETTINGS},
+    )
+    audited = privacy_audit_gate(
+        model=trained.outputs["model"],
+        evidence=trained.outputs["model_evidence"],
+        ledger=given.ledger,
+        step="privacy_audit",
+        secret=secret_name("privacy_audit"),
+        gpus=given.gpus,
+        gpu_resource=given.gpu_resource,
+        **{it.name: arguments[f"train_{it.name}"] for it in _PRIVATE_SETTINGS},
+        **{it.name: arguments[f"audit_{it.name}"] for it in _AUDIT_SETTINGS},
+    )
+    attacked = membership_gate(
+        model=trained.outputs["model"],
+        train=noised.outputs["noised"],
+        test=sides.outputs["test"],
+        evidence=audited.outputs["evidence"],
+        step="membership",
+        secret=secret_name("membership"),
+        **{it.name: arguments[f"membership_{it.name}"] for it in _MEMBERSHIP_SETTINGS},
+    )
+    return _shipped(given, sides, trained, evidence=attacked.outputs["evidence"])
+
+
+secure_private_training = _pipeline(
+    _privately,
+    "portcullis-secure-private-training",
+    "From raw data to a sealed, signed model that is differentially private; refuses wherever a check does not hold.",
+    _PRIVATE_PARAMETERS,
+    NamedTuple("Outputs", [("sealed", Model), ("signature", Artifact), ("evidence", Artifact)]),
+    _meaning(secure_training)
+    | {
+        f"{prefix}_{it.name}": of.component_spec.inputs[it.name].description
+        for prefix, of, settings in _OWN
+        for it in settings
+    },
+)
+
+
+def _whole(training: Any, name: str) -> Any:
+    """Return a training and its release as one pipeline, whose parameters are the sum of both's."""
+    deployment = [it for it in _parameters(release) if it.annotation in (str, Dict[str, Any])]
+    parameters = [*_parameters(training), *deployment]
+    names = (*training.component_spec.outputs, *release.component_spec.outputs)
+    outputs: Any = NamedTuple("Outputs", [(name, Model if name == "sealed" else Artifact) for name in names])
+
+    def both(*values: Any) -> Any:
+        given = dict(zip((it.name for it in parameters), values, strict=True))
+        of_release = {it.name: given.pop(it.name) for it in deployment}
+        made = training(**given).outputs
+        return outputs(**made, **release(**made, **of_release).outputs)
+
+    summary = "From raw data to a served model; refuses wherever a check does not hold."
+    return _pipeline(both, name, summary, parameters, outputs, _meaning(training) | _meaning(release))
+
+
+reference_pipeline = _whole(secure_training, "portcullis-reference")
+private_pipeline = _whole(secure_private_training, "portcullis-private-reference")
+
+
+def variant(*, private: bool) -> Any:
+    """Return `secure_training` and the whole of one variant, the private one or the other."""
+    return (secure_private_training, private_pipeline) if private else (secure_training, reference_pipeline)

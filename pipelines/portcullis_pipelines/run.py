@@ -73,7 +73,7 @@ def run_reference(
     started = now_ms()
     with _scratch() as scratch:
         root = scratch / "root"
-        log = _run_child(config.arguments(uri), home, root, scratch, progress)
+        log = _run_child(config, uri, home, root, scratch, progress)
         try:
             return _publish(root, store, output, started=started)
         except PortcullisError as error:
@@ -106,6 +106,7 @@ def _publish(root: Path, store: TrustStore, output: Path, *, started: int) -> Ve
     with outcome.written(output) as temporary:
         shutil.copytree(_only(root, "encrypt*/sealed"), temporary / outcome.MODEL)
         shutil.copyfile(_only(root, "sign*/signature"), temporary / outcome.SIGNATURE)
+        shutil.copytree(_only(root, "ingest*/quarantine"), temporary / outcome.QUARANTINE)
         shutil.copyfile(_only(root, "sign*/signature_evidence"), temporary / outcome.EVIDENCE)
         shutil.copyfile(_only(root, "admit*/admission"), temporary / outcome.ADMISSION)
         shutil.copyfile(_only(root, "deploy*/deployment"), temporary / outcome.DEPLOYMENT)
@@ -162,7 +163,7 @@ def _scratch() -> Iterator[Path]:
         yield Path(folder)
 
 
-def _run_child(arguments: dict[str, object], home: Home, root: Path, scratch: Path, progress: Progress) -> str:
+def _run_child(config: ReferenceConfig, uri: str, home: Home, root: Path, scratch: Path, progress: Progress) -> str:
     environment = {
         **os.environ,
         "TMPDIR": str(scratch),
@@ -182,7 +183,8 @@ def _run_child(arguments: dict[str, object], home: Home, root: Path, scratch: Pa
     ) as child:
         try:
             with _pipe(child.stdin) as stream:
-                json.dump({"arguments": arguments, "root": str(root)}, stream)
+                private = config.dp_training is not None
+                json.dump({"arguments": config.arguments(uri), "root": str(root), "private": private}, stream)
             for line in _pipe(child.stdout):
                 log.append(line)
                 if started := _STARTED.search(line):

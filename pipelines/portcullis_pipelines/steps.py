@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from portcullis.errors import ConfigError
 from portcullis.evidence.policy import EXTERNAL, POLICY, StepKind
 from portcullis.keys import PublicKey
 from portcullis.pii.residual import BOUNDS as RESIDUAL_BOUNDS
@@ -40,7 +41,7 @@ class ReferenceStep:
         limits: What it does not defend against.
         requires: Gates that must have PASSED before.
         parameters: The parameters that the policy demands.
-        checks: For a gate, the bounds on its figures.
+        checks: The bounds on its figures; a gate has some.
         keys: Further key files that it reads, beside its own signing key.
         part: The nested pipeline that it belongs to.
     """
@@ -70,6 +71,19 @@ def _robustness_checks(config: ReferenceConfig) -> Bounds:
         "robust_accuracy": {"min": config.thresholds.robust_accuracy, "max": 1},
         "clean_accuracy": {"min": config.thresholds.clean_accuracy, "max": 1},
         "samples": {"min": config.thresholds.samples},
+    }
+
+
+def _budget_checks(config: ReferenceConfig) -> Bounds:
+    charges = len(config.charging)
+    found: Bounds = {"charges": {"min": charges, "max": charges}, "unmatched": {"min": 0, "max": 0}}
+    if not charges:
+        return found
+    ledger = config.ledger_parameters()
+    return {
+        "epsilon_total": {"min": 0, "max": ledger["epsilon"]},
+        "delta": {"min": ledger["delta"], "max": ledger["delta"]},
+        **found,
     }
 
 
@@ -103,12 +117,13 @@ STEPS: tuple[ReferenceStep, ...] = (
         stage="ingest",
         kind="transform",
         inputs={"nonce": "preflight.nonce", "raw": "external"},
-        outputs=("dataset",),
+        outputs=("dataset", "quarantine"),
         refuses="malformed rows, with their position; links; a schema that is not the declared one",
         threat="data altered on the way in, or other data than the evidence says",
         limits="any raw data under the declared schema is accepted; who chose them is not judged",
         keys=(WRITES,),
         parameters=lambda config: {"spec": config.dataset.to_dict()},
+        checks=lambda config: {"quarantined": {"min": 0, "max": config.dataset.quarantine_at_most}},
     ),
     ReferenceStep(
         name="mask_pii",
@@ -168,11 +183,11 @@ STEPS: tuple[ReferenceStep, ...] = (
         kind="transform",
         inputs={"dataset": "split.train"},
         outputs=("dataset",),
-        refuses="an epsilon above the budget; bounds that are not declared; missing or non-numeric cells",
+        refuses="an epsilon above the budget; bounds or domains that are not declared; columns that nobody declared",
         threat="reading a person's exact values of the noised columns out of what the training step is given",
         limits="columns without noise, among them all features here; a model trained on them is not private",
         keys=(READS, WRITES),
-        parameters=lambda config: {"columns": config.privacy.to_dict()["columns"], "budget": config.privacy.budget},
+        parameters=lambda config: {**config.privacy.to_dict(), "ledger": config.ledger_parameters()},
     ),
     ReferenceStep(
         name="train",
@@ -191,11 +206,24 @@ STEPS: tuple[ReferenceStep, ...] = (
         },
     ),
     ReferenceStep(
+        name="budget",
+        stage="budget_gate",
+        kind="gate",
+        inputs={"model": "train.model"},
+        outputs=("model",),
+        refuses="more privacy spent by all runs together than the policy allows; a release that was not charged",
+        threat="the same people's data released again and again; a ledger altered, rolled back or left out",
+        limits="whoever can roll back both the ledger and its last head; what the owner signs under another id",
+        parameters=lambda config: {"ledger": config.ledger_parameters(), "charging": list(config.charging)},
+        checks=_budget_checks,
+    ),
+    ReferenceStep(
         name="robustness:trained",
         stage="robustness_gate",
         kind="gate",
         inputs={"model": "train.model", "test": "split.test"},
         outputs=("model",),
+        requires=("budget",),
         refuses="a model that FGSM, PGD, CW or DeepFool break too often; whatever cannot be judged soundly",
         threat="shipping a model that small perturbations break",
         limits="PASSED is what these attacks found within these budgets, not a proof",
@@ -212,7 +240,7 @@ STEPS: tuple[ReferenceStep, ...] = (
         requires=("robustness:trained",),
         refuses="a model too small to carry a mark; a mark that pruning, rounding or noise removes",
         threat="a stolen model whose owner cannot show that it is theirs",
-        limits="distillation removes it; permuted neurons hide it from the blind test",
+        limits="distillation removes it; the mean of several owners' copies weakens it",
         keys=("watermark.key",),
         parameters=lambda config: {"owner": config.owner or config.dataset.name},
     ),
@@ -317,9 +345,103 @@ STEPS: tuple[ReferenceStep, ...] = (
 )
 
 
+_DP_TRAIN = ReferenceStep(
+    name="train",
+    stage="dp_train",
+    kind="transform",
+    inputs={"dataset": "dp_noise.dataset"},
+    outputs=("model",),
+    refuses="a network that mixes the rows of a batch; an epsilon on which two accountants do not agree",
+    threat="telling from the model whether a person's row was learnt from, or what it said",
+    limits="the low bits of floating-point noise; several rows of one person; what gates measure on training rows",
+    keys=(READS,),
+    parameters=lambda config: {**_private_training(config), "ledger": config.ledger_parameters()},
+)
+
+
+def _private_training(config: ReferenceConfig) -> dict[str, Any]:
+    if config.dp_training is None:
+        raise ConfigError("this configuration does not say in dp_training how to train privately")
+    return {
+        "architecture": config.architecture,
+        "options": dict(config.options),
+        **dataclasses.asdict(config.dp_training),
+    }
+
+
+# How unlikely an honest trainer's sampling, clipping or noise may be; each is looked at in every run.
+_HONEST = 1e-5
+
+
+def _audit_checks(config: ReferenceConfig) -> Bounds:
+    target = _private_training(config)["target_epsilon"]
+    return {
+        "epsilon_claimed": {"min": 0, "max": target},
+        "epsilon_lower": {"min": 0, "max": target},
+        "certificate_differs": {"min": 0, "max": 0},
+        "sampling_p_value": {"min": _HONEST, "max": 1},
+        "clipping_p_value": {"min": _HONEST, "max": 1},
+        "noise_p_value": {"min": _HONEST, "max": 1},
+        "noise_ratio": {"min": 0.98, "max": 1.02},
+        "steps_missing": {"min": 0, "max": 0},
+    }
+
+
+_PRIVATE_GATES = (
+    ReferenceStep(
+        name="privacy_audit",
+        stage="privacy_audit_gate",
+        kind="gate",
+        inputs={"model": "train.model"},
+        outputs=("model",),
+        refuses="a trainer whose noise, clipping or sampling is not what the certificate says",
+        threat="a certificate of privacy that the code does not keep",
+        limits="it audits the installed code by a copy on made-up rows, not the process that trained the model",
+        keys=("audit.key",),
+        parameters=lambda config: {
+            **{name: it for name, it in _private_training(config).items() if name not in ("architecture", "options")},
+            "ledger": config.ledger_parameters(),
+            **dataclasses.asdict(config.audit),
+        },
+        checks=_audit_checks,
+    ),
+    ReferenceStep(
+        name="membership",
+        stage="membership_gate",
+        kind="gate",
+        inputs={"model": "train.model", "train": "dp_noise.dataset", "test": "split.test"},
+        outputs=("model",),
+        requires=("privacy_audit",),
+        refuses="a model whose losses tell its training rows from others too well",
+        threat="telling from the model whether a person's row was learnt from",
+        limits="attackers with shadow models find more",
+        keys=(READS,),
+        parameters=lambda config: dataclasses.asdict(config.membership),
+        checks=lambda config: {"auc_high": {"min": 0, "max": config.thresholds.membership_auc}},
+    ),
+)
+
+
+def _private(step: ReferenceStep) -> tuple[ReferenceStep, ...]:
+    if step.name == "train":
+        return (_DP_TRAIN, *_PRIVATE_GATES)
+    if step.name == "budget":
+        return (dataclasses.replace(step, requires=tuple(gate.name for gate in _PRIVATE_GATES)),)
+    return (step,)
+
+
+# The private variant: the same steps, but for how the model is trained, and two gates on that.
+PRIVATE_STEPS: tuple[ReferenceStep, ...] = tuple(it for step in STEPS for it in _private(step))
+
+
+def steps_of(config: ReferenceConfig) -> tuple[ReferenceStep, ...]:
+    """Return the steps of a configuration's variant."""
+    return STEPS if config.dp_training is None else PRIVATE_STEPS
+
+
 def policy_steps(config: ReferenceConfig, keys: Mapping[str, PublicKey]) -> list[Mapping[str, Any]]:
     """Return the policy's `steps` for a configuration and one public key per step."""
-    return [{**_without_key(step, config), "key": keys[step.name].pem} for step in STEPS]
+    return [{**_without_key(step, config), "key": keys[step.name].pem} for step in steps_of(config)]
 
 
 def chosen_steps(config: ReferenceConfig, names: Collection[str]) -> list[Mapping[str, Any]]:
@@ -327,7 +449,7 @@ def chosen_steps(config: ReferenceConfig, names: Collection[str]) -> list[Mappin
 
     A required gate that is not among them is not required.
     """
-    chosen = [step for step in STEPS if step.name in names]
+    chosen = [step for step in steps_of(config) if step.name in names]
     made = {f"{step.name}.{output}" for step in chosen for output in step.outputs} | {POLICY}
     return [
         {

@@ -79,19 +79,25 @@ def test_the_inner_attack_stays_in_its_ball_and_attacks_the_network_that_will_be
     monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     modes, gradients = [], []
-    ascend = adversarial._ascend
+    ascend = adversarial.ascend
 
-    def watched(module, clean, loss, settings):
+    def watched(module, clean, loss, *, epsilon, steps):
         before = [weights.grad for weights in module.parameters()]
-        moved = ascend(module, clean, lambda logits: (modes.append(module.training), loss(logits))[1], settings)
+        moved = ascend(
+            module,
+            clean,
+            lambda logits: (modes.append(module.training), loss(logits))[1],
+            epsilon=epsilon,
+            steps=steps,
+        )
         gradients.append(all(weights.grad is old for weights, old in zip(module.parameters(), before, strict=True)))
         assert module.training
         assert ((moved >= 0) & (moved <= 1)).all()
-        assert (moved - clean).abs().max() <= settings.epsilon * (1 + 1e-5)
-        assert (moved - clean).abs().max() > settings.epsilon / 2
+        assert (moved - clean).abs().max() <= epsilon * (1 + 1e-5)
+        assert (moved - clean).abs().max() > epsilon / 2
         return moved
 
-    monkeypatch.setattr(adversarial, "_ascend", watched)
+    monkeypatch.setattr(adversarial, "ascend", watched)
     train(*rows(), SPEC, TrainingSettings(method=method, **FAST))
     assert modes and not any(modes)
     assert gradients and all(gradients)
@@ -104,7 +110,7 @@ def test_the_inner_attack_leaves_training_mode_on_after_an_error() -> None:
         raise RuntimeError("no loss")
 
     with pytest.raises(RuntimeError, match="no loss"):
-        adversarial._ascend(module, torch.zeros(1, 4), fail, TrainingSettings())
+        adversarial.ascend(module, torch.zeros(1, 4), fail, epsilon=0.1, steps=1)
     assert module.training
 
 

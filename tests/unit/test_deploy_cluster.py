@@ -547,12 +547,12 @@ def test_a_cluster_whose_identity_would_not_be_checked_is_refused(kubeconfig, cl
 )
 def test_a_kubeconfig_that_is_none_is_said(kubeconfig, text):
     kubeconfig.write_text(text)
-    with pytest.raises(UsageError, match="there is no cluster to deploy to"):
+    with pytest.raises(UsageError, match="there is no cluster"):
         connect()
 
 
 def test_no_cluster_is_said(kubeconfig):
-    with pytest.raises(UsageError, match=r"there is no cluster to deploy to.*KUBECONFIG"):
+    with pytest.raises(UsageError, match=r"there is no cluster.*KUBECONFIG"):
         connect()
 
 

@@ -16,8 +16,11 @@ import click
 
 from portcullis import __version__
 from portcullis.cli import cluster, data
+from portcullis.cli.ledger import ledger
 from portcullis.cli.mask import mask
+from portcullis.cli.ownership import claim, watermark
 from portcullis.cli.reveal import reveal
+from portcullis.cli.scan import convert, scan
 from portcullis.cli.show import Steps, chain_table, complain, key_table, say
 from portcullis.errors import ConfigError, MissingDependencyError, PortcullisError, UsageError
 
@@ -72,21 +75,34 @@ def cli() -> None:
     show_default=True,
     help="Directory to write; an earlier run there is replaced, also by a refusal.",
 )
+@click.option("--private", is_flag=True, help="Train under differential privacy (DP-SGD), by a policy of its own.")
+@click.option("--epsilon", type=float, help="What the private training may spend: 1, 3 or 8 of the reference (3).")
 @_json
-def run(uri: str, config: Path | None, output: Path, as_json: bool) -> None:  # noqa: FBT001
+def run(
+    uri: str,
+    config: Path | None,
+    output: Path,
+    private: bool,  # noqa: FBT001
+    epsilon: float | None,
+    as_json: bool,  # noqa: FBT001
+) -> None:
     """Run the reference pipeline on this machine with the kfp local runner.
 
     Creates missing keys and a policy (labelled `development`) below PORTCULLIS_HOME, runs every step, verifies what
     they left by itself, and writes the report, the evidence and the sealed model. Your own data needs --data and
     --config; the configuration names the label, the features with shape and bounds, and the sensitive columns.
+    With --private the model is trained by DP-SGD, audited, and attacked by membership inference; its policy asks for
+    less robustness, as privacy costs some. With --config, its section dp_training says how.
     """
     from portcullis_pipelines.run import run_reference
 
     if uri != _REFERENCE and config is None:
         raise ConfigError("--data needs --config: a YAML file that describes label, features and sensitive columns")
-    chosen = ReferenceConfig.load(config)
+    if epsilon is not None and not private:
+        raise UsageError("--epsilon says how private a model is to be; add --private")
+    chosen = ReferenceConfig.load(config, private=private, epsilon=epsilon)
     home = homes.home_of(chosen)
-    made = homes.generate_keys(home)
+    made = homes.generate_keys(home, homes.step_names(chosen))
     store, chosen = homes.ensure_trust(home, chosen)
     if made and not as_json:
         say(f"made {len(made)} development keys in {home.keys}")
@@ -216,8 +232,9 @@ def keys() -> None:
 @_config
 def generate(config: Path | None) -> None:
     """Create every missing key: one per step, the owner's, masking, split and serving. Files are of mode 0600."""
-    home = _home(config)
-    made = homes.generate_keys(home)
+    chosen = ReferenceConfig.load(config)
+    home = homes.home_of(chosen)
+    made = homes.generate_keys(home, homes.step_names(chosen))
     for path in made:
         say(str(path))
     say(f"{len(made)} keys made in {home.keys}; existing ones were left alone")
@@ -228,8 +245,8 @@ def generate(config: Path | None) -> None:
 @_json
 def list_keys(config: Path | None, as_json: bool) -> None:  # noqa: FBT001
     """List the signing keys by role, with their key ids. Shows no private key."""
-    home = _home(config)
-    rows = homes.list_keys(home)
+    chosen = ReferenceConfig.load(config)
+    rows = homes.list_keys(homes.home_of(chosen), homes.step_names(chosen))
     if as_json:
         click.echo(json.dumps(rows, indent=2))
     else:
@@ -274,7 +291,7 @@ def rollback(directory: Path, config: Path | None) -> None:
 
 for command in (cluster.init, cluster.compile_package, cluster.bootstrap, cluster.doctor, cluster.submit):
     cli.add_command(command)
-for command in (data.diff, data.lineage, mask, reveal):
+for command in (data.diff, data.lineage, data.quarantine, mask, reveal, ledger, scan, convert, watermark, claim):
     cli.add_command(command)
 
 

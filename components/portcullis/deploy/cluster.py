@@ -14,7 +14,6 @@ Objects are addressed by fixed paths, so nothing is discovered and no list of a 
 
 import contextlib
 import json
-import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,24 +21,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-import yaml
-
 from portcullis.deploy.manifests import MANAGED_BY, MANAGER, MANIFESTS, Object, manifests_digest
 from portcullis.deploy.pod_security import violations
-from portcullis.digest import parse_json
-from portcullis.errors import (
-    AdmissionError,
-    DataError,
-    DeploymentError,
-    MissingDependencyError,
-    PolicyError,
-    PortcullisError,
-    UsageError,
-)
+from portcullis.errors import AdmissionError, DeploymentError, PolicyError, PortcullisError
+from portcullis.kubernetes_api import UNREADABLE, UnavailableError, api_client, ask, one_line
 
-MAX_ANSWER_BYTES = 4 << 20
-MAX_LINE = 1000  # characters of what an API server says that are quoted
-REQUEST_SECONDS = 30.0
 GRACE_SECONDS = 30.0  # beyond the rollout's own deadline, for the cluster to say that it has passed
 WRITE_ATTEMPTS = 5  # when only the status of what is written over has moved on
 
@@ -73,18 +59,12 @@ _VERSIONS = {
     "portcullis.dev/revocations-version": (PolicyError, "revocation list"),
     "portcullis.dev/issued": (AdmissionError, "admission"),
 }
-# What the client's own reading of a malformed kubeconfig ends in.
-_UNREADABLE = (AttributeError, KeyError, TypeError, ValueError)
 _VERSION = re.compile("[0-9]{1,18}")
 # An object that is to be created is applied with a version that none has: etcd is at 1 before anything is stored. Over
 # one that exists after all it is a conflict (for a Service from Kubernetes 1.23 on, see kubernetes#106745).
 _NO_VERSION = "1"
 _COUNTS = ("replicas", "updatedReplicas", "availableReplicas")
 _FAILURES = {("ReplicaFailure", "True"), ("Progressing", "False")}
-
-
-class _UnavailableError(DeploymentError):
-    """The API server did not answer, or said that it cannot for now."""
 
 
 class _ChangedError(DeploymentError):
@@ -150,39 +130,7 @@ class Cluster:
     def _ask(
         self, method: str, path: str, *, body: Object | None = None, content_type: str = ""
     ) -> tuple[int, Mapping[str, Any]]:
-        from kubernetes.config import ConfigException
-        from urllib3.exceptions import HTTPError
-
-        headers = {"Accept": "application/json", "User-Agent": MANAGER}
-        if body is not None:
-            headers["Content-Type"] = content_type
-        try:
-            self.client.update_params_for_auth(headers, [], ["BearerToken"])  # reads a token that was rotated anew
-            # Through the client's own connections (its certificates and proxy), but with a limit on what comes back.
-            response = self.client.rest_client.pool_manager.request(
-                method,
-                self.client.configuration.host + path,
-                body=None if body is None else json.dumps(body).encode(),
-                headers=headers,
-                timeout=REQUEST_SECONDS,
-                retries=False,
-                redirect=False,
-                preload_content=False,
-            )
-            with contextlib.closing(response):
-                data = response.read(MAX_ANSWER_BYTES + 1, decode_content=True)
-        except (HTTPError, OSError, ConfigException) as error:
-            raise _UnavailableError(f"the API server did not answer: {_one_line(error)}") from error
-        try:
-            answer = parse_json(data, limit=MAX_ANSWER_BYTES)
-        except DataError:
-            answer = None
-        if response.status == 429 or response.status >= 500:
-            message = answer.get("message") if isinstance(answer, dict) else None
-            raise _UnavailableError(f"the API server answered {response.status}: {_one_line(message or 'no reason')}")
-        if not isinstance(answer, dict):
-            raise DeploymentError(f"the API server answered {response.status} to {method} {path} with no JSON object")
-        return response.status, answer
+        return ask(self.client, method, path, body=body, content_type=content_type)
 
 
 def connect() -> Cluster:
@@ -192,21 +140,7 @@ def connect() -> Cluster:
         MissingDependencyError: The Kubernetes client is not installed.
         UsageError: There is no cluster, or its identity would not be checked.
     """
-    try:
-        from kubernetes import client, config
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError("a cluster needs a client: pip install 'kfp-portcullis[kfp]'") from error
-    configuration = client.Configuration()
-    try:
-        if "KUBERNETES_SERVICE_HOST" in os.environ:
-            config.load_incluster_config(client_configuration=configuration)
-        else:
-            config.load_kube_config(client_configuration=configuration)
-    except (config.ConfigException, OSError, yaml.YAMLError, *_UNREADABLE) as error:
-        raise UsageError(f"there is no cluster to deploy to: {_one_line(error)}; set KUBECONFIG") from error
-    if not configuration.host.startswith("https://") or not configuration.verify_ssl:
-        raise UsageError(f"the identity of {configuration.host} would not be checked; use https with its certificate")
-    return Cluster(client.ApiClient(configuration))
+    return Cluster(api_client())
 
 
 @dataclass(frozen=True)
@@ -452,13 +386,13 @@ def _await_rollout(cluster: Cluster, deployment: Object, *, stale: Sequence[Any]
     while time.monotonic() < end:
         try:
             live = _live(cluster, deployment)
-        except _UnavailableError as error:
+        except UnavailableError as error:
             last = str(error)
         else:
             status = live.get("status", {})
             if status.get("observedGeneration", 0) >= live["metadata"]["generation"]:
                 failing = [it for it in _conditions(live) if (it.get("type"), it.get("status")) in _FAILURES]
-                reasons = "; ".join(f"{it.get('reason')}: {_one_line(it.get('message', ''))}" for it in failing)
+                reasons = "; ".join(f"{it.get('reason')}: {one_line(it.get('message', ''))}" for it in failing)
                 if any(condition not in stale for condition in failing):
                     raise DeploymentError(f"{_named(deployment)} does not roll out: {reasons}")
                 wanted = deployment["spec"]["replicas"]
@@ -507,7 +441,7 @@ def _accepted(doing: str, it: Object, status: int, answer: Mapping[str, Any]) ->
     if 200 <= status < 300:
         return dict(answer)
     what = f"{doing} {_named(it)}"
-    message = _one_line(answer.get("message", ""))
+    message = one_line(answer.get("message", ""))
     details = answer.get("details")
     causes = details.get("causes") if isinstance(details, dict) else None
     reasons = [cause.get("reason") for cause in causes if isinstance(cause, dict)] if isinstance(causes, list) else []
@@ -533,7 +467,7 @@ def _object(it: Object, answer: Object) -> Object:
             numbers.append(metadata["generation"])
         _as_rendered(answer)
         sound = all(isinstance(text, str) for text in texts) and all(type(number) is int for number in numbers)
-    except (*_UNREADABLE, RecursionError):
+    except (*UNREADABLE, RecursionError):
         sound = False
     if not sound:
         raise DeploymentError(f"the API server answered with a malformed {_named(it)}")
@@ -541,9 +475,4 @@ def _object(it: Object, answer: Object) -> Object:
 
 
 def _shown(value: Any) -> str:
-    return _one_line(json.dumps(value, sort_keys=True))[:200]
-
-
-def _one_line(text: Any) -> str:
-    line = "".join(it if it.isprintable() else "?" for it in " ".join(str(text).split()))
-    return line if len(line) <= MAX_LINE else f"{line[:MAX_LINE]}…"
+    return one_line(json.dumps(value, sort_keys=True))[:200]

@@ -129,6 +129,16 @@ class ModelSpec:
             labels=tuple(fields["labels"]),
         )
 
+    @classmethod
+    def of_rows(cls, rows: DatasetSpec, architecture: str, options: Mapping[str, Option]) -> "ModelSpec":
+        """Return what a model that learns from rows of this description is.
+
+        Raises:
+            ModelError: The architecture's name, its options, or the rows' description cannot be a model's.
+        """
+        features = rows.features
+        return cls(architecture, options, features.shape, features.low, features.high, rows.label.classes)
+
     def require_fit(self, rows: DatasetSpec) -> None:
         """Refuse unless the model takes rows of this description.
 

@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from portcullis.pii.entities import BY_COLUMN, Entity, canonical
+from portcullis.pii.folding import fold
 from portcullis.pii.operators import VALUE
 from portcullis.pii.reading import Bytes, Ints, buffers, looked_up
 
@@ -27,16 +28,18 @@ _IN_CAPITALS = frozenset(
 
 
 def canonical_values(entity: str, values: pa.LargeStringArray) -> pa.LargeStringArray:
-    """Return the canonical spelling of each value; those of no known entity (VALUE) are as they are written.
+    """Return the canonical spelling of each value; VALUE is as it is written, an entity of the user's own is folded.
 
     Plain ASCII of the common entities is spelled all at once, the others one by one.
 
     Args:
-        entity: An `Entity`, or VALUE.
+        entity: An `Entity`, VALUE, or an entity of the user's own.
         values: A large_string array without nulls.
     """
     if entity == VALUE:
         return values
+    if entity not in list(Entity):
+        return pa.array([fold(text).strip() for text in values.to_pylist()], pa.large_string())
     kind = Entity(entity)
     offsets, data = buffers(values)
     plain = _whole(_PRINTABLE, offsets, data)

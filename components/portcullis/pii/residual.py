@@ -8,9 +8,8 @@ Texts in which no search could find anything are told from the others all at onc
 """
 
 import math
-import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -22,6 +21,7 @@ import pyarrow.compute as pc
 from portcullis.errors import DataError
 from portcullis.evidence.statement import Check, judge
 from portcullis.pii.columns import Kind, check_sound, kind, names_of, text_of
+from portcullis.pii.decoding import decoded_texts, worth_decoding
 from portcullis.pii.entities import Entity, valid_card
 from portcullis.pii.figures import Counts, pair_figures
 from portcullis.pii.generalise import OLDEST, RESTRICTED_ZIP3
@@ -29,11 +29,10 @@ from portcullis.pii.name_columns import SUSPECT_SHARE, called_as_persons, shaped
 from portcullis.pii.operators import Operator
 from portcullis.pii.plan import MaskingPlan
 from portcullis.pii.residual_searches import SEARCHES, VISIBLE
+from portcullis.pii.rules import Rule, compiled, context_pattern, named_by
 from portcullis.pii.sieve import Sieve
 from portcullis.pii.spelling import cell_spelling, masked_spelling
-from portcullis.pii.tokens import KIND
-
-_MALFORMED = re.compile(f"<({KIND})[:~>]")
+from portcullis.pii.tokens import spellings
 
 SAMPLED_ROWS = 10
 SHOWN_COLUMNS = 5
@@ -183,8 +182,11 @@ class ResidualSearch:
         self._dropped = sorted(dropped.difference(names))
         self._searches = [(str(entity), search) for entity, search in SEARCHES.items() if entity in plan.entities]
         self._spelling = masked_spelling(plan)
+        self._kinds = plan.kinds
+        self._begun = spellings(plan.kinds).begun
+        self._rules = [(rule, _rule_search(rule)) for rule in plan.rules.values()]
         operators = {operator.name for operator in plan.entities.values()}
-        self._others_made = not operators.isdisjoint(("synthetic", "generalise"))
+        self._others_made = not operators.isdisjoint(("synthetic", "generalise")) or bool(plan.own)
         self._sieve = Sieve([entity for entity, _ in self._searches], starred="star" in operators)
         self._rows = 0
         self._columns = []
@@ -241,7 +243,7 @@ class ResidualSearch:
         counted = pc.value_counts(values.drop_null())
         texts, rows = counted.field("values"), counted.field("counts").to_numpy()
         made = self._sieve.made(texts)
-        misfit = np.flatnonzero(~_fitting(tally.operator, texts))
+        misfit = np.flatnonzero(~_fitting(tally.operator, texts, self._kinds))
         tally.misfits += int(rows[misfit].sum())
         bare = np.flatnonzero(~made)
         if self._others_made:
@@ -253,10 +255,19 @@ class ResidualSearch:
             shaped = np.array([shaped_as_person(text) for text in unmasked.to_pylist()], np.bool_)
             tally.name_shaped += int(rows[bare][shaped].sum())
         called = f"{tally.name}: "
-        may = np.arange(len(bare)) if self._found_in("", called=called) else self._sieve.kept(unmasked, called=called)
+        encoded = worth_decoding(unmasked)
+        # Most are the letters of a token: they look like base64 as any others.
+        some = np.flatnonzero(encoded)
+        rests = [self._spelling.sub("|", text) for text in unmasked.take(pa.array(some)).to_pylist()]
+        encoded[some] = worth_decoding(pa.array(rests, pa.large_string()))
+        if self._rules or self._found_in("", called=called):
+            may = np.arange(len(bare))
+        else:
+            may = np.union1d(self._sieve.kept(unmasked, called=called), np.flatnonzero(encoded))
         left = set(misfit.tolist())
-        for place, text in zip(bare[may].tolist(), unmasked.take(pa.array(may)).to_pylist(), strict=True):
-            if found := self._found_in(text, called=called):
+        read = zip(bare[may].tolist(), encoded[may].tolist(), unmasked.take(pa.array(may)).to_pylist(), strict=True)
+        for place, decode, text in read:
+            if found := self._found_in(text, called=called, encoded=decode):
                 left.add(place)
                 for entity, count in found.items():
                     tally.found[entity] += int(rows[place]) * count
@@ -275,11 +286,11 @@ class ResidualSearch:
 
     def _fit(self, tally: _Tally, values: Any) -> None:
         """Count the cells, none of them text, that the column's operator cannot have put out."""
-        if tally.operator is None or cell_spelling(tally.operator) is None:
+        if tally.operator is None or cell_spelling(tally.operator, self._kinds) is None:
             return
         numbers = tally.kind is Kind.NUMBER and tally.operator.name == "generalise"
         texts = pc.unique(text_of(values) if numbers else values.drop_null().slice(0, 0))
-        fitting = [text for text in texts.drop_null().to_pylist() if _fits_as_number(tally.operator, text)]
+        fitting = [text for text in texts.drop_null().to_pylist() if _fits_as_number(tally.operator, text, self._kinds)]
         cells = text_of(values) if fitting else values
         misfits = values.is_valid()
         if fitting:
@@ -293,20 +304,30 @@ class ResidualSearch:
         room = SAMPLED_ROWS - len(tally.samples)
         tally.samples += (self._rows + 1 + places[:room]).tolist()
 
-    def _found_in(self, text: str, *, called: str = "") -> Counter[str]:
-        """Count by entity what a text holds; `called` is put before it, and may say what its numbers are."""
+    def _found_in(self, text: str, *, called: str = "", encoded: bool = True) -> Counter[str]:
+        """Count by entity what a text holds, decoded too where it is to be tried.
+
+        `called` is put before it, and may say what its numbers are.
+        """
         rest = self._spelling.sub("|", text)
         # What begins like a spelling of ours and is none was tampered with, or never masked.
-        found = Counter(made[1] for made in _MALFORMED.finditer(rest))
-        visible = f"{called}{rest}".translate(VISIBLE)
-        for entity, search in self._searches:
-            found[entity] += search(visible)
+        found = Counter(made[1] for made in self._begun.finditer(rest))
+        found += self._identifiers(rest, called)
+        for plain in decoded_texts(rest) if encoded else ():
+            found |= self._identifiers(plain, called)
         return +found
 
+    def _identifiers(self, text: str, called: str) -> Counter[str]:
+        visible = f"{called}{text}".translate(VISIBLE)
+        found = Counter({entity: search(visible) for entity, search in self._searches})
+        for rule, count in self._rules:
+            found[rule.name] += count(text.translate(VISIBLE), called)
+        return found
 
-def _fits(operator: Operator | None, text: str) -> bool:
+
+def _fits(operator: Operator | None, text: str, kinds: tuple[str, ...]) -> bool:
     """Tell whether the operator of a column can have put out this cell."""
-    pattern = None if operator is None else cell_spelling(operator)
+    pattern = None if operator is None else cell_spelling(operator, kinds)
     if operator is None or pattern is None:
         return True
     if pattern.fullmatch(text) is None:
@@ -323,21 +344,21 @@ def _fits(operator: Operator | None, text: str) -> bool:
 _WHOLE = frozenset({"token", "hash", "reversible", "redact"})
 
 
-def _fitting(operator: Operator | None, texts: Any) -> npt.NDArray[np.bool_]:
+def _fitting(operator: Operator | None, texts: Any, kinds: tuple[str, ...]) -> npt.NDArray[np.bool_]:
     """Tell which texts the operator of a column can have put out."""
     fits = np.ones(len(texts), np.bool_)
-    if operator is None or (pattern := cell_spelling(operator)) is None:
+    if operator is None or (pattern := cell_spelling(operator, kinds)) is None:
         return fits
     if operator.name in _WHOLE:
         fits &= pc.match_substring_regex(texts, rf"\A(?:{pattern.pattern})\z").to_numpy(zero_copy_only=False)
         return fits
-    fits[:] = [_fits(operator, text) for text in texts.to_pylist()]
+    fits[:] = [_fits(operator, text, kinds) for text in texts.to_pylist()]
     return fits
 
 
-def _fits_as_number(operator: Operator, text: str) -> bool:
+def _fits_as_number(operator: Operator, text: str, kinds: tuple[str, ...]) -> bool:
     """Likewise, in a column of numbers, where 90 stands for all ages above 89."""
-    return _fits(operator, text) or (operator.form == "age" and text == f"{OLDEST + 1}")
+    return _fits(operator, text, kinds) or (operator.form == "age" and text == f"{OLDEST + 1}")
 
 
 def _is_whole(number: float) -> bool:
@@ -355,3 +376,16 @@ def _long_numbers(values: Any) -> tuple[npt.NDArray[np.intp], list[str]]:
 
 
 _SHORTEST_CARD = 10**11
+
+
+def _rule_search(rule: Rule) -> Callable[[str, str], int]:
+    """Return the search that counts what a user's rule finds in a text, given what names the text."""
+    words = tuple(word.translate(VISIBLE).strip() for word in rule.context)
+    context = compiled(context_pattern(tuple(filter(None, words)))) if rule.context else None
+
+    def count(text: str, called: str) -> int:
+        if context is not None and not named_by(rule, called) and context.search(text) is None:
+            return 0
+        return sum(rule.valid(match[0]) for match in rule.program.finditer(text))
+
+    return count

@@ -9,7 +9,6 @@ and went out. The latter is keyed, since what goes out may be one short number t
 """
 
 import fcntl
-import hashlib
 import hmac
 import io
 import os
@@ -20,22 +19,22 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from portcullis.digest import canonical_json, parse_canonical_json
+from portcullis.digest import canonical_json, parse_canonical_json, sha256
 from portcullis.errors import DataError, EvidenceError, UsageError
 from portcullis.evidence.statement import format_time
+from portcullis.files import sync_folder
+from portcullis.hash_chain import FIRST, Record, read_records
 from portcullis.pii.scan import rows_of
 from portcullis.pii.tokens import REVERSIBLE, MaskingKeys, derived, revealed
 
 FORMAT = "portcullis-reveal/v1"
 MAX_AUDIT_BYTES = 1 << 30
 MAX_REASON = 1024
-FIRST = "0" * 64
 _FIELDS = frozenset({"format", "number", "previous", "time", "user", "uid", "reason", "input", "output", "counts"})
 # Whatever looks like a reversible token but is none must not pass as ordinary text.
 _LIKE = re.compile("<[A-Z_]+~[^<>]*>?")
@@ -102,43 +101,20 @@ def _require_any(counts: object) -> None:
         raise DataError("there is no reversible token; only the operator `reversible` makes what can be revealed")
 
 
-@dataclass(frozen=True)
-class Record:
-    """One line of an audit file.
-
-    Attributes:
-        number: From 1.
-        digest: SHA-256 of the line, hexadecimal: what the next one names.
-        said: The line's fields.
-    """
-
-    number: int
-    digest: str
-    said: Mapping[str, Any]
-
-
 def verify_audit(lines: bytes) -> tuple[Record, ...]:
     """Return the records of an audit file, none where it is empty.
 
     Raises:
         EvidenceError: A line was altered, removed or put in between, or the last one is cut short.
     """
-    records: list[Record] = []
-    if lines and not lines.endswith(b"\n"):
-        raise _broken(lines.count(b"\n") + 1)
-    previous = FIRST
-    for number, line in enumerate(lines.split(b"\n")[:-1], start=1):
-        try:
-            said = parse_canonical_json(line)
-        except DataError as error:
-            raise _broken(number) from error
-        if not isinstance(said, dict) or set(said) != _FIELDS or said["format"] != FORMAT:
-            raise _broken(number)
-        if said["number"] != number or said["previous"] != previous:
-            raise _broken(number)
-        previous = hashlib.sha256(line).hexdigest()
-        records.append(Record(number, previous, said))
-    return tuple(records)
+    return read_records(lines, _said, _broken)
+
+
+def _said(line: bytes) -> Mapping[str, Any]:
+    said = parse_canonical_json(line)
+    if not isinstance(said, dict) or set(said) != _FIELDS or said["format"] != FORMAT:
+        raise DataError("not a line of an audit file")
+    return said
 
 
 def _broken(number: int) -> EvidenceError:
@@ -184,10 +160,10 @@ def record_revelation(audit: Path, *, key: bytes, reason: str, given: str, told:
             if file.write(line + b"\n") != len(line) + 1:
                 raise UsageError(f"the audit file {audit} took only a part of the record; nothing is revealed")
             os.fsync(file.fileno())
-        _sync_folder(audit.parent)
+        sync_folder(audit.parent)
     except OSError as error:
         raise UsageError(f"cannot write the audit file {audit}: {error.strerror}; nothing is revealed") from error
-    return Record(len(records) + 1, hashlib.sha256(line).hexdigest(), said)
+    return Record(len(records) + 1, sha256(line), said)
 
 
 @contextmanager
@@ -206,14 +182,6 @@ def _whole(file: io.FileIO, audit: Path) -> bytes:
         raise UsageError(f"the audit file {audit} is larger than {MAX_AUDIT_BYTES} bytes; name a new one with --audit")
     file.seek(0)
     return file.readall()
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _user() -> str:

@@ -7,6 +7,7 @@ the order of their sums, so there it may differ.
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,7 @@ def train(
         ModelError: The architecture is unknown or does not work, or training did not stay finite.
         UsageError: CUDA was asked for and is not there.
     """
-    inputs, targets = _tensors(features, labels, spec)
+    inputs, targets = training_tensors(features, labels, spec)
     device = choose_device(settings.device)
     with reproducible(settings.seed, device):
         module = build_module(spec).to(device)
@@ -93,16 +94,13 @@ def _loss(
 ) -> torch.Tensor:
     if settings.method == "plain":
         return functional.cross_entropy(module(clean), targets)
+    attack = partial(ascend, module, clean, epsilon=settings.epsilon, steps=settings.steps)
     if settings.method == "pgd":
-        adversarial = _ascend(
-            module, clean, lambda logits: functional.cross_entropy(logits, targets, reduction="sum"), settings
-        )
+        adversarial = attack(lambda logits: functional.cross_entropy(logits, targets, reduction="sum"))
         return functional.cross_entropy(module(adversarial), targets)
     with _evaluating(module), torch.no_grad():
         reference = module(clean).softmax(dim=1)
-    adversarial = _ascend(
-        module, clean, lambda logits: functional.kl_div(logits.log_softmax(dim=1), reference, reduction="sum"), settings
-    )
+    adversarial = attack(lambda logits: functional.kl_div(logits.log_softmax(dim=1), reference, reduction="sum"))
     natural = module(clean)
     divergence = functional.kl_div(
         module(adversarial).log_softmax(dim=1), natural.softmax(dim=1), reduction="batchmean"
@@ -110,18 +108,31 @@ def _loss(
     return functional.cross_entropy(natural, targets) + TRADES_BETA * divergence
 
 
-def _ascend(
+def ascend(
     module: torch.nn.Module,
     clean: torch.Tensor,
     loss: Callable[[torch.Tensor], torch.Tensor],
-    settings: TrainingSettings,
+    *,
+    epsilon: float,
+    steps: int,
 ) -> torch.Tensor:
-    """Maximise a loss by projected gradient ascent in the Linf ball, from a random start; touches no `.grad`."""
-    epsilon, step = settings.epsilon, 2.5 * settings.epsilon / settings.steps
+    """Maximise a loss by projected gradient ascent in the Linf ball, from a random start; touches no `.grad`.
+
+    Args:
+        module: The network, in `train()` mode, to which it is put back.
+        clean: The inputs (N, *shape), float32 in [0, 1].
+        loss: From logits to a sum over the rows, so that no row's attack depends on another row.
+        epsilon: Radius of the ball.
+        steps: Gradient steps.
+
+    Returns:
+        The inputs, each moved by at most `epsilon` and still in [0, 1].
+    """
+    step = 2.5 * epsilon / steps
     low, high = (clean - epsilon).clamp(min=0), (clean + epsilon).clamp(max=1)
     moved = low + (high - low) * torch.rand_like(clean)
     with _evaluating(module):
-        for _ in range(settings.steps):
+        for _ in range(steps):
             moved.requires_grad_()
             (gradient,) = torch.autograd.grad(loss(module(moved)), moved)
             moved = (moved.detach() + step * gradient.sign()).clamp(low, high)
@@ -149,9 +160,14 @@ def _accuracy(module: torch.nn.Module, inputs: torch.Tensor, targets: torch.Tens
     return sum(hits) / len(inputs)
 
 
-def _tensors(
+def training_tensors(
     features: NDArray[np.floating[Any]], labels: NDArray[np.integer[Any]], spec: ModelSpec
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the inputs (N, *shape), float32 in [0, 1], and the targets (N,), int64, of rows to learn from.
+
+    Raises:
+        DataError: No rows, features or labels of another shape, type or range, or a single class.
+    """
     inputs = spec.scale(features)
     if not isinstance(labels, np.ndarray) or labels.dtype.kind not in "iu" or labels.shape != (len(inputs),):
         raise DataError(f"labels must be {len(inputs)} integers, one for each row of features")

@@ -56,14 +56,7 @@ def train_model(
     from portcullis.training.adversarial import train
 
     rows = parse_dataset(files)
-    spec = ModelSpec(
-        architecture=architecture,
-        options=options,
-        shape=rows.spec.features.shape,
-        low=rows.spec.features.low,
-        high=rows.spec.features.high,
-        labels=rows.spec.label.classes,
-    )
+    spec = ModelSpec.of_rows(rows.spec, architecture, options)
     features, labels = features_and_labels(rows)
     module, figures = train(features, labels, spec, settings)
     digest = save_model(model, module, spec)

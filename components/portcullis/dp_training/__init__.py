@@ -1,0 +1,1 @@
+"""Training under differential privacy (DP-SGD), and the gate that audits the trainer."""

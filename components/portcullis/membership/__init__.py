@@ -1,0 +1,1 @@
+"""Membership inference: whether a model tells which rows it learnt from."""
