@@ -1,8 +1,8 @@
 """`dp_train` and its audit: accuracy and CPU seconds at an epsilon of 1, 3 and 8, beside plain Opacus and no privacy.
 
-All train on the digits of scikit-learn, 1,437 rows, and are judged on the other 360. Plain Opacus is its `PrivacyEngine`
-with a data loader, for the same network, epsilon and number of epochs; it has no attack inside training. The audit rows
-are the lower bounds of epsilon of an honest trainer and of one whose noise is silently zero.
+All train on the digits of scikit-learn, 1,437 rows, and are judged on the other 360. Plain Opacus is its
+`PrivacyEngine` with a data loader, for the same network, epsilon and number of epochs; it has no attack inside
+training. The audit rows are the lower bounds of epsilon of an honest trainer and of one without any noise.
 """
 
 import time
