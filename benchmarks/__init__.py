@@ -44,6 +44,7 @@ def compare(
     target: float | None,
     unit: str = "s",
     scale: float = 1.0,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Record:
     """Time both, interleaved, so that a noisy machine disturbs both alike; lower is better.
 
@@ -56,12 +57,13 @@ def compare(
         target: Of the ratio, or of our own time where there is no peer.
         unit: Of the times.
         scale: Seconds to unit.
+        clock: What tells the seconds; `time.process_time` counts those of this process alone, on all its threads.
     """
     own, other = [], []
     for _ in range(rounds):
-        own.append(_seconds(ours) * scale)
+        own.append(_seconds(ours, clock) * scale)
         if peer is not None:
-            other.append(_seconds(peer) * scale)
+            other.append(_seconds(peer, clock) * scale)
     ratios = [b / a for a, b in zip(own, other, strict=True)] if other else []
     return Record(
         name=name,
@@ -97,10 +99,10 @@ def publish(records: Sequence[Record], path: Path | None) -> None:
         path.write_text(json.dumps([asdict(it) for it in records], indent=2) + "\n")
 
 
-def _seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
+def _seconds(work: Callable[[], object], clock: Callable[[], float]) -> float:
+    start = clock()
     work()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def _spread(values: Sequence[float]) -> float:
@@ -117,4 +119,6 @@ def _show(value: float | None) -> str:
 def _aim(record: Record) -> str:
     if record.target is None:
         return ""
-    return f">= {record.target:g}x" if record.ratio is not None else f"<= {record.target:g} {record.unit}"
+    if record.ratio is not None:
+        return f">= {record.target:g}x"
+    return f"{'>=' if record.better == 'higher' else '<='} {record.target:g} {record.unit}"

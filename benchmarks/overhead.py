@@ -13,12 +13,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
 from benchmarks import Record, command
 from portcullis.admission.stage import admit
 from portcullis.at_rest import subject_digest
+from portcullis.budget.stage import evaluate_budget
 from portcullis.dataset import features_and_labels, read_dataset, write_dataset
 from portcullis.digest import content_digest, tree_digest
 from portcullis.encryption.stage import encrypt
@@ -28,6 +30,8 @@ from portcullis.evidence.step import enforce
 from portcullis.ingest.readers import read_source
 from portcullis.ingest.stage import ingest
 from portcullis.keys import symmetric_key
+from portcullis.ledger.mechanisms import MAX_EPSILON
+from portcullis.ledger.settings import LedgerSettings
 from portcullis.models.store import WEIGHTS_FILE, ModelSpec, load_model, read_model_files, save_model
 from portcullis.pii.mask import mask_table
 from portcullis.pii.residual import residual_figures
@@ -62,7 +66,16 @@ def signed(config: ReferenceConfig, home: Home, out: Path) -> None:
     """Run the steps as the pipeline does."""
     nonce = preflight(step="preflight", bundle=out / "e0")
     spec = str(config.arguments(URI)["dataset_spec"])
-    ingest(step="ingest", nonce=nonce, evidence=out / "e0", uri=URI, spec=spec, dataset=out / "raw", bundle=out / "e1")
+    ingest(
+        step="ingest",
+        nonce=nonce,
+        evidence=out / "e0",
+        uri=URI,
+        spec=spec,
+        dataset=out / "raw",
+        quarantine=out / "quarantine",
+        bundle=out / "e1",
+    )
     masking = config.masking.to_dict()
     mask_pii(
         step="mask_pii",
@@ -105,14 +118,14 @@ def signed(config: ReferenceConfig, home: Home, out: Path) -> None:
         test=out / "test",
         bundle=out / "e5",
     )
-    privacy = config.privacy.to_dict()
     dp_noise(
         step="dp_noise",
         dataset=out / "train",
         evidence=out / "e5",
-        columns=privacy["columns"],
-        budget=privacy["budget"],
+        plan=config.privacy.to_dict(),
+        ledger=config.ledger_parameters(),
         noised=out / "noised",
+        report=out / "r4",
         bundle=out / "e6",
     )
     train_model(
@@ -125,7 +138,17 @@ def signed(config: ReferenceConfig, home: Home, out: Path) -> None:
         model=out / "model",
         bundle=out / "e7",
     )
-    judge(config, "robustness:trained", out / "model", out, evidence=out / "e7", passed=out / "e9")
+    evaluate_budget(
+        step="budget",
+        model=out / "model",
+        evidence=out / "e7",
+        ledger=config.ledger_parameters(),
+        charging=config.charging,
+        report=out / "r2",
+        bundle=out / "e7-verdict",
+    )
+    enforce("budget", subject=tree_digest(out / "model"), evidence=out / "e7-verdict", passed=out / "e8")
+    judge(config, "robustness:trained", out / "model", out, evidence=out / "e8", passed=out / "e9")
     owner = config.dataset.name
     marked, original = out / "marked", out / "model"
     watermark_model(
@@ -204,8 +227,8 @@ def bare(config: ReferenceConfig, home: Home, out: Path) -> None:
     write_dataset(out / "train", sides.train, masked.spec)
     write_dataset(out / "test", sides.test, masked.spec)
     trained_on = read_dataset(out / "train")
-    noised = noise_dataset(trained_on, config.privacy.columns, budget=config.privacy.budget)
-    write_dataset(out / "noised", noised.table, trained_on.spec)
+    noised = noise_dataset(trained_on, config.privacy)
+    write_dataset(out / "noised", noised.table, noised.spec)
     rows = read_dataset(out / "noised")
     described = rows.spec.features
     spec = ModelSpec(
@@ -285,7 +308,9 @@ def _recorded(name: str) -> Iterator[list[object]]:
 def _home(folder: Path) -> Iterator[tuple[ReferenceConfig, Home]]:
     home = Home(folder / "home")
     generate_keys(home)
-    _, config = ensure_trust(home, ReferenceConfig.load(None))
+    config = ReferenceConfig.load(None)
+    config = replace(config, ledger=LedgerSettings(config.dataset.name, MAX_EPSILON))  # for the many runs of this
+    _, config = ensure_trust(home, config)
     with mock.patch.dict(os.environ, home.environment):
         yield config, home
 

@@ -5,7 +5,7 @@ import io
 import json
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from fuzz import Target
 from portcullis.dataset import DatasetSpec
 from portcullis.digest import canonical_json, parse_canonical_json
 from portcullis.errors import ConfigError, DataError, RefusedError
+from portcullis.ingest.csv_table import read_csv
+from portcullis.ingest.jsonl_table import read_jsonl
 from portcullis.ingest.readers import read_table
 from portcullis.strict_yaml import load_yaml
 from portcullis.table import canonical_table, logical_root, parse_parquet, stream_parquet
@@ -39,6 +41,26 @@ def _read(data: bytes, kind: str) -> pa.Table | None:
     return table
 
 
+def _check_set_aside(data: bytes, read: Callable[..., Iterator[Any]], table: pa.Table | None) -> None:
+    """Check that malformed records are found just where a file is refused, and that what is left of it is sound."""
+    try:
+        blocks = list(read(io.BytesIO(data), check=lambda _: {}))
+    except DataError:
+        assert table is None
+        return
+    malformed = [it for block in blocks for it in block.malformed]
+    assert (table is None) == bool(malformed)
+    lines = data.split(b"\n")
+    rows = [row for block in blocks for row in block.table.to_pylist()]
+    rest, end = b"", 0
+    for it in malformed:
+        assert b"\n".join(lines[it.line - 1 :]).startswith(it.data) and data[it.offset :].startswith(it.data)
+        rest, end = rest + data[end : it.offset], it.offset + len(it.data) + 1
+    rest += data[end:]
+    if rows:
+        assert [row for block in read(io.BytesIO(rest)) for row in block.table.to_pylist()] == rows
+
+
 def _check_spelled(name: str, column: pa.ChunkedArray, spelled: Sequence[str | None]) -> None:
     """Check that typed cells are what their spelling says, as Python reads it; null where there is none."""
     read = {pa.int64(): int, pa.float64(): float, pa.bool_(): {"true": True, "false": False}.__getitem__}
@@ -58,6 +80,7 @@ def _check_spelled(name: str, column: pa.ChunkedArray, spelled: Sequence[str | N
 def fuzz_csv(data: bytes) -> None:
     """Whatever is accepted, Python's csv module and Arrow's reader see the same cells in."""
     table = _read(data, "csv")
+    _check_set_aside(data, read_csv, table)
     if table is None:
         return
     rows = list(csv.reader(io.StringIO(data.decode(), newline=""), strict=True))
@@ -86,6 +109,7 @@ def fuzz_csv(data: bytes) -> None:
 def fuzz_json_lines(data: bytes) -> None:
     """Whatever is accepted, Python's json reads the same cells from, line by line, and no key twice."""
     table = _read(data, "jsonl")
+    _check_set_aside(data, read_jsonl, table)
     if table is None:
         return
     lines = data.decode().removesuffix("\n").split("\n")

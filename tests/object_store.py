@@ -1,9 +1,14 @@
-"""A small S3 server on loopback: ListObjectsV2 in pages, HEAD, and GET with a range, for path-style requests.
+"""A small S3 server on loopback: ListObjectsV2 in pages, HEAD, GET with a range, and conditional PUT, path-style.
+
+A PUT's conditions are those of Amazon S3 (docs.aws.amazon.com, "How to prevent object overwrites with conditional
+writes"): `If-None-Match: *` fails with 412 where there is an object, `If-Match` with 412 where its entity tag is
+another, and with 404 where there is none.
 
 It holds what it is given, also keys that no file may have, and answers only requests that name its access key.
 """
 
 import contextlib
+import hashlib
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,7 +27,25 @@ class ObjectStore:
         self.page = page
         self.requests: list[tuple[str, str, str]] = []
         self.before_get: Callable[[str], None] = lambda key: None
+        self.before_put: Callable[[str], None] = lambda key: None
+        self.honours_conditions = True
+        self.outages = 0
+        self.lock = threading.Lock()
         self.endpoint = ""
+
+    def put(self, bucket: str, key: str, data: bytes, condition: dict[str, str]) -> tuple[int, str]:
+        """Store an object if its condition holds; the status and the code of the error."""
+        with self.lock:
+            objects = self.buckets[bucket]
+            if self.honours_conditions:
+                if condition.get("If-None-Match") == "*" and key in objects:
+                    return 412, "PreconditionFailed"
+                if "If-Match" in condition and key not in objects:
+                    return 404, "NoSuchKey"
+                if "If-Match" in condition and condition["If-Match"] != tag_of(objects[key]):
+                    return 412, "PreconditionFailed"
+            objects[key] = data
+            return 200, ""
 
     def list(self, bucket: str, query: dict[str, str]) -> str:
         prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
@@ -46,6 +69,11 @@ class ObjectStore:
         return f"<ListBucketResult>{head}{''.join(part)}</ListBucketResult>"
 
 
+def tag_of(data: bytes) -> str:
+    """Return an object's entity tag: S3's is the MD5 of what was put at once, in quotes."""
+    return f'"{hashlib.md5(data, usedforsecurity=False).hexdigest()}"'
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     wbufsize = -1  # head and body in one packet: two would each wait for the other's acknowledgement
@@ -56,6 +84,25 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self._answer()
+
+    def do_PUT(self) -> None:
+        bucket, _, key = unquote(urlsplit(self.path).path.removeprefix("/")).partition("/")
+        data = self.rfile.read(int(self.headers.get("Content-Length", "0")))
+        self.store.requests.append((self.command, bucket, key))
+        self.store.before_put(key)
+        condition = {name: self.headers[name] for name in ("If-Match", "If-None-Match") if name in self.headers}
+        if self.store.outages:
+            self.store.outages -= 1
+            self._error(503, "SlowDown")
+        elif f"Credential={ACCESS_KEY}/" not in self.headers.get("Authorization", ""):
+            self._error(403, "AccessDenied")
+        elif hashlib.sha256(data).hexdigest() != self.headers.get("x-amz-content-sha256"):
+            self._error(400, "XAmzContentSHA256Mismatch")
+        elif bucket not in self.store.buckets:
+            self._error(404, "NoSuchBucket")
+        else:
+            status, code = self.store.put(bucket, key, data, condition)
+            self._error(status, code) if code else self._send(200, b"")
 
     def _answer(self) -> None:
         url = urlsplit(self.path)
@@ -78,20 +125,22 @@ class _Handler(BaseHTTPRequestHandler):
             data = objects[key]
             first, _, last = self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")
             part = data[int(first) : int(last or len(data)) + 1]
-            self._send(206 if "Range" in self.headers else 200, part)
+            self._send(206 if "Range" in self.headers else 200, part, tag=tag_of(data))
 
     def _error(self, status: int, code: str) -> None:
         self._send(
             status, f"<Error><Code>{code}</Code><Message>{code}</Message></Error>".encode(), kind="application/xml"
         )
 
-    def _send(self, status: int, body: bytes, *, kind: str = "application/octet-stream") -> None:
+    def _send(self, status: int, body: bytes, *, kind: str = "application/octet-stream", tag: str = "") -> None:
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
+        if tag:
+            self.send_header("ETag", tag)
         self.send_header("Last-Modified", "Thu, 01 Jan 2026 00:00:00 GMT")
         self.end_headers()
-        if self.command == "GET":
+        if self.command != "HEAD":
             self.wfile.write(body)
 
     def log_message(self, *arguments: object) -> None:

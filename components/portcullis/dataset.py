@@ -70,6 +70,7 @@ SPEC_FILE = "dataset.json"
 MAX_SPEC_BYTES = 16 << 20
 FILE_LIMITS = {DATA_FILE: MAX_BYTES, SPEC_FILE: MAX_SPEC_BYTES}  # the most bytes that are held in memory
 MAX_CLASSES = 1_000
+MAX_QUARANTINE = 1_000_000
 GROUP_ROWS = 1 << 17
 GROUP_BYTES = 32 << 20
 
@@ -152,6 +153,7 @@ class DatasetSpec:
         consent: On what ground persons' data are in it.
         contact: Whom to ask.
         retention: Until when it may be kept.
+        quarantine_at_most: How many malformed records `ingest` may set aside instead of refusing the data; 0 for none.
     """
 
     name: str
@@ -164,6 +166,7 @@ class DatasetSpec:
     consent: str = ""
     contact: str = ""
     retention: str = ""
+    quarantine_at_most: int = 0
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -180,6 +183,8 @@ class DatasetSpec:
             text = getattr(self, name)
             if len(text) > 4096 or not text.replace("\n", "").isprintable():
                 raise ConfigError(f"{name} must be at most 4,096 printable characters")
+        if type(self.quarantine_at_most) is not int or not 0 <= self.quarantine_at_most <= MAX_QUARANTINE:
+            raise ConfigError(f"quarantine_at_most must be a whole number from 0 to {MAX_QUARANTINE:,}")
         roles = [self.label.column, *self.features.columns, *self.sensitive]
         if len(set(roles)) != len(roles):
             twice = next(name for name in roles if roles.count(name) > 1)
@@ -205,7 +210,7 @@ class DatasetSpec:
         Raises:
             ConfigError: A key is unknown or missing, a value has the wrong type, or the parts contradict one another.
         """
-        optional = " ".join(["sensitive description synthetic", *PROVENANCE])
+        optional = " ".join(["sensitive description synthetic quarantine_at_most", *PROVENANCE])
         top = _keys(value, "the data-set description", "name label features", optional)
         label = _keys(top["label"], "label", "column classes")
         features = _keys(top["features"], "features", "columns shape low high")
@@ -228,6 +233,7 @@ class DatasetSpec:
             description=_string(top.get("description", ""), "description"),
             synthetic=_strings(top.get("synthetic", []), "synthetic"),
             **{name: _string(top.get(name, ""), name) for name in PROVENANCE},
+            quarantine_at_most=top.get("quarantine_at_most", 0),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -245,6 +251,7 @@ class DatasetSpec:
             "description": self.description,
             "synthetic": list(self.synthetic),
             **{name: getattr(self, name) for name in PROVENANCE},
+            "quarantine_at_most": self.quarantine_at_most,
         }
 
     def resolve(self, header: Collection[str], *, masked: bool = False) -> "DatasetSpec":

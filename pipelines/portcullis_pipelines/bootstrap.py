@@ -5,6 +5,9 @@ Secret with its own signing key and the further keys that it reads, and nothing 
 The part `secure_training` holds no key of the release, and nothing ever holds the owner's: whoever may mount every
 Secret of the training namespace can neither admit a model nor open it, nor change what is demanded.
 
+A privacy ledger that the policy keeps in the cluster is a ConfigMap, and so is its last head. They come empty, and only
+the run's account may read and patch them.
+
 Secrets are immutable: a changed key is a new identity that a new policy must name, so putting other keys in place is
 an error of the API server's until the old Secret has been deleted on purpose. The ConfigMap is not: revocations change.
 """
@@ -17,12 +20,14 @@ import yaml
 
 from portcullis.deploy.manifests import deployer_role
 from portcullis.errors import UsageError
-from portcullis.evidence.policy import Policy
+from portcullis.evidence.policy import Policy, StepRule
 from portcullis.evidence.trust import TrustStore
 from portcullis.files import read_bytes
 from portcullis.harden import TRUST_CONFIG_MAP, secret_name
 from portcullis.keys import resolve
 from portcullis.kubernetes_names import require_namespace, require_object_name
+from portcullis.ledger.settings import LOCAL
+from portcullis.ledger.stores import CONFIG_MAP_URI, config_maps
 from portcullis_pipelines.home import Home
 from portcullis_pipelines.steps import PRIVATE_STEPS, READS, STEPS
 
@@ -121,6 +126,8 @@ def objects(
             public.append(_object("v1", "ConfigMap", *at_server, data=trust))
         public += _deployer(policy.name, service_account, namespace, server)
         hidden.append(_secret(str(cluster.get("secret", SERVING_SECRET)), server, home, SERVING_KEYS))
+    (account,) = (it["metadata"]["name"] for it in public if it["kind"] == "ServiceAccount")
+    public += _ledgers([policy.step(name) for name in policy.steps if secret_name(name) in secrets], account, namespace)
     rendered = [*public, *hidden]
     names = [(it["kind"], it["metadata"]["namespace"], it["metadata"]["name"]) for it in rendered]
     for kind, place, name in names:
@@ -149,6 +156,37 @@ def _deployer(model: str, service_account: str | None, namespace: str, server: s
     account["metadata"] |= {"name": name, "namespace": namespace}
     binding["subjects"] = [{"kind": "ServiceAccount", "name": name, "namespace": namespace}]
     return [account, role, binding]
+
+
+def _ledgers(steps: Iterable[StepRule], account: str, namespace: str) -> list[Object]:
+    """Return the ConfigMaps of the steps' privacy ledgers and of their heads, and the roles to read and patch them.
+
+    They have no data here, so that applying them again leaves what they hold; and no role may create or delete them.
+    """
+    maps: dict[tuple[str, str], str] = {}
+    for settings in (step.parameters.get("ledger") for step in steps):
+        if settings:
+            dataset = str(settings["dataset"])
+            uris = (settings["store"], settings["memory"])
+            for uri, name in zip(uris, config_maps(dataset), strict=True):
+                found = CONFIG_MAP_URI.fullmatch(f"kubernetes://{namespace}/{name}" if uri == LOCAL else uri)
+                if found:
+                    maps[found[1], found[2]] = dataset
+    made: list[Object] = []
+    roles: dict[tuple[str, str], list[str]] = {}
+    for (place, name), dataset in maps.items():
+        require_namespace(place)
+        require_object_name(name, "ConfigMap")
+        made.append(_object("v1", "ConfigMap", name, place))
+        roles.setdefault((place, f"portcullis-ledger-{dataset}"), []).append(name)
+    group = "rbac.authorization.k8s.io"
+    for (place, name), names in roles.items():
+        rule = {"apiGroups": [""], "resources": ["configmaps"], "resourceNames": names, "verbs": ["get", "patch"]}
+        made.append(_object(f"{group}/v1", "Role", name, place, rules=[rule]))
+        subject = {"kind": "ServiceAccount", "name": account, "namespace": namespace}
+        role = {"apiGroup": group, "kind": "Role", "name": name}
+        made.append(_object(f"{group}/v1", "RoleBinding", name, place, roleRef=role, subjects=[subject]))
+    return made
 
 
 def _secret(name: str, namespace: str, home: Home, files: Iterable[str]) -> Object:

@@ -36,13 +36,17 @@ STAGES = {
     "admission": "admit",
     "deploy": "deploy",
     "attestation": "attest",
+    "supply_chain": "model_scan_gate",
 }
-# What shares a folder with another stage: gates with what they judge, and `start_chain`.
+# What shares a folder with another stage: gates with what they judge, `start_chain`, marking with data,
+# `convert_model`.
 BESIDE = {
     "pii/gate.yaml": ("pii", "residual_pii_gate"),
     "dp_training/gate.yaml": ("dp_training", "privacy_audit_gate"),
     "watermark/gate.yaml": ("watermark", "verify_watermark_gate"),
+    "watermark/with_triggers.yaml": ("watermark", "watermark_with_triggers"),
     "attestation/start.yaml": ("attestation", "start_chain"),
+    "supply_chain/convert.yaml": ("supply_chain", "convert_model"),
 }
 # Stages that need more than a little memory and time.
 HEAVY = {"train": LARGE, "dp_train": LARGE, "watermark": LARGE}

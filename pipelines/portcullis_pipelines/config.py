@@ -14,7 +14,7 @@ and an unknown key is refused.
     audit: {canaries: 300, confidence: 0.95}   (this and the next, of the private variant)
     membership: {false_positives: 0.001, …}
     robustness: {epsilon: 0.1, …}
-    privacy: {columns: {age: {low: 18, high: 90, epsilon: 3, steps: 73}}, budget: 3}
+    privacy: {columns: {age: {low: 18, high: 90, epsilon: 3, steps: 73}}, budget: 3, others: {…}, rows: shuffle}
     ledger: {dataset: customers, epsilon: 12, delta: 0, store: local, memory: local}
     watermark: {owner: …}
     thresholds: {robust_accuracy: 0.75, clean_accuracy: 0.9, samples: 100, agreement: 0.98, accuracy_drop: 0.01}
@@ -40,7 +40,7 @@ from portcullis.files import read_bytes
 from portcullis.ledger.settings import LedgerSettings
 from portcullis.membership.settings import MembershipSettings
 from portcullis.pii.plan import MaskingPlan, masking_plan
-from portcullis.privacy.settings import NoisedColumn, noised_columns
+from portcullis.privacy.settings import NoisedColumn, NoisePlan
 from portcullis.quality.settings import QualitySettings
 from portcullis.robustness.settings import RobustnessSettings
 from portcullis.strict_yaml import MAX_YAML_BYTES, load_yaml
@@ -48,7 +48,6 @@ from portcullis.training.settings import TrainingSettings
 from portcullis.watermark.mark import MAX_OWNER
 
 MAX_SAMPLES = 1 << 30
-MAX_BUDGET = 1024.0
 DEVELOPMENT = "development"
 _ENVIRONMENT = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
@@ -129,28 +128,38 @@ class Quality:
 
 
 @dataclass(frozen=True)
-class Privacy:
-    """Which columns of the training rows get noise, within which public bounds, and how much a row may spend.
+class Privacy(NoisePlan):
+    """Which columns of the training rows get noise, what becomes of the others, and how much a row or person may spend.
 
     Attributes:
-        columns: Column to its bounds, epsilon and grid.
-        budget: Most that the epsilons of one row may add up to.
+        columns: Column to its noise: `low`, `high`, `epsilon` and `steps`, and `nulls`; or `categories` and `epsilon`,
+            and `other` and `nulls`; or `low`, `high`, `epsilon` and `mechanism: laplace`.
+        budget: The most that the epsilons of one row may add up to; with `contribution`, those of all rows of a person.
+        others: What becomes of each column without noise, `keep` or `drop`: `features` and `label` (keep only), `ids`
+            (sensitive columns that are tokens), `text` (sensitive columns that are scanned), and any other by its name.
+        rows: `keep` the order of the rows, or `shuffle` them.
+        contribution: `column`, whose row it is, and `at_most`, how many rows of one person stay; empty for all.
     """
 
-    columns: Mapping[str, NoisedColumn] = field(default_factory=dict)
-    budget: float = 0.0
-
     def __post_init__(self) -> None:
-        if not 0 <= self.budget <= MAX_BUDGET:
-            raise ConfigError(f"privacy.budget must be a number from 0 to {MAX_BUDGET:g}")
-        asked = math.fsum(column.epsilon for column in self.columns.values())
+        super().__post_init__()
+        asked = self.multiplier * math.fsum(column.epsilon for column in self.columns.values())
         if not asked <= self.budget:
             raise ConfigError(f"privacy: the columns ask for an epsilon of {asked:g}, above the budget {self.budget:g}")
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values, as the policy and the pipeline's arguments hold them."""
-        columns = {name: dataclasses.asdict(column) for name, column in self.columns.items()}
-        return {"columns": columns, "budget": self.budget}
+    def require_declared(self, spec: DatasetSpec) -> None:
+        """Refuse where a column without noise that the description names is not declared.
+
+        Raises:
+            ConfigError: That is so; columns that the description does not name are judged when the data are there.
+        """
+        roles = {"label": (spec.label.column,), "features": spec.features.columns}
+        roles |= {"text": tuple(name for name, treatment in spec.sensitive.items() if treatment == "scan")}
+        roles |= {"ids": tuple(name for name, treatment in spec.sensitive.items() if treatment == "token")}
+        for role, names in roles.items():
+            left = [name for name in names if name not in self.columns and name not in self.others]
+            if self.columns and left and role not in self.others:
+                raise ConfigError(f"privacy: {left[0]!r} gets no noise; declare others.{role}: keep or drop")
 
 
 @dataclass(frozen=True)
@@ -203,7 +212,7 @@ class ReferenceConfig:
         membership: How a private model is attacked by membership inference.
         robustness: How it is attacked.
         thresholds: What it must withstand.
-        privacy: Which columns get noise.
+        privacy: Which columns get noise, and what becomes of the others.
         ledger: The privacy budget of the data set over all runs; when None, what one run may spend.
         owner: Whose watermark the model carries; the data set's name when empty.
         deployment: Where it is deployed.
@@ -234,6 +243,7 @@ class ReferenceConfig:
             require_server_name(self.policy_name)
         masking = self.masking.covering(self.dataset.sensitive)
         masking_plan(self.dataset, masking.to_dict())
+        self.privacy.require_declared(self.dataset)
         self.ledger_parameters()
         object.__setattr__(self, "masking", masking)
 
@@ -334,8 +344,12 @@ class ReferenceConfig:
             return {}
         if self.ledger is None:
             private = self.dp_training
-            budget = self.privacy.budget + (private.target_epsilon if private else 0)
-            return LedgerSettings(self.dataset.name, budget, private.delta if private else 0.0).to_dict()
+            return LedgerSettings(
+                self.dataset.name,
+                self.privacy.budget + (private.target_epsilon if private else 0),
+                private.delta if private else 0.0,
+                unit="person" if self.privacy.contribution else "row",
+            ).to_dict()
         return self.ledger.to_dict()
 
     def _private_arguments(self) -> dict[str, Any]:
@@ -365,8 +379,7 @@ class ReferenceConfig:
             **{f"train_{name}": value for name, value in dataclasses.asdict(self.dp_training or self.training).items()},
             **{f"attack_{name}": value for name, value in dataclasses.asdict(self.robustness).items()},
             **self._private_arguments(),
-            "noise_columns": self.privacy.to_dict()["columns"],
-            "noise_budget": float(self.privacy.budget),
+            **{f"noise_{name}": value for name, value in self.privacy.to_dict().items()},
             "ledger": self.ledger_parameters(),
             "ledger_charging": list(self.charging),
             "watermark_owner": self.owner or self.dataset.name,
@@ -403,10 +416,12 @@ _REFERENCE_PRIVACY = Privacy(
         "balance": NoisedColumn(low=-5000, high=45000, epsilon=3, steps=501),
     },
     budget=6,
+    others={"features": "keep", "label": "keep", "ids": "drop", "text": "drop"},
+    rows="keep",  # the keyed order of `split`
 )
 
-# Twenty runs of the above. Nobody is behind these rows; of your own, think what its people may bear.
-_REFERENCE_LEDGER = LedgerSettings("cheque-digits", epsilon=120)
+# Eighty runs of the above. Nobody is behind these rows; of your own, think what its people may bear.
+_REFERENCE_LEDGER = LedgerSettings("cheque-digits", epsilon=480)
 
 # By epsilon: tried on the reference rows with their labels, which are public.
 _SETTINGS_TRIED = 40
@@ -482,17 +497,15 @@ def _options(value: Any) -> dict[str, float]:
 
 
 def _privacy(value: Any) -> Privacy:
-    known = _known(value, {"columns", "budget"}, "privacy")
-    columns = noised_columns(known.get("columns", {}))
-    budget = known.get("budget", 0)
-    if not _is_number(budget):
-        raise ConfigError(f"privacy.budget is {_shown(budget)}, not {_KINDS[float]}")
-    return Privacy(columns, float(budget))
+    known = _known(value, {it.name for it in dataclasses.fields(Privacy)}, "privacy")
+    return Privacy.parse(known)
 
 
-def _ledger(value: Any, dataset: Any) -> LedgerSettings:
+def _ledger(value: Any, dataset: Any) -> LedgerSettings | None:
     known = dict(_known(value, {it.name for it in dataclasses.fields(LedgerSettings)}, "ledger"))
     known.setdefault("dataset", dataset.get("name") if isinstance(dataset, dict) else None)
+    if set(known) <= {"dataset"}:
+        return None
     if "epsilon" not in known:
         raise ConfigError("ledger.epsilon is missing: most that all runs together may spend")
     return LedgerSettings(**known)

@@ -18,16 +18,19 @@ import pyarrow.compute as pc
 import yaml
 
 from portcullis.dataset import read_regular_file
+from portcullis.dp_training.settings import AuditSettings, PrivateSettings
 from portcullis.errors import DataError, UsageError
 from portcullis.ingest.csv_table import read_csv
 from portcullis.ingest.jsonl_table import read_jsonl
+from portcullis.ledger.settings import LedgerSettings
+from portcullis.membership.settings import MembershipSettings
 from portcullis.pii.entities import IN_TEXT
-from portcullis.privacy.settings import NoisedColumn
+from portcullis.privacy.settings import DROP, KEEP, ROLES, SHUFFLE, CategoryColumn, NoisedColumn
 from portcullis.quality.settings import QualitySettings
 from portcullis.robustness.settings import RobustnessSettings
 from portcullis.table import MAX_BYTES, parse_parquet
 from portcullis.training.settings import TrainingSettings
-from portcullis_pipelines.config import Deployment, Quality, ReferenceConfig, Thresholds
+from portcullis_pipelines.config import Deployment, Privacy, Quality, ReferenceConfig, Thresholds
 
 MAX_SHOWN_CLASSES = 50
 MAX_SHOWN_COLUMNS = 10_000
@@ -67,7 +70,9 @@ dataset:
   licence: ""
   consent: ""
   contact: ""
-  retention: \"\""""
+  retention: ""
+  # How many malformed records may be set aside, sealed and counted; one more refuses the data.
+  quarantine_at_most: 0"""
 
 _MASKING = """\
   # A list has every entity become a keyed token. Whole columns of names, addresses, dates, ages and post codes are
@@ -105,6 +110,7 @@ def configuration(suggestions: Sequence[str] = ()) -> str:
     """
     defaults = ReferenceConfig.from_dict({"dataset": yaml.safe_load(_DATASET)["dataset"]})
     column = NoisedColumn(low=18, high=90, epsilon=1, steps=73)
+    categories = CategoryColumn(("Paris", "Rome", "elsewhere"), epsilon=1, other="elsewhere")
     parts = [
         _HEAD,
         "\n".join(f"# {line}".rstrip() for line in suggestions),
@@ -125,17 +131,34 @@ def configuration(suggestions: Sequence[str] = ()) -> str:
             "The model: an installed architecture, and its options, name to number.",
             {"architecture": defaults.architecture, "options": dict(defaults.options)},
         ),
-        _of("training", "How the model is trained.", defaults.training, TrainingSettings),
+        _of("training", "How the model is trained.", defaults.training, TrainingSettings)
+        + "\n# In place of `training`, to learn under differential privacy (DP-SGD); its audit and attack follow."
+        + "\n# dp_training:"
+        + "".join(f"\n#   {name}: {it}" for name, it in dataclasses.asdict(PrivateSettings()).items())
+        + "".join(f"\n{line}" for line in _meaning(PrivateSettings, indent="#   ")),
+        _of("audit", "How thoroughly a private trainer is audited.", defaults.audit, AuditSettings),
+        _of("membership", "How a private model is attacked.", defaults.membership, MembershipSettings),
         _of("robustness", "How the gates attack the model.", defaults.robustness, RobustnessSettings),
         _of("thresholds", "What it must withstand.", defaults.thresholds, Thresholds),
         _section(
             "privacy",
-            "Columns of the training rows that get noise, and the most that their epsilons may add up to for one row.",
+            "Columns of the training rows that get noise. What gets none is declared too, or the step refuses.",
             defaults.privacy.to_dict(),
+            Privacy,
         )
         + "\n  # columns:"
-        + f"\n  #   age: {_flow(dataclasses.asdict(column))}"
-        + "".join(f"\n{line}" for line in _meaning(NoisedColumn, indent="  #     ")),
+        + f"\n  #   age: {_flow(column.to_dict())}"
+        + "".join(f"\n{line}" for line in _meaning(NoisedColumn, indent="  #     "))
+        + f"\n  #   city: {_flow(categories.to_dict())}"
+        + "".join(f"\n{line}" for line in _meaning(CategoryColumn, indent="  #     "))
+        + f"\n  # others: {_flow({role: KEEP if role in ('features', 'label') else DROP for role in ROLES})}"
+        + f"\n  # rows: {SHUFFLE}",
+        "# The privacy budget of the data set over all runs; when empty, a single run's privacy.budget."
+        "\nledger: {}"
+        f"\n  # dataset: {defaults.dataset.name}"
+        "\n  # epsilon: 12"
+        + "".join(f"\n  # {field.name}: {field.default}" for field in dataclasses.fields(LedgerSettings)[2:])
+        + "".join(f"\n{line}" for line in _meaning(LedgerSettings, indent="  # ")),
         _section(
             "watermark", "Whose mark the model carries; the data set's name when empty.", {"owner": defaults.owner}
         ),

@@ -28,7 +28,8 @@ from portcullis.errors import ConfigError, DataError, EvidenceError
 from portcullis.evidence.policy import EXTERNAL
 from portcullis.evidence.statement import Statement, format_time
 from portcullis.pii.plan import MaskingPlan
-from portcullis.privacy.settings import noised_columns
+from portcullis.privacy.handling import treatments
+from portcullis.privacy.settings import KEEP, NoisePlan
 from portcullis_pipelines.outcome import Verified
 
 _FACETS = {
@@ -273,15 +274,21 @@ def _split(statement: Statement, output: str, table: _Table) -> _Table:
 
 
 def _noised(statement: Statement, _: str, table: _Table) -> _Table:
-    noise = noised_columns(statement.parameters["columns"])
+    try:
+        plan = NoisePlan.of_statement(statement.parameters)
+        spec = DatasetSpec.from_dict(table.spec).resolve([column.name for column in table.columns], masked=True)
+        handled = treatments(spec, [column.name for column in table.columns], plan)
+    except (ConfigError, DataError) as error:
+        raise EvidenceError(f"step {statement.step!r} does not state what it made noisy; run it again") from error
     columns = []
     for column in table.columns:
-        added = noise.get(column.name)
-        kind = column.kind if added is None else "int64" if added.whole else "float64"
-        became = f"noise with epsilon {added.epsilon:g}" if added else "unchanged"
-        # A noisy value still tells of the true one, so it does not count as masked.
-        columns.append(_Column(column.name, kind, became, "" if added else "IDENTITY"))
-    return replace(table, columns=tuple(columns))
+        added = plan.columns.get(column.name)
+        if added:
+            # A noisy value still tells of the true one, so it does not count as masked.
+            columns.append(_Column(column.name, added.kind, f"noise with epsilon {added.epsilon:g}", ""))
+        elif handled[column.name] == KEEP:
+            columns.append(_Column(column.name, column.kind))
+    return replace(table, columns=tuple(columns), rows=_count(statement, "rows"))
 
 
 _WORK: Mapping[str, Callable[[Statement, str, _Table], _Table]] = {

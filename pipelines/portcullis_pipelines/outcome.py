@@ -7,6 +7,7 @@
 | `policy.yaml` | the signed policy, for reading; verifiers use their own |
 | `model/` | the sealed model |
 | `model.sig` | its OpenSSF model signature |
+| `quarantine/` | the malformed rows that were set aside, sealed for the pipeline's key |
 | `admission.json` | the signed admission |
 | `deployment.json` | the signed statement of the deployment |
 | `run.json` | the same facts for a program |
@@ -23,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from portcullis.admission.stage import require_signature
-from portcullis.digest import sha256
-from portcullis.errors import EvidenceError, PolicyError, PortcullisError, SealError, UsageError
+from portcullis.digest import path_digest, sha256
+from portcullis.errors import DataError, EvidenceError, PolicyError, PortcullisError, SealError, UsageError
 from portcullis.evidence.admission import Admission, verify_admission, verify_deployment
 from portcullis.evidence.chain import Chain, join_bundle
 from portcullis.evidence.dsse import MAX_ENVELOPE_BYTES, Envelope
@@ -33,6 +34,7 @@ from portcullis.evidence.statement import Statement, format_time
 from portcullis.evidence.step import read_evidence
 from portcullis.evidence.trust import TrustStore, now_ms, observe
 from portcullis.files import atomic_path, read_bytes, write_bytes
+from portcullis.privacy.page import noise_section
 from portcullis.report import gate_section, page, paragraph, plain, section, table
 from portcullis.sealing.sealed import sealed_digest, sealed_recipients
 from portcullis.serving.admitted import read_admission
@@ -42,11 +44,12 @@ EVIDENCE = "evidence.intoto.jsonl"
 POLICY = "policy.yaml"
 MODEL = "model"
 SIGNATURE = "model.sig"
+QUARANTINE = "quarantine"
 ADMISSION = "admission.json"
 DEPLOYMENT = "deployment.json"
 REPORT = "report.html"
 RUN = "run.json"
-PARTS = frozenset({EVIDENCE, POLICY, MODEL, SIGNATURE, ADMISSION, DEPLOYMENT, REPORT, RUN})
+PARTS = frozenset({EVIDENCE, POLICY, MODEL, SIGNATURE, QUARANTINE, ADMISSION, DEPLOYMENT, REPORT, RUN})
 MAX_RUN_BYTES = 16 << 20
 MAX_FIGURES = 12
 
@@ -104,6 +107,7 @@ def verify_directory(directory: Path, store: TrustStore, *, published: bool = Tr
     verified = Verified(store.policy, chain, admission, sha256(data), deployment)
     require_signature(directory / SIGNATURE, chain, store, sealed=directory / MODEL)
     _require_recipients(directory / MODEL, chain)
+    _require_quarantine(directory / QUARANTINE, chain)
     if published:
         _require_told(directory / RUN, run_json(verified))
         _require_told(directory / REPORT, _page_of(verified))
@@ -115,6 +119,17 @@ def _require_recipients(sealed: Path, chain: Chain) -> None:
     named = [it.parameters["recipients"] for it in chain.statements.values() if it.stage == "encrypt"]
     if named != [sealed_recipients(sealed)]:
         raise SealError(f"{sealed} is not sealed for the recipients that the evidence names")
+
+
+def _require_quarantine(path: Path, chain: Chain) -> None:
+    """Refuse other malformed rows, or none, than those that the evidence says were set aside."""
+    stated = {it.outputs["quarantine"] for it in chain.statements.values() if it.stage == "ingest"}
+    try:
+        found = path_digest(path)
+    except DataError as error:
+        raise EvidenceError(f"the rows that were set aside are missing: {error}") from error
+    if stated != {found}:
+        raise EvidenceError(f"{path} is not what the evidence says was set aside")
 
 
 def _require_told(path: Path, expected: bytes) -> None:
@@ -269,11 +284,9 @@ def _admission_section(admission: Admission) -> list[str]:
 
 
 def _privacy_section(statements: Sequence[Statement]) -> list[str]:
-    """Say in words what noise was claimed to protect, and what it did not touch."""
-    names = ("claim", "epsilon_record", "unnoised", "drowned")
-    rows = [(it.step, *(it.figures.get(name) for name in names)) for it in statements if it.stage == "dp_noise"]
-    head = ("step", "claim", "epsilon of a row", "columns without noise", "columns where noise drowns the value")
-    return [section("Differential privacy"), table(head, rows)] if rows else []
+    """Say in words what noise was claimed to protect, what it did not touch, and what it left of each column."""
+    parts = [part for it in statements if it.stage == "dp_noise" for part in noise_section(it)]
+    return [section("Differential privacy"), *parts] if parts else []
 
 
 def _digest_rows(statements: Sequence[Statement]) -> Iterator[tuple[str, str, str, str]]:
@@ -305,7 +318,7 @@ def _figures(statement: Statement, policy: Policy) -> str:
     shown = sorted(
         (name, value)
         for name, value in statement.figures.items()
-        if (name in checks if checks else not isinstance(value, str))
+        if (name in checks if statement.kind == "gate" else not isinstance(value, str))
     )
     more = ", …" if len(shown) > MAX_FIGURES else ""
     return ", ".join(f"{name} {plain(value)}" for name, value in shown[:MAX_FIGURES]) + more

@@ -76,6 +76,9 @@ def _prepared(given: Any) -> Any:
         evidence=sides.outputs["split_evidence"],
         columns=given.noise_columns,
         budget=given.noise_budget,
+        others=given.noise_others,
+        rows=given.noise_rows,
+        contribution=given.noise_contribution,
         ledger=given.ledger,
     )
     small = {
@@ -108,7 +111,7 @@ def _shipped(given: Any, sides: Any, trained: Any, *, evidence: Any) -> Any:
         "seed": given.attack_seed,
     }
     spent = budget_gate(
-        subject=trained.outputs["model"],
+        model=trained.outputs["model"],
         evidence=evidence,
         ledger=given.ledger,
         charging=given.ledger_charging,
@@ -197,8 +200,11 @@ def secure_training(
     attack_deepfool_overshoot: float,
     attack_n_min: int,
     attack_seed: int,
-    noise_columns: Dict[str, Dict[str, float]],
+    noise_columns: Dict[str, Dict[str, Any]],
     noise_budget: float,
+    noise_others: Dict[str, str],
+    noise_rows: str,
+    noise_contribution: Dict[str, Any],
     ledger: Dict[str, Any],
     ledger_charging: List[str],
     watermark_owner: str,
@@ -241,8 +247,11 @@ def secure_training(
         attack_deepfool_overshoot: DeepFool's overshoot.
         attack_n_min: Fewest samples that are judged.
         attack_seed: Seed of the attacks.
-        noise_columns: Columns of the training rows that get noise: low, high, epsilon and steps of each.
-        noise_budget: Most that the epsilons of one row may add up to.
+        noise_columns: Columns of the training rows that get noise, and the noise of each.
+        noise_budget: The most that a row may spend, or a person where contributions are bounded.
+        noise_others: What becomes of the columns without noise.
+        noise_rows: Whether the rows keep their order.
+        noise_contribution: How many rows of one person stay.
         ledger: The privacy budget of the data set over all runs, and where its ledger is kept.
         ledger_charging: The steps that spend of it.
         watermark_owner: Whose watermark the model carries.

@@ -106,6 +106,7 @@ def _publish(root: Path, store: TrustStore, output: Path, *, started: int) -> Ve
     with outcome.written(output) as temporary:
         shutil.copytree(_only(root, "encrypt*/sealed"), temporary / outcome.MODEL)
         shutil.copyfile(_only(root, "sign*/signature"), temporary / outcome.SIGNATURE)
+        shutil.copytree(_only(root, "ingest*/quarantine"), temporary / outcome.QUARANTINE)
         shutil.copyfile(_only(root, "sign*/signature_evidence"), temporary / outcome.EVIDENCE)
         shutil.copyfile(_only(root, "admit*/admission"), temporary / outcome.ADMISSION)
         shutil.copyfile(_only(root, "deploy*/deployment"), temporary / outcome.DEPLOYMENT)

@@ -41,7 +41,7 @@ class ReferenceStep:
         limits: What it does not defend against.
         requires: Gates that must have PASSED before.
         parameters: The parameters that the policy demands.
-        checks: For a gate, the bounds on its figures.
+        checks: The bounds on its figures; a gate has some.
         keys: Further key files that it reads, beside its own signing key.
         part: The nested pipeline that it belongs to.
     """
@@ -117,12 +117,13 @@ STEPS: tuple[ReferenceStep, ...] = (
         stage="ingest",
         kind="transform",
         inputs={"nonce": "preflight.nonce", "raw": "external"},
-        outputs=("dataset",),
+        outputs=("dataset", "quarantine"),
         refuses="malformed rows, with their position; links; a schema that is not the declared one",
         threat="data altered on the way in, or other data than the evidence says",
         limits="any raw data under the declared schema is accepted; who chose them is not judged",
         keys=(WRITES,),
         parameters=lambda config: {"spec": config.dataset.to_dict()},
+        checks=lambda config: {"quarantined": {"min": 0, "max": config.dataset.quarantine_at_most}},
     ),
     ReferenceStep(
         name="mask_pii",
@@ -182,15 +183,11 @@ STEPS: tuple[ReferenceStep, ...] = (
         kind="transform",
         inputs={"dataset": "split.train"},
         outputs=("dataset",),
-        refuses="an epsilon above the budget; bounds that are not declared; missing or non-numeric cells",
+        refuses="an epsilon above the budget; bounds or domains that are not declared; columns that nobody declared",
         threat="reading a person's exact values of the noised columns out of what the training step is given",
         limits="columns without noise, among them all features here; a model trained on them is not private",
         keys=(READS, WRITES),
-        parameters=lambda config: {
-            "columns": config.privacy.to_dict()["columns"],
-            "budget": config.privacy.budget,
-            "ledger": config.ledger_parameters(),
-        },
+        parameters=lambda config: {**config.privacy.to_dict(), "ledger": config.ledger_parameters()},
     ),
     ReferenceStep(
         name="train",
@@ -212,12 +209,11 @@ STEPS: tuple[ReferenceStep, ...] = (
         name="budget",
         stage="budget_gate",
         kind="gate",
-        inputs={"subject": "train.model"},
-        outputs=("subject",),
+        inputs={"model": "train.model"},
+        outputs=("model",),
         refuses="more privacy spent by all runs together than the policy allows; a release that was not charged",
         threat="the same people's data released again and again; a ledger altered, rolled back or left out",
         limits="whoever can roll back both the ledger and its last head; what the owner signs under another id",
-        keys=(READS,),
         parameters=lambda config: {"ledger": config.ledger_parameters(), "charging": list(config.charging)},
         checks=_budget_checks,
     ),
@@ -244,7 +240,7 @@ STEPS: tuple[ReferenceStep, ...] = (
         requires=("robustness:trained",),
         refuses="a model too small to carry a mark; a mark that pruning, rounding or noise removes",
         threat="a stolen model whose owner cannot show that it is theirs",
-        limits="distillation removes it; permuted neurons hide it from the blind test",
+        limits="distillation removes it; the mean of several owners' copies weakens it",
         keys=("watermark.key",),
         parameters=lambda config: {"owner": config.owner or config.dataset.name},
     ),

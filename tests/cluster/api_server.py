@@ -17,6 +17,7 @@ from urllib.parse import parse_qs, urlsplit
 KINDS = {  # resource: (group, kind)
     "namespaces": ("", "Namespace"),
     "serviceaccounts": ("", "ServiceAccount"),
+    "configmaps": ("", "ConfigMap"),
     "services": ("", "Service"),
     "networkpolicies": ("networking.k8s.io", "NetworkPolicy"),
     "poddisruptionbudgets": ("policy", "PodDisruptionBudget"),
@@ -77,6 +78,7 @@ class ApiServer:
     requests: list = field(default_factory=list)
     looks: dict = field(default_factory=dict)
     versions: int = 1  # as etcd before anything is stored
+    lock: threading.RLock = field(default_factory=threading.RLock)
 
     def __enter__(self):
         simulator = self
@@ -118,6 +120,10 @@ class ApiServer:
 
     def ask(self, token, method, target, content_type, body):
         """Answer one request: status and document."""
+        with self.lock:  # a real one decides about one object at a time
+            return self._answer(token, method, target, content_type, body)
+
+    def _answer(self, token, method, target, content_type, body):
         self.requests.append((method, target))
         try:
             if self.outages:
@@ -154,6 +160,9 @@ class ApiServer:
             self.objects[where.key] = stored
             return 201, stored
         if content_type == "application/merge-patch+json":
+            if live is None:
+                raise Refusal(404, "NotFound", f'{where.resource_group} "{where.name}" not found', where.details)
+            _require_version(where, live, body.get("metadata", {}))
             return 200, self._edit(where, live, body, query["fieldManager"])
         if content_type != "application/apply-patch+yaml":
             raise Refusal(415, "UnsupportedMediaType", "415: Unsupported Media Type", {})

@@ -91,7 +91,9 @@ def test_a_steps_input_is_swapped(attacked, step, name):
     refused_everywhere(attacked, EvidenceError)
 
 
-OUTPUTS = [(step.name, name) for step in STEPS for name in step.outputs if step.name in JUDGED]
+TAKEN = {source for step in STEPS for source in step.inputs.values()}
+OUTPUTS = [(step.name, name) for step in STEPS for name in step.outputs if f"{step.name}.{name}" in TAKEN]
+OUTPUTS = [(step, name) for step, name in OUTPUTS if step in JUDGED]
 
 
 @pytest.mark.parametrize(("step", "name"), OUTPUTS)
@@ -143,6 +145,19 @@ def test_the_data_were_described_with_fewer_sensitive_columns(attacked):
 
     attacked.forge("ingest", change)
     refused_everywhere(attacked, EvidenceError, "parameters differ")
+
+
+def test_malformed_rows_were_set_aside_under_a_policy_that_refuses_them(attacked):
+    attacked.forge("ingest", lambda it: it.replace(figures={**it.figures, "quarantined": 1}))
+    refused_everywhere(attacked, EvidenceError, "'ingest': its figures are not within the policy's bounds: quarantined")
+
+
+def test_it_is_not_said_how_many_malformed_rows_were_set_aside(attacked):
+    def hide(it: Statement) -> Statement:
+        return it.replace(figures={name: value for name, value in it.figures.items() if name != "quarantined"})
+
+    attacked.forge("ingest", hide)
+    refused_everywhere(attacked, EvidenceError, "quarantined = missing")
 
 
 def checks_of_every_gate():

@@ -19,22 +19,42 @@ from hypothesis import strategies as st
 from portcullis.dataset import write_dataset
 from portcullis.digest import sha256, tree_files
 from portcullis.encryption.stage import sealing_context
-from portcullis.errors import AdmissionError, PolicyError, RefusedError, SealError, TrustStoreError, UsageError
+from portcullis.errors import (
+    AdmissionError,
+    EvidenceError,
+    PolicyError,
+    RefusedError,
+    SealError,
+    TrustStoreError,
+    UsageError,
+)
 from portcullis.evidence.admission import Admission
 from portcullis.evidence.dsse import Envelope, seal_payload
 from portcullis.evidence.trust import TrustStore, observe, write_trust_store
 from portcullis.ingest.cheque_digits import csv_bytes
+from portcullis.ingest.malformed import Fault, Malformed
+from portcullis.ingest.quarantine import seal_quarantine
 from portcullis.keys import Signer
 from portcullis.sealing.recipients import SealingPublicKey
 from portcullis.sealing.sealed import SIDECAR, seal_directory, sealed_digest, sealed_recipients
 from portcullis.signing.oms import sign_files
 from portcullis_pipelines import home as homes
 from portcullis_pipelines.config import ReferenceConfig
-from portcullis_pipelines.outcome import ADMISSION, DEPLOYMENT, EVIDENCE, MODEL, POLICY, REPORT, RUN, SIGNATURE
+from portcullis_pipelines.outcome import (
+    ADMISSION,
+    DEPLOYMENT,
+    EVIDENCE,
+    MODEL,
+    POLICY,
+    QUARANTINE,
+    REPORT,
+    RUN,
+    SIGNATURE,
+)
 
 pytestmark = pytest.mark.slow
 
-PARTS = [ADMISSION, DEPLOYMENT, EVIDENCE, MODEL, POLICY, REPORT, RUN, SIGNATURE]
+PARTS = [ADMISSION, DEPLOYMENT, EVIDENCE, MODEL, POLICY, QUARANTINE, REPORT, RUN, SIGNATURE]
 
 
 def files(folder: Path) -> list[Path]:
@@ -72,6 +92,16 @@ def test_a_part_of_the_folder_is_missing(attacked, part):
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     with pytest.raises(RefusedError):
         attacked.verify()
+
+
+def test_the_rows_that_were_set_aside_are_others(attacked):
+    """Sealed anew for the same key, as anybody can who has the public one: fewer rows, or rows of the attacker's."""
+    record = Malformed(2, 9, Fault("not_json"), b"{")
+    recipient = SealingPublicKey.from_pem((attacked.home.keys / "pipeline.pub.pem").read_bytes())
+    for records in ([], [("a.jsonl", record)]):
+        seal_quarantine(attacked.output / QUARANTINE, records, recipient=recipient)
+        with pytest.raises(EvidenceError, match="not what the evidence says was set aside"):
+            attacked.verify()
 
 
 @pytest.mark.parametrize("part", [ADMISSION, DEPLOYMENT, EVIDENCE, POLICY, RUN, SIGNATURE])
@@ -468,7 +498,9 @@ def test_every_data_set_between_the_steps_is_sealed_for_the_pipeline_alone(real_
     outputs = ("ingest/dataset", "mask-pii/masked", "split/train", "split/test", "dp-noise/noised")
     known = {real_run.task(output) for output in outputs}
     sealed = {path.parent for path in real_run.root.rglob("recipients.json")}
-    assert sealed == known | {real_run.task("encrypt/sealed")}
-    for directory in known:
+    quarantine = real_run.task("ingest/quarantine")
+    assert sealed == known | {quarantine, real_run.task("encrypt/sealed")}
+    for directory in known | {quarantine}:
         assert sealed_recipients(directory) == [real_run.pipeline_key.key_id]
+    for directory in known:
         assert resting.opened(directory, real_run.pipeline_key).table.num_rows > 100

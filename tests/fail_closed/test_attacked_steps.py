@@ -14,6 +14,7 @@ import portcullis.deploy.stage as deploying
 from benchmarks.poisons import poisoned
 from portcullis.admission.stage import admit
 from portcullis.at_rest import seal_dataset
+from portcullis.budget.stage import evaluate_budget
 from portcullis.dataset import write_dataset
 from portcullis.deploy.stage import deploy
 from portcullis.digest import tree_digest
@@ -39,6 +40,7 @@ from portcullis.keys import role_uri, symmetric_key
 from portcullis.pii.plan import MaskingPlan
 from portcullis.pii.stage import mask_pii, residual_pii
 from portcullis.privacy.noise import noise_dataset
+from portcullis.privacy.settings import Contribution, NoisePlan
 from portcullis.privacy.stage import dp_noise
 from portcullis.quality.stage import evaluate_quality
 from portcullis.robustness.stage import evaluate_robustness
@@ -67,12 +69,13 @@ class Steps:
             "split": {"dataset": task("mask-pii/masked"), "evidence": task("enforce-2/passed")},
             "dp_noise": {"dataset": task("split/train"), "evidence": task("split/split_evidence")},
             "train": {"dataset": task("dp-noise/noised"), "evidence": task("dp-noise/noised_evidence")},
+            "budget": {"model": task("train/model"), "evidence": task("train/model_evidence")},
             "robustness:trained": {
                 "model": task("train/model"),
                 "test": task("split/test"),
-                "evidence": task("train/model_evidence"),
+                "evidence": task("enforce-3/passed"),
             },
-            "watermark": {"model": task("train/model"), "evidence": task("enforce-3/passed")},
+            "watermark": {"model": task("train/model"), "evidence": task("enforce-4/passed")},
             "verify_watermark": {
                 "model": task("watermark/marked"),
                 "unmarked": task("train/model"),
@@ -81,15 +84,15 @@ class Steps:
             "robustness:watermarked": {
                 "model": task("watermark/marked"),
                 "test": task("split/test"),
-                "evidence": task("enforce-4/passed"),
+                "evidence": task("enforce-5/passed"),
             },
             "equivalence": {
                 "model": task("watermark/marked"),
                 "judged": task("train/model"),
                 "test": task("split/test"),
-                "evidence": task("enforce-5/passed"),
+                "evidence": task("enforce-6/passed"),
             },
-            "encrypt": {"model": task("watermark/marked"), "evidence": task("enforce-6/passed")},
+            "encrypt": {"model": task("watermark/marked"), "evidence": task("enforce-7/passed")},
             "sign": {"sealed": task("encrypt/sealed"), "evidence": task("encrypt/sealed_evidence")},
         }
 
@@ -111,9 +114,20 @@ class Steps:
                         test_fraction=config.test_fraction, train=out / "train", test=out / "test", **given
                     )
                 case "dp_noise":
-                    privacy = config.privacy.to_dict()
+                    self.uncharge()
                     return dp_noise(
-                        columns=privacy["columns"], budget=privacy["budget"], noised=out / "noised", **given
+                        plan=config.privacy.to_dict(),
+                        ledger=config.ledger_parameters(),
+                        noised=out / "noised",
+                        report=out / "report",
+                        **given,
+                    )
+                case "budget":
+                    return evaluate_budget(
+                        ledger=config.ledger_parameters(),
+                        charging=config.charging,
+                        report=out / "report",
+                        **given,
                     )
                 case "train":
                     return train_model(
@@ -136,6 +150,11 @@ class Steps:
                 case "sign":
                     return sign(signature=out / "signature", **given)
         raise AssertionError(step)
+
+    def uncharge(self) -> None:
+        """Have the ledger be as it was before the run: to be repeated is what `test_attacked_ledger` tries."""
+        (self.run.home.ledgers / "cheque-digits.jsonl").unlink(missing_ok=True)
+        (self.run.home.state / "ledger-cheque-digits.json").unlink(missing_ok=True)
 
     def rows(self, step: str, name: str):
         """Open a data set that a step takes."""
@@ -167,6 +186,7 @@ ARTIFACTS = [
     ("split", "dataset"),
     ("dp_noise", "dataset"),
     ("train", "dataset"),
+    ("budget", "model"),
     ("robustness:trained", "model"),
     ("robustness:trained", "test"),
     ("watermark", "model"),
@@ -185,6 +205,7 @@ MODULES = {
     "split": "portcullis.split.stage",
     "dp_noise": "portcullis.privacy.stage",
     "train": "portcullis.training.stage",
+    "budget": "portcullis.budget.stage",
     "robustness:trained": "portcullis.robustness.stage",
     "watermark": "portcullis.watermark.stage",
     "verify_watermark": "portcullis.watermark.stage",
@@ -425,7 +446,7 @@ def test_an_epsilon_above_the_budget(steps):
     """The policy's owner let it through, say; the step certifies its own table and refuses before it writes."""
     rows = steps.rows("dp_noise", "dataset")
     with pytest.raises(DataError, match="above the budget"):
-        noise_dataset(rows, steps.run.config.privacy.columns, budget=5.9)
+        noise_dataset(rows, NoisePlan(**{**vars(steps.run.config.privacy), "budget": 5.9}))
     with pytest.raises(ConfigError, match="above the budget"):
         dataclasses.replace(steps.run.config.privacy, budget=5.9)
 
@@ -436,6 +457,50 @@ def test_the_bounds_of_the_noise_are_read_off_the_data(steps):
     steps.run = dataclasses.replace(steps.run, config=noisy(steps.run.config, low=min(ages) + 1, high=max(ages) - 1))
     with pytest.raises(PolicyError, match="columns is"):
         steps.call("dp_noise")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"others": {"features": "keep", "label": "keep", "ids": "keep", "text": "drop"}}, "others is"),
+        ({"others": {"features": "keep", "label": "keep", "ids": "drop", "text": "keep"}}, "others is"),
+        ({"rows": "shuffle"}, "rows is"),
+        ({"contribution": Contribution("email", 1)}, "contribution is"),
+    ],
+    ids=["identifiers are kept", "free text is kept", "another order of rows", "another bound on a person's rows"],
+)
+def test_the_pipeline_treats_what_gets_no_noise_otherwise_than_the_policy_says(steps, changes, said):
+    privacy = dataclasses.replace(steps.run.config.privacy, **changes)
+    steps.run = dataclasses.replace(steps.run, config=dataclasses.replace(steps.run.config, privacy=privacy))
+    with pytest.raises(PolicyError, match=said):
+        steps.call("dp_noise")
+    assert steps.written() == []
+
+
+def test_a_column_passes_that_nobody_declared(steps):
+    """The policy's owner forgot one, say; it is not passed on in silence."""
+    rows = steps.rows("dp_noise", "dataset")
+    plan = steps.run.config.privacy
+    grown = dataclasses.replace(rows, table=rows.table.append_column("salary", [list(range(rows.table.num_rows))]))
+    with pytest.raises(DataError, match="'salary' gets no noise; declare"):
+        noise_dataset(grown, plan)
+    assert (
+        "salary"
+        not in noise_dataset(
+            grown, dataclasses.replace(plan, others={**plan.others, "salary": "drop"})
+        ).table.column_names
+    )
+
+
+def test_the_domain_of_a_category_is_taken_from_the_data(steps):
+    """There is no way to say so; and what the policy does not name is refused, so the data cannot widen a domain."""
+    with pytest.raises(ConfigError, match="categories must be a list"):
+        NoisePlan.parse({"columns": {"digit": {"categories": "auto", "epsilon": 3}}, "budget": 3, "rows": "keep"})
+    rows = steps.rows("dp_noise", "dataset")
+    entry = {"digit": {"categories": [str(digit) for digit in range(9)], "epsilon": 3}}
+    others = {"features": "keep", "ids": "drop", "text": "drop", "age": "drop", "balance": "drop"}
+    with pytest.raises(DataError, match="not one of the 9 categories"):
+        noise_dataset(rows, NoisePlan.parse({"columns": entry, "budget": 3, "rows": "keep", "others": others}))
 
 
 def test_the_data_are_not_masked_at_all(steps):
@@ -604,7 +669,7 @@ def test_enforce_is_shown_another_subject_than_the_gate_judged(attacked, tmp_pat
 
 def test_enforce_is_pointed_at_a_step_that_is_no_gate(attacked, tmp_path):
     with attacked.environment(), pytest.raises(PolicyError, match="no gate"):
-        enforce("train", subject="0" * 64, evidence=attacked.task("enforce-3/passed"), passed=tmp_path / "passed")
+        enforce("train", subject="0" * 64, evidence=attacked.task("enforce-4/passed"), passed=tmp_path / "passed")
 
 
 def test_the_pipeline_calls_a_step_with_weaker_parameters_than_the_policys(steps):

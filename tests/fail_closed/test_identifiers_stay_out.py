@@ -70,6 +70,7 @@ def run(folder: Path, config: ReferenceConfig, rows: list[dict[str, object]]) ->
             uri=str(source),
             spec=json.dumps(DATASET),
             dataset=out / "raw",
+            quarantine=out / "quarantine",
             bundle=out / "raw.jsonl",
         )
         mask_pii(

@@ -245,10 +245,11 @@ def test_the_stream_reads_back_as_it_was_and_comes_out_the_same(prepared):
     assert "*id" not in to_yaml(made)
 
 
-def test_training_gets_an_account_without_any_right(prepared):
+def test_training_gets_an_account_without_any_right_but_to_the_ledger(prepared):
     made = rendered(prepared, "secure_training")
     assert set(of_kind(made, "ServiceAccount")) == {"portcullis-training"}
-    assert not of_kind(made, "Role") and not of_kind(made, "RoleBinding")
+    ledger = {"portcullis-ledger-cheque-digits"}
+    assert set(of_kind(made, "Role")) == ledger and set(of_kind(made, "RoleBinding")) == ledger
     assert set(of_kind(rendered(prepared, "secure_training", service_account="mine"), "ServiceAccount")) == {"mine"}
 
 
@@ -266,6 +267,40 @@ def test_the_deployers_role_is_where_the_server_runs_and_its_account_where_the_r
     assert places == {"portcullis-release", "portcullis-serving"}
     serving = of_kind(made, "Secret")["portcullis-serving"]
     assert serving["metadata"]["namespace"] == "portcullis-serving"
+
+
+LEDGERS = {
+    "where the run is": ({}, {("ns", f"portcullis-ledger-cheque-digits{end}") for end in ("", "-head")}),
+    "named": (
+        {"store": "kubernetes://budgets/spent", "memory": "kubernetes://heads/last"},
+        {("budgets", "spent"), ("heads", "last")},
+    ),
+    "elsewhere": ({"store": "s3://bucket/ledger", "memory": "s3://other/head"}, set()),
+}
+
+
+@pytest.mark.parametrize("name", LEDGERS)
+def test_ledgers_come_empty_and_the_runs_account_may_read_and_patch_them_alone(tmp_path, name):
+    changes, expected = LEDGERS[name]
+    config = ReferenceConfig.load(None)
+    config = dataclasses.replace(config, ledger=dataclasses.replace(config.ledger, **changes))
+    home = homes.Home(tmp_path / "cheque-digits")
+    homes.generate_keys(home)
+    homes.ensure_trust(home, config)
+    for part, account in (("secure_training", "portcullis-training"), ("all", "portcullis-deploy-cheque-digits")):
+        made = objects(home, part=part, namespace="ns")
+        maps = {(it["metadata"]["namespace"], it["metadata"]["name"]): it for it in made if it["kind"] == "ConfigMap"}
+        assert {place for place in maps if place[1] != "portcullis-trust"} == expected
+        assert all("data" not in maps[place] for place in expected)
+        ours = [it for it in made if it["metadata"]["name"] == "portcullis-ledger-cheque-digits"]
+        roles, bindings = ([it for it in ours if it["kind"] == kind] for kind in ("Role", "RoleBinding"))
+        rules = [(it["metadata"]["namespace"], rule) for it in roles for rule in it["rules"]]
+        assert {(place, one) for place, rule in rules for one in rule["resourceNames"]} == expected
+        assert all(rule["verbs"] == ["get", "patch"] and rule["resources"] == ["configmaps"] for _, rule in rules)
+        assert len(bindings) == len(roles)
+        subject = {"kind": "ServiceAccount", "name": account, "namespace": "ns"}
+        assert all(it["subjects"] == [subject] for it in bindings)
+    assert not [it for it in objects(home, part="release", namespace="ns") if "ledger" in it["metadata"]["name"]]
 
 
 def test_no_namespace_is_made(prepared):

@@ -185,7 +185,9 @@ def test_every_command_and_option_says_what_it_does(portcullis):
     found = dict(commands())
     assert {" ".join(path) for path in found} == {
         *("run", "verify", "admit", "deploy", "serve", "init", "compile", "bootstrap", "doctor", "submit"),
-        *("diff", "lineage", "mask", "reveal"),
+        *("diff", "lineage", "quarantine", "mask", "reveal", "scan", "convert"),
+        *("ledger", "ledger show", "ledger verify"),
+        *("watermark", "watermark verify", "claim", "claim make", "claim check"),
         *("keys", "keys generate", "keys list", "keys trust", "keys revoke", "keys rollback"),
     }
     for path, command in found.items():

@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 
 from portcullis.digest import canonical_json, parse_json
 from portcullis.errors import ConfigError, UsageError
+from portcullis.ledger.settings import LedgerSettings
 from portcullis.quality.settings import QualitySettings
 from portcullis.robustness.settings import RobustnessSettings
 from portcullis.training.settings import TrainingSettings
 from portcullis_pipelines.config import Quality, ReferenceConfig, Thresholds
+from portcullis_pipelines.steps import STEPS
 
 DATASET = """\
 dataset:
@@ -85,12 +87,15 @@ def test_what_the_pipeline_is_called_with_is_plain_json(load):
 
 
 AGE = "{low: 18, high: 90, epsilon: 2, steps: 73}"
+REST = "others: {features: keep, label: keep}, rows: keep"
 
 
 def test_the_sections_of_the_later_stages(load):
-    config = load(f"privacy: {{columns: {{age: {AGE}}}, budget: 2}}\nwatermark: {{owner: us}}")
+    config = load(f"privacy: {{columns: {{age: {AGE}}}, budget: 2, {REST}}}\nwatermark: {{owner: us}}")
     arguments = config.arguments("x", gpus=2, gpu_resource="nvidia.com/mig-1g.10gb")
     assert arguments["noise_columns"] == {"age": {"low": 18, "high": 90, "epsilon": 2, "steps": 73}}
+    assert (arguments["noise_others"], arguments["noise_rows"]) == ({"features": "keep", "label": "keep"}, "keep")
+    assert arguments["noise_contribution"] == {}
     assert (arguments["noise_budget"], arguments["watermark_owner"]) == (2.0, "us")
     assert (arguments["gpus"], arguments["gpu_resource"]) == ("2", "nvidia.com/mig-1g.10gb")
     plain = load("")
@@ -99,7 +104,7 @@ def test_the_sections_of_the_later_stages(load):
 
 
 REFUSED = {
-    "unknown section": ("bogus: 1", "knows no 'bogus'; it knows dataset, deployment, masking"),
+    "unknown section": ("bogus: 1", "knows no 'bogus'; it knows audit, dataset, deployment"),
     "recipients are not the user's to choose": ("recipients: [x]", "knows no 'recipients'"),
     "unknown key": (
         "thresholds: {bogus: 1}",
@@ -171,11 +176,28 @@ REFUSED = {
     "option as text": ("model: {options: {width: '8'}}", "model.options"),
     "option without a name": ("model: {options: {1: 2}}", "model.options"),
     "columns that ask for more than the budget": (
-        f"privacy: {{columns: {{age: {AGE}}}, budget: 1.9}}",
+        f"privacy: {{columns: {{age: {AGE}}}, budget: 1.9, {REST}}}",
         "above the budget",
     ),
-    "columns without a budget": (f"privacy: {{columns: {{age: {AGE}}}}}", "above the budget 0"),
-    "budget NaN": ("privacy: {budget: .nan}", "privacy.budget is nan"),
+    "columns without a budget": (f"privacy: {{columns: {{age: {AGE}}}, {REST}}}", "above the budget 0"),
+    "a person's rows ask for more than the budget": (
+        f"privacy: {{columns: {{age: {AGE}}}, budget: 3, {REST}, contribution: {{column: id, at_most: 2}}}}",
+        "an epsilon of 4, above the budget 3",
+    ),
+    "columns without an order of the rows": (
+        f"privacy: {{columns: {{age: {AGE}}}, budget: 2, others: {{features: keep, label: keep}}}}",
+        "declare whether to keep the order",
+    ),
+    "features without noise that nobody declared": (
+        f"privacy: {{columns: {{age: {AGE}}}, budget: 2, rows: keep, others: {{label: keep}}}}",
+        "declare others.features",
+    ),
+    "a label without noise that nobody declared": (
+        f"privacy: {{columns: {{age: {AGE}}}, budget: 2, rows: keep, others: {{features: keep}}}}",
+        "declare others.label",
+    ),
+    "a key of privacy that is unknown": ("privacy: {clumns: {}}", "privacy knows no 'clumns'"),
+    "budget NaN": ("privacy: {budget: .nan}", "privacy.budget must be"),
     "budget negative": ("privacy: {budget: -1}", "privacy.budget must be"),
     "column without bounds": ("privacy: {columns: {age: {epsilon: 1, steps: 9}}, budget: 1}", "exactly low, high"),
     "column with bounds reversed": (
@@ -296,3 +318,54 @@ def test_no_other_exception_leaks_and_what_passes_can_be_signed(sections):
         return
     canonical_json(config.arguments("x"))
     assert all(math.isfinite(value) for value in config.options.values())
+
+
+# The privacy ledger.
+
+NOISE = f"privacy: {{budget: 3, columns: {{age: {{low: 18, high: 90, epsilon: 3, steps: 73}}}}, {REST}}}"
+
+
+def test_without_a_ledger_one_run_may_spend_its_budget_and_no_other(load):
+    config = load(NOISE)
+    assert config.ledger is None and config.charging == ("dp_noise",)
+    assert config.ledger_parameters() == LedgerSettings(config.dataset.name, 3.0).to_dict()
+    assert load(f"{NOISE}\nledger: {{}}").ledger_parameters() == config.ledger_parameters()
+
+
+def test_a_ledger_of_a_configuration_is_the_policys_and_the_pipelines(load):
+    config = load(f"{NOISE}\nledger: {{dataset: people, epsilon: 12, delta: 0.000001, store: 's3://b/k'}}")
+    named = LedgerSettings("people", 12, 1e-6, store="s3://b/k").to_dict()
+    assert config.arguments("x")["ledger"] == named and config.arguments("x")["ledger_charging"] == ["dp_noise"]
+    steps = {step.name: step for step in STEPS}
+    assert steps["dp_noise"].parameters(config)["ledger"] == named
+    assert steps["budget"].parameters(config) == {"ledger": named, "charging": ["dp_noise"]}
+    assert steps["budget"].checks(config) == {
+        "epsilon_total": {"min": 0, "max": 12},
+        "delta": {"min": 1e-6, "max": 1e-6},
+        "charges": {"min": 1, "max": 1},
+        "unmatched": {"min": 0, "max": 0},
+    }
+
+
+def test_where_nothing_gets_noise_no_ledger_is_asked_for(load):
+    config = load("ledger: {epsilon: 12}")
+    assert config.charging == () and config.ledger_parameters() == {}
+    (budget,) = (step for step in STEPS if step.name == "budget")
+    assert budget.checks(config) == {"charges": {"min": 0, "max": 0}, "unmatched": {"min": 0, "max": 0}}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    {
+        "no mapping": ("ledger: 3", "ledger is not a mapping"),
+        "unknown key": ("ledger: {budget: 3}", "ledger knows no 'budget'"),
+        "no epsilon": ("ledger: {delta: 0}", "ledger.epsilon is missing"),
+        "epsilon no number": ("ledger: {epsilon: much}", "ledger.epsilon must be a number"),
+        "epsilon NaN": ("ledger: {epsilon: .nan}", "ledger.epsilon must be a number"),
+        "data set no name": ("ledger: {epsilon: 1, dataset: 'A B'}", "ledger.dataset is 1 to 63"),
+        "delta 1": ("ledger: {epsilon: 1, delta: 1}", "ledger.delta must be 0"),
+    }.values(),
+)
+def test_a_ledger_that_is_none_is_refused(load, text, message):
+    with pytest.raises(ConfigError, match=message):
+        load(text)

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import math
+import re
 from functools import partial
 
 import pyarrow as pa
@@ -15,7 +16,7 @@ from portcullis.cli.cluster import init
 from portcullis.cli.main import _guarded
 from portcullis.dataset import DatasetSpec
 from portcullis.errors import ConfigError
-from portcullis.privacy.settings import NoisedColumn
+from portcullis.privacy.settings import CategoryColumn, NoisedColumn
 from portcullis.quality.settings import QualitySettings
 from portcullis.robustness.settings import RobustnessSettings
 from portcullis.training.settings import TrainingSettings
@@ -66,7 +67,8 @@ def test_every_section_and_setting_is_there():
     with pytest.raises(ConfigError) as caught:
         ReferenceConfig.from_dict({"nothing": 1})
     known = str(caught.value).partition("it knows ")[2].split(", ")
-    assert sorted(written) == sorted(known)
+    assert sorted([*written, "dp_training"]) == sorted(known)  # one of `training` and `dp_training`
+    assert "\n# dp_training:\n#   target_epsilon: " in configuration()
     for section, kind in {
         "screening": QualitySettings,
         "quality": Quality,
@@ -85,17 +87,24 @@ def test_every_setting_says_what_it_means():
         for field in dataclasses.fields(kind):
             at = [index for index, line in enumerate(lines) if line.startswith(f"  {field.name}: ")]
             assert at and all(lines[index - 1].startswith("  # ") for index in at), field.name
-    assert all(f"#     {field.name}: " in configuration() for field in dataclasses.fields(NoisedColumn))
+    assert all(
+        f"#     {field.name}: " in configuration()
+        for field in (*dataclasses.fields(NoisedColumn), *dataclasses.fields(CategoryColumn))
+    )
     assert max(map(len, lines)) <= WIDTH + 2
 
 
 def test_the_example_of_a_noised_column_is_sound():
     text = configuration()
-    example = text.replace(
-        "  columns: {}\n  budget: 0.0\n  # columns:\n  #   age:", "  budget: 2\n  columns:\n    age:"
-    )
-    assert example != text
-    assert ReferenceConfig.from_dict(yaml.safe_load(example)).privacy.columns["age"].steps == 73
+    example = text.replace("  columns: {}\n", "")
+    for key in ("others", "rows", "contribution"):
+        example = re.sub(rf"^  {key}: .*\n", "", example, flags=re.MULTILINE)
+        example = example.replace(f"  # {key}: ", f"  {key}: ")
+    example = example.replace("  budget: 0.0\n", "  budget: 2\n").replace("  # columns:\n", "  columns:\n")
+    example = example.replace("  #   age:", "    age:").replace("  #   city:", "    city:")
+    privacy = ReferenceConfig.from_dict(yaml.safe_load(example)).privacy
+    assert privacy.columns["age"].steps == 73 and len(privacy.columns["city"].categories) == 3
+    assert (privacy.others["ids"], privacy.rows) == ("drop", "shuffle")
 
 
 def test_columns_are_suggested_by_name_and_type(rows):

@@ -37,8 +37,11 @@ CONFIG = {
         "columns": {
             "age": {"low": 18, "high": 90, "epsilon": 1, "steps": 73},
             "income": {"low": 0, "high": 1, "epsilon": 0.5, "steps": 4},
+            "left": {"categories": ["no", "yes"], "epsilon": 0.5},
         },
         "budget": 2,
+        "others": {"features": "keep", "label": "keep", "ids": "keep", "text": "drop"},
+        "rows": "keep",
     },
 }
 SCHEMA = [
@@ -317,7 +320,8 @@ def test_columns_say_what_became_of_them(events):
     left = [name for name, _ in SCHEMA if name != "ssn"]
     assert became(events, "split.train") == became(events, "split.test") == dict.fromkeys(left, same)
     noised = became(events, "dp_noise.dataset")
-    assert noised == dict.fromkeys(left, same) | {"age": (None, False), "income": (None, False)}
+    kept = [name for name in left if name not in ("note", "remark")]
+    assert noised == dict.fromkeys(kept, same) | dict.fromkeys(("age", "income", "left"), (None, False))
     fields = dataset(events, "dp_noise.dataset")["facets"]["columnLineage"]["fields"]
     (said,) = fields["income"]["inputFields"][0]["transformations"]
     assert (said["subtype"], said["description"]) == ("TRANSFORMATION", "noise with epsilon 0.5")
@@ -325,7 +329,7 @@ def test_columns_say_what_became_of_them(events):
 
 def test_tables_have_schema_and_rows_and_models_neither(events):
     kinds = {it["name"]: it["type"] for it in dataset(events, "dp_noise.dataset")["facets"]["schema"]["fields"]}
-    assert (kinds["age"], kinds["income"], kinds["email"]) == ("int64", "float64", "string")
+    assert (kinds["age"], kinds["income"], kinds["left"]) == ("int64", "float64", "string")
     rows = {
         name: dataset(events, name)["outputFacets"]["outputStatistics"]["rowCount"]
         for name in ("ingest.dataset", "mask_pii.dataset", "split.train", "split.test")

@@ -1,5 +1,6 @@
 """A user's own data through the real command: CSV and Parquet, a file and a folder, whole and malformed."""
 
+import base64
 import json
 import os
 import shlex
@@ -29,6 +30,7 @@ PASSED = {
     "policy.yaml",
     "model",
     "model.sig",
+    "quarantine",
     "admission.json",
     "deployment.json",
 }
@@ -46,6 +48,8 @@ training: {epochs: 4}
 robustness: {n_min: 50, cw_steps: 30}
 thresholds: {robust_accuracy: 0.5, clean_accuracy: 0.8, samples: 50}
 """
+QUARANTINE = "  quarantine_at_most: 1\n"
+MALFORMED = b'"caf\xe9@mail.example","Person x","","a"' + b",0.5" * 16
 LOANS = """\
 dataset:
   name: loans
@@ -160,10 +164,12 @@ def test_one_table_is_one_data_set_in_every_form(tmp_path, table, text):
 
 @pytest.fixture(scope="module")
 def passed(tmp_path_factory):
-    """One real run on a folder of CSV files, with spaces and `python3` in every path."""
+    """One real run on a folder of CSV files, one row malformed, with spaces and `python3` in every path."""
     user = User(tmp_path_factory.mktemp("a python3 folder"))
     write_parts(user.folder / "python3 rows", squares(), ".csv")
-    done = user.run("python3 rows", user.configure(SQUARES))
+    with (user.folder / "python3 rows" / "part-1.csv").open("ab") as part:
+        part.write(MALFORMED + b"\n")
+    done = user.run("python3 rows", user.configure(SQUARES.replace("  sensitive:", QUARANTINE + "  sensitive:")))
     assert done.returncode == 0, done.stderr
     return user, done
 
@@ -174,10 +180,40 @@ def test_a_run_on_own_data_passes(passed):
     facts = {it["step"]: it for it in json.loads((user.output / "run.json").read_text())["steps"]}
     figures = facts["ingest"]["figures"]
     assert (figures["rows"], figures["columns"], figures["files"], figures["reader"]) == (ROWS, 20, 2, "csv")
+    assert (figures["records"], figures["quarantined"], figures["quarantined_not_utf8"]) == (ROWS + 1, 1, 1)
     assert facts["robustness:trained"]["figures"]["robust_accuracy"] >= 0.5
     assert facts["train"]["figures"]["parameters"] < 25_000
     assert "PASSED: model " in done.stdout
     assert [line.split(":")[1] for line in done.stderr.splitlines()] == [" success"] * 23
+
+
+def test_the_row_that_was_set_aside_is_opened_with_the_key_only(passed, tmp_path):
+    user, _ = passed
+    home = user.folder / "a home" / "own-squares"
+
+    def opened(keys: Path) -> subprocess.CompletedProcess[str]:
+        verb = ["quarantine", str(user.output), "--trust", str(home / "trust"), "--output", "records.jsonl"]
+        environment = {**os.environ, "PORTCULLIS_KEYS": f"file:{keys}"}
+        command = [sys.executable, "-m", "portcullis.cli", *verb]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+
+    (tmp_path / "none").mkdir()
+    refused = opened(tmp_path / "none")
+    assert refused.returncode == 2 and "KeyMaterialError" in refused.stderr
+    assert not (tmp_path / "records.jsonl").exists()
+    done = opened(home / "keys")
+    assert (done.returncode, done.stdout) == (0, "1 records in records.jsonl\n"), done.stderr
+    assert (tmp_path / "records.jsonl").stat().st_mode & 0o777 == 0o600
+    record = json.loads((tmp_path / "records.jsonl").read_text())
+    assert base64.b64decode(record.pop("bytes")) == MALFORMED
+    rest = (user.folder / "python3 rows" / "part-1.csv").read_bytes()
+    assert record == {
+        "path": "part-1.csv",
+        "line": 252,
+        "offset": rest.index(MALFORMED),
+        "reason": "not_utf8",
+        "column": "",
+    }
 
 
 def test_the_sensitive_columns_are_masked(passed):

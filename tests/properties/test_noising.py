@@ -11,13 +11,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from portcullis.dataset import Dataset, DatasetSpec, Features, Label
-from portcullis.errors import ConfigError
+from portcullis.errors import ConfigError, DataError
+from portcullis.privacy.bits import RandomBits
 from portcullis.privacy.mechanism import TOTAL, NoiseTable, float_up, laplace_table, logarithm_up, total_epsilon
 from portcullis.privacy.noise import noise_dataset
-from portcullis.privacy.settings import NoisedColumn
+from portcullis.privacy.nulls import NullableTable, nullable_table
+from portcullis.privacy.response import RandomisedResponse, randomised_response
+from portcullis.privacy.settings import NoisedColumn, NoisePlan
+from portcullis.privacy.unbounded import GREATEST, IntegerNoise, integer_noise
 
 SEED = b"a seed that every test knows"
 SPEC = DatasetSpec("x", Label("label", ("0", "1")), Features(("pixel",), (1,), 0, 1))
+
+
+def known_bits() -> RandomBits:
+    return RandomBits.unsafe_fixed_seed(SEED)
 
 
 def outputs(table: NoiseTable, point: int) -> list[int]:
@@ -114,6 +122,85 @@ def test_a_sum_of_epsilons_is_rounded_up_and_exact_up_to_that(epsilons: list[flo
     assert total == 0 or Fraction(float(np.nextafter(total, 0))) < exact
 
 
+# Categories, numbers that may be missing, and integers without bounds.
+
+
+def responses(response: RandomisedResponse, category: int) -> list[int]:
+    """Return each output's weight for one input."""
+    return [response.same if output == category else response.weight for output in range(response.size)]
+
+
+@settings(deadline=None)
+@given(st.floats(1e-3, 64), st.integers(2, 12))
+def test_the_epsilon_of_randomised_response_is_exact(epsilon: float, size: int) -> None:
+    response = randomised_response(epsilon, size)
+    rows = [responses(response, category) for category in range(size)]
+    assert all(sum(row) == TOTAL for row in rows)
+    ratio = max(Fraction(one[place], other[place]) for one in rows for other in rows for place in range(size))
+    assert exponential(response.epsilon * (1 - 1e-15)) < ratio <= exponential(response.epsilon) <= exponential(epsilon)
+    assert response.expected_error == Fraction(TOTAL - response.same, TOTAL)
+    if epsilon < 20:
+        assert response.epsilon > epsilon * (1 - 1e-9)
+
+
+@settings(deadline=None)
+@given(st.integers(2, 9), st.integers(1, TOTAL))
+def test_the_epsilon_of_any_response_is_exact(size: int, weight: int) -> None:
+    try:
+        response = RandomisedResponse(size, weight)
+    except DataError:
+        assert (size - 1) * weight >= TOTAL
+    else:
+        low, high = sorted((response.same, response.weight))
+        assert exponential(response.epsilon * (1 - 1e-15)) <= Fraction(high, low) <= exponential(response.epsilon)
+
+
+def nullable_outputs(noise: NullableTable, point: int | None) -> list[Fraction]:
+    """Return each output's probability for one input, the empty cell as the last."""
+    rows = [[Fraction(weight, TOTAL) for weight in outputs(noise.table, it)] for it in range(noise.table.steps)]
+    if point is None:
+        filled = Fraction(noise.filled, TOTAL)
+        return [filled * sum(column) / noise.table.steps for column in zip(*rows, strict=True)] + [1 - filled]
+    made = Fraction(noise.made, TOTAL)
+    return [(1 - made) * weight for weight in rows[point]] + [made]
+
+
+def nullable_ratio(noise: NullableTable) -> Fraction:
+    inputs = [nullable_outputs(noise, point) for point in (None, *range(noise.table.steps))]
+    assert all(sum(row) == 1 for row in inputs)
+    return max(one[place] / other[place] for one in inputs for other in inputs for place in range(len(one)))
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.floats(1e-3, 40), st.integers(2, 12))
+def test_an_empty_cell_is_within_epsilon_of_every_number_and_the_other_way_round(epsilon: float, steps: int) -> None:
+    noise = nullable_table(epsilon, steps)
+    ratio = nullable_ratio(noise)
+    assert exponential(noise.epsilon * (1 - 1e-15)) < ratio <= exponential(noise.epsilon) <= exponential(epsilon)
+    if epsilon < 20:
+        assert noise.epsilon > epsilon * (1 - 1e-9)
+
+
+@settings(deadline=None, max_examples=50)
+@given(any_table(), st.integers(1, TOTAL - 1), st.integers(1, TOTAL - 1))
+def test_the_epsilon_of_any_table_with_empty_cells_is_exact(table: NoiseTable, made: int, filled: int) -> None:
+    noise = NullableTable(table, made, filled)
+    ratio = nullable_ratio(noise)
+    assert exponential(noise.epsilon * (1 - 1e-15)) < ratio <= exponential(noise.epsilon)
+
+
+@settings(deadline=None)
+@given(st.integers(-(2**52), 2**52), st.integers(1, 2**40), st.floats(1e-3, 64))
+def test_the_scale_of_integer_noise_keeps_its_epsilon(low: int, width: int, epsilon: float) -> None:
+    try:
+        noise = integer_noise(low, low + width, epsilon)
+    except ConfigError as error:
+        assert "too small" in str(error) and width / epsilon > 2**51  # noqa: PT017 - both outcomes are right
+    else:
+        assert Fraction(noise.epsilon) >= width / noise.scale
+        assert epsilon * (1 - 1 / 256) - 1e-9 <= noise.epsilon <= epsilon
+
+
 # The samples.
 
 
@@ -128,9 +215,43 @@ def chi_square(samples: np.ndarray, weights: Sequence[int]) -> float:
 def test_samples_follow_the_table(point: int, epsilon: float) -> None:
     """With 19 degrees of freedom, 60 is exceeded by chance once in 200,000 times; here the seed is fixed."""
     table, other = laplace_table(epsilon, 20), laplace_table(epsilon * 1.2, 20)
-    samples = table.add_noise(np.full(200_000, point), unsafe_seed=SEED)
+    samples = table.add_noise(np.full(200_000, point), known_bits())
     assert chi_square(samples, outputs(table, point)) < 60
     assert chi_square(samples, outputs(other, point)) > 60  # a slightly other table would be noticed
+
+
+@pytest.mark.parametrize("category", [0, 3, 6])
+def test_responses_follow_their_weights(category: int) -> None:
+    """With 6 degrees of freedom, 40 is exceeded by chance once in two million times; here the seed is fixed."""
+    response, other = randomised_response(1.0, 7), randomised_response(1.1, 7)
+    samples = response.respond(np.full(200_000, category), known_bits())
+    assert chi_square(samples, responses(response, category)) < 40
+    assert chi_square(samples, responses(other, category)) > 40
+
+
+@pytest.mark.parametrize("point", [None, 0, 4, 9])
+def test_numbers_that_may_be_missing_follow_their_weights(point: int | None) -> None:
+    """With 10 degrees of freedom, 50 is exceeded by chance once in four million times; here the seed is fixed."""
+    noise, other = nullable_table(1.0, 10), nullable_table(1.15, 10)
+    noisy, empty = noise.add_noise(np.full(200_000, point or 0), np.full(200_000, point is None), known_bits())
+    samples = np.where(empty, 10, noisy)
+    assert chi_square(samples, [int(it * TOTAL) for it in nullable_outputs(noise, point)]) < 50
+    assert chi_square(samples, [int(it * TOTAL) for it in nullable_outputs(other, point)]) > 50
+
+
+def test_integer_noise_is_unbiased_and_as_wrong_as_stated() -> None:
+    noise = integer_noise(18, 90, 2.0)
+    values = np.arange(18, 91).repeat(4000)
+    off = noise.add_noise(values, known_bits()) - values
+    assert abs(off.mean()) < 5 * noise.expected_error * 1.5 / len(off) ** 0.5
+    assert np.abs(off).mean() == pytest.approx(noise.expected_error, rel=0.01)
+    assert off.min() < -72 and off.max() > 72
+
+
+def test_integer_noise_beyond_what_doubles_hold_stays_at_the_end() -> None:
+    noise = IntegerNoise(0, 2**52, Fraction(2**52 - 1))
+    noisy = noise.add_noise(np.full(20_000, 2**52), known_bits())
+    assert noisy.max() == GREATEST and noisy.min() >= -GREATEST
 
 
 def test_the_guide_to_the_table_changes_no_sample() -> None:
@@ -145,14 +266,15 @@ def test_the_guide_to_the_table_changes_no_sample() -> None:
 def test_noise_differs_from_call_to_call_and_from_value_to_value() -> None:
     table = laplace_table(20.0, 4096)
     points = np.full(1000, 2000)
-    one, other = table.add_noise(points), table.add_noise(points)
+    bits = RandomBits()
+    one, other = table.add_noise(points, bits), table.add_noise(points, bits)
     assert (one != other).mean() > 0.9
     assert len(set(one.tolist())) > 500
 
 
 def test_a_chunk_does_not_repeat_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("portcullis.privacy.mechanism._CHUNK", 100)
-    noisy = laplace_table(20.0, 4096).add_noise(np.full(250, 2000), unsafe_seed=SEED)
+    noisy = laplace_table(20.0, 4096).add_noise(np.full(250, 2000), known_bits())
     assert (noisy[:100] != noisy[100:200]).mean() > 0.9
     assert noisy.min() >= 0 and noisy.max() < 4096 and len(set(noisy.tolist())) > 100
 
@@ -175,6 +297,7 @@ def test_neighbours_can_give_the_same_outputs_and_float_noise_cannot() -> None:
     values = pa.array([0.0] * 50_000 + [1.0] * 50_000 + [1 / 3] * 50_000)
     label = pa.array(["0"] * len(values))
     data = Dataset(pa.table({"value": values, "pixel": pa.array([0.5] * len(values)), "label": label}), SPEC)
-    noisy = noise_dataset(data, {"value": column}, budget=2).table["value"].to_numpy().reshape(3, -1)
+    plan = NoisePlan({"value": column}, 2, {"features": "keep", "label": "keep"}, "keep")
+    noisy = noise_dataset(data, plan).table["value"].to_numpy().reshape(3, -1)
     grid = set(np.linspace(-0.3, 1.7, 21).tolist())
     assert set(noisy[0].tolist()) == set(noisy[1].tolist()) == set(noisy[2].tolist()) == grid

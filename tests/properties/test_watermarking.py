@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from portcullis.errors import ModelError
+from portcullis.watermark.align import align
 from portcullis.watermark.mark import Claim, Reading, embed, read
+from portcullis.watermark.triggers import Answers
 from portcullis.watermark.weights import decode_weights, replace_weights
 
 KEYS = st.binary(min_size=32, max_size=32)
@@ -49,6 +51,30 @@ def test_a_scaled_model_reads_the_same(seed: int, key: bytes, power: int) -> Non
     assert read({"w": scaled}, key, CLAIM).z == pytest.approx(read({"w": weights(seed)}, key, CLAIM).z, abs=1e-3)
 
 
+@settings(max_examples=15, deadline=None)
+@given(SEEDS, KEYS, st.floats(0, 2), st.integers(0, 40), st.integers(0, 30))
+def test_reordered_rescaled_and_widened_weights_read_the_same(
+    seed: int, key: bytes, scale: float, rows: int, columns: int
+) -> None:
+    generator = np.random.default_rng(seed)
+    original = {"w": weights(seed)}
+    marked = embed(original, key, CLAIM).tensors["w"]
+    wide = generator.standard_normal((160 + rows, 100 + columns), dtype=np.float32)
+    wide[:160, :100] = marked
+    factors = np.exp(generator.normal(0, scale, (len(wide), 1)) + generator.normal(0, scale, (1, wide.shape[1])))
+    hidden = (wide * factors)[generator.permutation(len(wide))][:, generator.permutation(wide.shape[1])]
+    alignment = align({"w": hidden.astype(np.float32)}, original)
+    found, plain = read(alignment.tensors, key, CLAIM), read({"w": marked}, key, CLAIM)
+    assert found.z == pytest.approx(plain.z, abs=0.02) and found.bits_read == 32
+
+
+@settings(max_examples=15, deadline=None)
+@given(SEEDS, KEYS)
+def test_aligning_never_makes_a_mark(seed: int, key: bytes) -> None:
+    alignment = align({"w": weights(seed)}, {"w": weights(seed + 1)})
+    assert read(alignment.tensors, key, CLAIM).verdict != "PRESENT"
+
+
 SHAPES_OF_WEIGHTS = {
     "normal": lambda generator: generator.standard_normal((128, 100)),
     "heavy tails": lambda generator: generator.standard_cauchy((128, 100)),
@@ -82,6 +108,15 @@ def test_figures_are_finite_and_fall_with_more_evidence(counts: tuple[int, int],
     more = Reading(carriers=10_000, bits=bits, bits_read=min(right + 1, bits), z=z + 1, margin=0, tried=1)
     assert more.log10_p_binomial <= reading.log10_p_binomial
     assert more.log10_p_hoeffding <= reading.log10_p_hoeffding
+
+
+@given(st.integers(1, 300).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n))), st.integers(2, 1000))
+def test_p_values_of_answers_are_finite_and_fall_with_more_right_ones(counts: tuple[int, int], classes: int) -> None:
+    asked, right = counts
+    value = Answers(asked, right, classes, 1).log10_p_binomial
+    assert math.isfinite(value) and value <= 0
+    assert Answers(asked, min(right + 1, asked), classes, 1).log10_p_binomial <= value
+    assert Answers(asked, right, classes, 7).log10_p_binomial >= value
 
 
 TENSORS = st.dictionaries(

@@ -56,6 +56,17 @@ def test_a_parameter_that_python_takes_for_equal_is_not():
         verify(forged, policy=policy)
 
 
+@pytest.mark.parametrize("figures", [{"rows": 6}, {"rows": -1}, {"rows": "5"}, {}], ids=str)
+def test_a_transforms_figures_hold_to_the_policys_bounds(figures):
+    blank = {"parameters": {}, "requires": [], "checks": {}}
+    steps = [{**blank, **step, "key": WORLD.keys[step["name"]].public_key.pem} for step in STEPS]
+    steps[1] = {**steps[1], "checks": {"rows": {"min": 0, "max": 5}}}
+    policy = WORLD.policy(steps=steps)
+    assert verify(WORLD.lines(policy), policy=policy).statements
+    with pytest.raises(EvidenceError, match="'train': its figures are not within the policy's bounds: rows"):
+        verify(WORLD.lines(policy, train=lambda it: it.replace(figures=figures)), policy=policy)
+
+
 def test_a_transform_poses_as_the_gate_of_its_own_stage():
     def posing(statement):
         return statement.replace(kind="transform", verdict=None)

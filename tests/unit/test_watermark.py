@@ -10,10 +10,10 @@ import struct
 
 import numpy as np
 import pytest
-from chains import STEPS, World
 from safetensors.numpy import save
+from watermarks import CLAIM, KEY, NONCE, OWNER, SHAPES, SPEC, Workshop, model
 
-from portcullis.digest import canonical_json, content_digest, file_digest, path_digest, sha256, tree_digest
+from portcullis.digest import canonical_json, content_digest, sha256
 from portcullis.errors import (
     ConfigError,
     EvidenceError,
@@ -24,11 +24,11 @@ from portcullis.errors import (
     PolicyError,
     UsageError,
 )
-from portcullis.evidence.step import begin, enforce
-from portcullis.evidence.trust import Revocations, now_ms, write_trust_store
+from portcullis.evidence.step import begin
 from portcullis.files import write_bytes
-from portcullis.models.store import SPEC_FILE, WEIGHTS_FILE, ModelSpec
+from portcullis.models.store import SPEC_FILE, WEIGHTS_FILE
 from portcullis.watermark.battery import BATTERY, add_noise, attack, prune, round_to_int8
+from portcullis.watermark.claims import open_commitment
 from portcullis.watermark.mark import (
     Claim,
     Reading,
@@ -38,33 +38,7 @@ from portcullis.watermark.mark import (
     is_carrier,
     read,
 )
-from portcullis.watermark.stage import commitment, verify_watermark, watermark_model
 from portcullis.watermark.weights import decode_weights, replace_weights
-
-KEY = bytes(range(32))
-CLAIM = Claim("Example Ltd", "a" * 64)
-# The default architecture's tensors, and with them the default model's marks.
-SHAPES = {
-    "classifier.0.bias": (64,),
-    "classifier.0.weight": (64, 768),
-    "classifier.2.bias": (10,),
-    "classifier.2.weight": (10, 64),
-    "features.0.bias": (24,),
-    "features.0.weight": (24, 1, 3, 3),
-    "features.2.bias": (48,),
-    "features.2.weight": (48, 24, 3, 3),
-}
-
-
-def model(seed=0, dtype=np.float32):
-    """Return tensors as training leaves them: zero mean, each tensor with a spread of its own, rows that differ."""
-    generator = np.random.default_rng(seed)
-    tensors = {}
-    for name, shape in SHAPES.items():
-        fan_in = math.prod(shape[1:])
-        rows = np.exp(generator.normal(0, 0.3, (shape[0], *[1] * (len(shape) - 1))))
-        tensors[name] = (generator.standard_normal(shape) * rows / math.sqrt(fan_in)).astype(dtype)
-    return tensors
 
 
 def marked(seed=0, dtype=np.float32):
@@ -515,8 +489,6 @@ def test_figures_of_a_huge_model_stay_finite():
 
 # Weights at rest.
 
-SPEC = ModelSpec("digits-cnn", {"width": 24, "hidden": 64}, (1, 8, 8), 0, 16, tuple(str(digit) for digit in range(10)))
-
 
 def bfloat16_file(values):
     """Return a safetensors file of one bfloat16 tensor, whose values are the upper halves of `values`' bits."""
@@ -658,171 +630,6 @@ def test_the_battery_does_what_it_says():
 
 # The stages, with real files, keys and a trust store.
 
-OWNER = "Example Ltd"
-MAKES_A_MODEL = {"kind": "transform", "outputs": ["model"]}
-GATE = {"stage": "verify_watermark_gate", "kind": "gate", "outputs": ["model"]}
-CHECKS = {"present": {"min": 1, "max": 1}, "log10_p_hoeffding": {"max": -9}}
-OWN_STEPS = [
-    STEPS[0],
-    {
-        "name": "train",
-        "stage": "train",
-        "kind": "transform",
-        "inputs": {"nonce": "preflight.nonce"},
-        "outputs": ["model"],
-    },
-    {
-        "name": "watermark",
-        "stage": "watermark",
-        "inputs": {"model": "train.model"},
-        "parameters": {"owner": OWNER},
-        **MAKES_A_MODEL,
-    },
-    {
-        "name": "verify_watermark",
-        "inputs": {"model": "watermark.model", "unmarked": "train.model"},
-        "parameters": {"owner": OWNER},
-        "checks": CHECKS,
-        **GATE,
-    },
-    {
-        "name": "verify_watermark:other_owner",
-        "inputs": {"model": "watermark.model", "unmarked": "train.model"},
-        "parameters": {"owner": "Example Inc"},
-        "checks": CHECKS,
-        **GATE,
-    },
-    # Whatever was done to the marked model since.
-    {
-        "name": "alter",
-        "stage": "alter",
-        "kind": "transform",
-        "inputs": {"model": "watermark.model"},
-        "outputs": ["model"],
-    },
-    {
-        "name": "verify_watermark:altered",
-        "inputs": {"model": "alter.model", "unmarked": "train.model"},
-        "parameters": {"owner": OWNER},
-        "checks": CHECKS,
-        **GATE,
-    },
-    {
-        "name": "admit",
-        "stage": "admit",
-        "kind": "admission",
-        "inputs": {"sealed": "watermark.model"},
-        "outputs": ["admission"],
-        "requires": ["verify_watermark"],
-    },
-]
-NONCE = "0123456789abcdef" * 2
-
-
-class Workshop:
-    """A trained model, its evidence, keys and trust store in a folder."""
-
-    def __init__(self, root, monkeypatch):
-        self.root = root
-        monkeypatch.setenv("PORTCULLIS_TRUST", str(root / "trust"))
-        monkeypatch.setenv("PORTCULLIS_STATE", str(root / "state"))
-        monkeypatch.setenv("PORTCULLIS_KEYS", f"file:{root / 'keys'}")
-
-    def furnish(self, tensors):
-        world = World()
-        world.keys |= {step["name"]: type(world.owner).generate() for step in OWN_STEPS}
-        blank = {"parameters": {}, "requires": [], "checks": {}}
-        steps = [{**blank, **step, "key": world.keys[step["name"]].public_key.pem} for step in OWN_STEPS]
-        write_trust_store(
-            self.root / "trust",
-            owner=world.owner.public_key,
-            name="demo",
-            environment="development",
-            policy=world.policy_bytes(steps=steps, expires=now_ms() + 10**8),
-            revocations=Revocations(1).sign(world.owner),
-        )
-        for name in (step["name"] for step in OWN_STEPS):
-            write_bytes(
-                self.root / "keys" / f"{name.replace(':', '.')}.pem", world.keys[name].private_pem(), mode=0o600
-            )
-        self.watermark_key(KEY)
-        self.model("trained", save(tensors))
-        policy = file_digest(self.root / "trust" / "policy.yaml")
-        begun = begin("preflight", stage="preflight", inputs={"policy": policy}, parameters={}, nonce=NONCE)
-        begun.finish(bundle=self.bundle("preflight"), outputs={"nonce": sha256(NONCE.encode())}, figures={})
-        begun = begin(
-            "train",
-            stage="train",
-            inputs={"nonce": sha256(NONCE.encode())},
-            parameters={},
-            evidence=[self.bundle("preflight")],
-        )
-        begun.finish(bundle=self.bundle("trained"), outputs={"model": self.digest("trained")}, figures={})
-        return self
-
-    def watermark_key(self, key):
-        write_bytes(self.root / "keys" / "watermark.key", base64.b64encode(key) + b"\n", mode=0o600)
-
-    def model(self, name, weights):
-        (self.root / name).mkdir(exist_ok=True)
-        (self.root / name / SPEC_FILE).write_bytes(SPEC.to_json())
-        (self.root / name / WEIGHTS_FILE).write_bytes(weights)
-
-    def digest(self, name):
-        return tree_digest(self.root / name)
-
-    def bundle(self, name):
-        return self.root / f"{name}.intoto.jsonl"
-
-    def tensors(self, name):
-        return decode_weights((self.root / name / WEIGHTS_FILE).read_bytes())
-
-    def mark(self, **changes):
-        settings = {
-            "step": "watermark",
-            "model": self.root / "trained",
-            "evidence": self.bundle("trained"),
-            "owner": OWNER,
-            "marked": self.root / "marked",
-            "bundle": self.bundle("marked"),
-        }
-        return watermark_model(**{**settings, **changes})
-
-    def alter(self, weights):
-        """Sign an alteration of the marked model, so that only the gate stands against it."""
-        self.model("altered", weights)
-        begun = begin(
-            "alter",
-            stage="alter",
-            inputs={"model": self.digest("marked")},
-            parameters={},
-            evidence=[self.bundle("marked")],
-        )
-        begun.finish(bundle=self.bundle("altered"), outputs={"model": self.digest("altered")}, figures={})
-        return self.verify(
-            step="verify_watermark:altered", model=self.root / "altered", evidence=self.bundle("altered")
-        )
-
-    def verify(self, **changes):
-        settings = {
-            "step": "verify_watermark",
-            "model": self.root / "marked",
-            "unmarked": self.root / "trained",
-            "evidence": self.bundle("marked"),
-            "owner": OWNER,
-            "report": self.root / "report.html",
-            "bundle": self.bundle("judged"),
-        }
-        return verify_watermark(**{**settings, **changes})
-
-    def enforce(self, gate="verify_watermark", model="marked"):
-        return enforce(
-            gate,
-            subject=path_digest(self.root / model),
-            evidence=self.bundle("judged"),
-            passed=self.bundle("passed"),
-        )
-
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
@@ -872,12 +679,12 @@ def test_a_model_is_marked_verified_and_passed_on(workshop):
     assert (figures["z"], figures["log10_p_hoeffding"]) == (found.z, found.log10_p_hoeffding)
     assert figures["relative_change"] == pytest.approx(0.1, rel=0.02)
     assert all(figures[f"log10_p_hoeffding_{name}"] < -40 for name in BATTERY)
-    opened = commitment(KEY, claim, marked=workshop.digest("marked"), tensors=tensors, bits=64)
+    opened = open_commitment(KEY, claim, marked=workshop.digest("marked"), tensors=tensors, bits=64).digest
     assert figures["commitment"] == opened
 
     judged = workshop.verify()
     assert (judged.verdict, judged.figures["verdict"], judged.figures["present"]) == ("PASSED", "PRESENT", 1)
-    assert (judged.figures["bits_read"], judged.figures["tried"], judged.figures["decoys"]) == (64, 1, 1000)
+    assert (judged.figures["bits_read"], judged.figures["tried"], judged.figures["decoys"]) == (64, 2, 1000)
     assert judged.figures["decoy_max_z"] < 5 < judged.figures["z"]
     assert "log10_p_hoeffding" in (workshop.root / "report.html").read_text()
     assert workshop.enforce().statements["verify_watermark"] == judged
@@ -1054,29 +861,32 @@ def test_a_commitment_holds_to_everything_it_names():
         {"tensors": {name: weights for name, weights in tensors.items() if name != "classifier.2.bias"}},
         {"tensors": tensors | {"classifier.2.bias": np.zeros((10, 1), np.float32)}},
         {"bits": 32},
+        {"triggers": 100},
     ]
     made = []
     for change in changes:
         values = {**base, **change}
         key, named = values.pop("key"), values.pop("claim")
-        made.append(commitment(key, named, **values))
+        made.append(open_commitment(key, named, **values).digest)
     assert len(set(made)) == len(changes)
-    assert made[0] == commitment(KEY, claim, marked="c" * 64, tensors=model(3), bits=64)  # names and shapes alone
+    again = open_commitment(KEY, claim, marked="c" * 64, tensors=model(3), bits=64)
+    assert made[0] == again.digest  # names and shapes alone
 
 
 def test_a_commitment_can_be_opened_by_its_description():
     salt = hmac.digest(KEY, b"salt|" + b"a" * 64, "sha256")
     document = {
-        "format": "portcullis-watermark/v1",
+        "format": "portcullis-watermark/v2",
         "key": sha256(salt + KEY),
         "owner": OWNER,
         "unmarked": "a" * 64,
         "marked": "c" * 64,
         "tensors": [[name, list(SHAPES[name])] for name in sorted(SHAPES)],
         "bits": 64,
+        "triggers": 0,
     }
-    made = commitment(KEY, Claim(OWNER, "a" * 64), marked="c" * 64, tensors=model(), bits=64)
-    assert made == sha256(canonical_json(document))
+    made = open_commitment(KEY, Claim(OWNER, "a" * 64), marked="c" * 64, tensors=model(), bits=64)
+    assert made.salt == salt.hex() and made.digest == sha256(canonical_json(document))
 
 
 def test_the_components_do_what_the_stages_do(workshop):

@@ -2,16 +2,16 @@
 
 from typing import Any, Dict, List, NamedTuple
 
-from kfp.dsl import HTML, Artifact, Input, Metrics, Output
+from kfp.dsl import HTML, Artifact, Input, Metrics, Model, Output
 
 from portcullis.container import component, gate_pipeline
 from portcullis.evidence.component import enforce
-from portcullis.harden import harden
+from portcullis.harden import TRUST_CONFIG_MAP, harden
 
 
 @component
 def evaluate_budget(
-    subject: Input[Artifact],
+    model: Input[Model],
     evidence: Input[Artifact],
     ledger: Dict[str, Any],
     charging: List[str],
@@ -23,7 +23,7 @@ def evaluate_budget(
     """Add up what a data set's ledger holds, look this run's charges up in it, and sign the verdict.
 
     Args:
-        subject: What moves on, a model or a data set.
+        model: The model that was made with what was released.
         evidence: Its evidence.
         ledger: The budget: data set, epsilon, delta, unit, and where ledger and last head are kept.
         charging: The steps before that had to charge.
@@ -39,7 +39,7 @@ def evaluate_budget(
 
     statement = run(
         step=step,
-        subject=Path(subject.path),
+        model=Path(model.path),
         evidence=Path(evidence.path),
         ledger=ledger,
         charging=charging,
@@ -51,7 +51,7 @@ def evaluate_budget(
 
 @gate_pipeline("budget-gate")
 def budget_gate(
-    subject: Input[Artifact],
+    model: Input[Model],
     evidence: Input[Artifact],
     ledger: Dict[str, Any],
     charging: List[str],
@@ -61,7 +61,7 @@ def budget_gate(
     """Refuse what was made by spending more of a data set's privacy than the policy allows, or without charging it.
 
     Args:
-        subject: What moves on, a model or a data set.
+        model: The model that was made with what was released.
         evidence: Its evidence.
         ledger: The budget: data set, epsilon, delta, unit, and where ledger and last head are kept.
         charging: The steps before that had to charge.
@@ -71,9 +71,9 @@ def budget_gate(
     Returns:
         evidence: The evidence with the PASSED verdict.
     """
-    judged = evaluate_budget(subject=subject, evidence=evidence, ledger=ledger, charging=charging, step=step)
-    held = enforce(subject=subject, evidence=judged.outputs["verdict_evidence"], gate=step)
+    judged = evaluate_budget(model=model, evidence=evidence, ledger=ledger, charging=charging, step=step)
+    held = enforce(subject=model, evidence=judged.outputs["verdict_evidence"], gate=step)
     harden(judged, secret=secret)
-    harden(held, secret=secret)  # a data set is opened, to see that it is the one that was judged
+    harden(held, trust=TRUST_CONFIG_MAP)
     outputs = NamedTuple("Outputs", [("evidence", Artifact)])
     return outputs(evidence=held.outputs["passed"])

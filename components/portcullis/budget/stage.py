@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from portcullis.at_rest import input_digest
 from portcullis.budget.spending import Spender, by_run, spending
+from portcullis.digest import path_digest
 from portcullis.errors import ConfigError, EvidenceError, InconclusiveError, UsageError
 from portcullis.evidence.statement import Figure, Statement, format_time
 from portcullis.evidence.step import Step, begin
@@ -24,7 +24,7 @@ SHOWN_ENTRIES = 200
 def evaluate_budget(
     *,
     step: str,
-    subject: Path,
+    model: Path,
     evidence: Path,
     ledger: Mapping[str, Any],
     charging: Sequence[str],
@@ -37,7 +37,7 @@ def evaluate_budget(
 
     Args:
         step: This gate's name in the policy.
-        subject: What moves on: a model, or a data set.
+        model: The model that was made with what was released.
         evidence: The bundle of its evidence.
         ledger: The fields of `LedgerSettings`; none where no step charges.
         charging: The steps before this one that had to charge.
@@ -45,18 +45,17 @@ def evaluate_budget(
         bundle: Where the evidence goes, the verdict included.
 
     Raises:
-        EvidenceError: The evidence does not hold for this very subject.
+        EvidenceError: The evidence does not hold for this very model.
         PolicyError: The policy does not name these parameters, or knows no such step.
         ConfigError: The ledger is not described so, or a step charges and no ledger is.
-        DataError: The subject is missing.
-        SealError: It is a data set that was altered at rest.
+        DataError: The model is missing.
         MissingDependencyError: The budget has a delta, and dp-accounting is not installed.
     """
     settings = LedgerSettings.from_dict(ledger) if ledger else None
     begun = begin(
         step,
         stage="budget_gate",
-        inputs={"subject": input_digest(step, "subject", subject)},
+        inputs={"model": path_digest(model)},
         parameters={"ledger": dict(ledger), "charging": list(charging)},
         evidence=[evidence],
     )

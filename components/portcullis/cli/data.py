@@ -1,4 +1,4 @@
-"""The verbs for data: what changed between two tables, and where a run's data came from."""
+"""The verbs for data: what changed between two tables, where a run's data came from, and what it set aside."""
 
 import json
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ import click
 
 from portcullis.cli.show import SHORT, say
 from portcullis.errors import MissingDependencyError
-from portcullis.files import write_bytes
+from portcullis.files import atomic_path, write_bytes
 
 try:
     from portcullis_pipelines import home as homes
@@ -76,6 +76,45 @@ def lineage(directory: Path, trust: Path | None, output: Path) -> None:
     data = events(verify_directory(directory, TrustStore.load(trust or homes.default_trust())))
     write_bytes(output, data)
     say(f"{data.count(bytes([10]))} events in {output}")
+
+
+@click.command()
+@click.argument("directory", type=_EXISTING)
+@click.option(
+    "--trust",
+    type=click.Path(path_type=Path),
+    help="Your trust store (default: PORTCULLIS_TRUST, or the only one below PORTCULLIS_HOME).",
+)
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    help="File to write, of mode 0600; an earlier one is replaced.",
+)
+def quarantine(directory: Path, trust: Path | None, output: Path) -> None:
+    """Open the malformed records that a run that passed set aside: where each lies, why, and its bytes in base64.
+
+    The run is verified first, offline, by your own trust store; PORTCULLIS_KEYS names the folder that holds
+    pipeline.pem. The file that is written holds raw data, in plain text.
+    """
+    from portcullis.at_rest import pipeline_key
+    from portcullis.digest import canonical_json
+    from portcullis.evidence.trust import TrustStore
+    from portcullis.ingest.quarantine import open_quarantine
+    from portcullis_pipelines.outcome import QUARANTINE, verify_directory
+
+    verified = verify_directory(directory, TrustStore.load(trust or homes.default_trust()))
+    (stated,) = (it for it in verified.statements if it.stage == "ingest")
+    count = 0
+    with (
+        open_quarantine(directory / QUARANTINE, stated, key=pipeline_key()) as records,
+        atomic_path(output, mode=0o600) as temporary,  # in a folder that nobody else may enter
+        temporary.open("xb") as sink,
+    ):
+        for record in records:
+            sink.write(canonical_json(record) + b"\n")
+            count += 1
+    say(f"{count:,} records in {output}")
 
 
 def _document(a: str, b: str, it: "Difference") -> dict[str, Any]:

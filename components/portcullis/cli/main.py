@@ -16,8 +16,11 @@ import click
 
 from portcullis import __version__
 from portcullis.cli import cluster, data
+from portcullis.cli.ledger import ledger
 from portcullis.cli.mask import mask
+from portcullis.cli.ownership import claim, watermark
 from portcullis.cli.reveal import reveal
+from portcullis.cli.scan import convert, scan
 from portcullis.cli.show import Steps, chain_table, complain, key_table, say
 from portcullis.errors import ConfigError, MissingDependencyError, PortcullisError, UsageError
 
@@ -288,7 +291,7 @@ def rollback(directory: Path, config: Path | None) -> None:
 
 for command in (cluster.init, cluster.compile_package, cluster.bootstrap, cluster.doctor, cluster.submit):
     cli.add_command(command)
-for command in (data.diff, data.lineage, mask, reveal):
+for command in (data.diff, data.lineage, data.quarantine, mask, reveal, ledger, scan, convert, watermark, claim):
     cli.add_command(command)
 
 

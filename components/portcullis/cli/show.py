@@ -1,7 +1,7 @@
 """What the command shows a person: lines, tables, and on a terminal a progress bar."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -52,6 +52,14 @@ def key_table(rows: Sequence[Mapping[str, str]]) -> None:
     table = _table("role", "algorithm", "keyid", "file")
     for row in rows:
         table.add_row(row["role"], row["algorithm"], row["keyid"][:SHORT], row["file"])
+    _console().print(table)
+
+
+def ledger_table(rows: Iterable[Sequence[str]]) -> None:
+    """Print the entries of a ledger."""
+    table = _table("entry", "charged", "run", "policy", "step", "mechanism")
+    for row in rows:
+        table.add_row(*row)
     _console().print(table)
 
 

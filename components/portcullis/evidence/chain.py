@@ -15,7 +15,8 @@ it stops:
  8. Parameters equal the policy's exactly. (A pass under weaker parameters.)
  9. A gate's verdict is derived again from its signed figures and the policy's checks; stated and derived verdict must
     agree and be PASSED; what states that it could not be judged is FAILED. (A verdict that contradicts its figures,
-    NaN, a missing figure.)
+    NaN, a missing figure.) A transform's figures hold to its checks, if it has any. (Malformed rows set aside under a
+    policy that refuses them.)
 10. Inputs and outputs are exactly those that the policy names. (A smuggled or dropped artifact.)
 11. Each input's digest equals the output's digest of the step that its edge comes from, or is the policy's own digest,
     or is external. For a gate, outputs equal the inputs that it judges. (A swapped artifact or edge.)
@@ -180,6 +181,8 @@ def accept_statement(line: bytes, policy: Policy, revoked_keys: Collection[str])
         raise EvidenceError(f"{where}: its inputs or outputs are not those that the policy names")
     if rule.kind == "gate":
         _require_passed(where, statement, rule)
+    elif rule.checks and (broken := judge(statement.figures, rule.checks)[1]):
+        raise EvidenceError(f"{where}: its figures are not within the policy's bounds: {broken}")
     return statement
 
 

@@ -53,7 +53,7 @@ class StepRule:
         outputs: Output names; for a gate, the inputs that it judges.
         parameters: The exact parameters.
         requires: Gates that must have PASSED before this step.
-        checks: For a gate, the bounds its verdict follows from.
+        checks: For a gate, the bounds its verdict follows from; a transform whose figures break one counts for nothing.
     """
 
     name: str
@@ -263,8 +263,10 @@ def _parse_step(entry: Mapping[str, Any]) -> StepRule:
     outputs = tuple(_matching(_STEP, output) for output in entry["outputs"])
     if not all(isinstance(figure, str) for figure in checks):
         raise DataError(f"step {name} checks a figure whose name is not text")
-    if unknown or bool(checks) != (kind == "gate") or not outputs:
-        raise DataError(f"step {name} needs outputs, and checks (min, max) exactly when it is a gate")
+    if unknown or (kind == "gate" and not checks) or (kind == "admission" and checks) or not outputs:
+        raise DataError(
+            f"step {name} needs outputs, and a gate needs checks (min, max), which an admission cannot have"
+        )
     return StepRule(
         name=name,
         stage=_matching(_STEP, entry["stage"]),

@@ -75,8 +75,8 @@ class Step:
             inconclusive: For a gate that could not measure, why; its verdict is FAILED whatever the figures say.
 
         Raises:
-            EvidenceError: The figures cannot be stated (NaN), or the outputs are not those that the policy names, or
-                no digests.
+            EvidenceError: The figures cannot be stated (NaN), a transform's are out of bounds, or the outputs are not
+                those that the policy names, or no digests.
         """
         verdict: Verdict | None = None
         reason = ""
@@ -85,6 +85,8 @@ class Step:
             verdict, reason = judge(figures, self.rule.checks)
             if inconclusive:
                 verdict, reason = "FAILED", f"{INCONCLUSIVE}{_one_line(inconclusive)}"
+        elif self.rule.checks and (broken := judge(figures, self.rule.checks)[1]):
+            raise EvidenceError(f"step {self.rule.name!r}: its figures are not within the policy's bounds: {broken}")
         if set(outputs or {}) != set(self.rule.outputs):
             raise EvidenceError(f"step {self.rule.name!r} made {sorted(outputs or {})}, not {list(self.rule.outputs)}")
         statement = Statement(

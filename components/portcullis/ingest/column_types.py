@@ -13,9 +13,10 @@ import pyarrow.compute as pc
 
 from portcullis.dataset import DatasetSpec, Features, Label
 from portcullis.errors import DataError
+from portcullis.ingest.malformed import Fault, Reason
 
-Refuse = Callable[[pa.ChunkedArray, str], None]
-"""Refuses the first cell that a mask marks, for a reason."""
+Refuse = Callable[[pa.ChunkedArray, str, Reason], bool]
+"""Refuses the first cell that a mask marks, saying what is wrong; or notes them all, and tells whether there is one."""
 
 _INTEGER = r"\A(?:0|-?[1-9][0-9]{0,17})\z"
 _DECIMAL = r"\A-?(?:0|[1-9][0-9]{0,14})(?:\.[0-9]{1,25})?(?:[eE][+-]?[0-9]{1,3})?\z"
@@ -64,27 +65,51 @@ class Survey:
     """Checks the cells of a source and gathers the facts of its columns, piece by piece.
 
     Attributes:
-        spec: What the columns mean; None where nobody says.
+        spec: What the columns mean; None where nobody says. Its glob is resolved by the first piece.
     """
 
     spec: DatasetSpec | None
     _facts: dict[str, Facts] = field(default_factory=dict)
+    _names: list[str] = field(default_factory=list)
 
-    def update(self, piece: pa.Table, refuse: Callable[[int], Refuse]) -> None:
-        """Take the next rows.
+    def check(self, piece: pa.Table, refuse: Callable[[int], Refuse]) -> None:
+        """Check rows.
 
         Args:
             piece: Their cells as they were read.
             refuse: Given a column's place, what refuses a cell of it.
 
         Raises:
-            DataError: A cell that its column may not hold.
+            DataError: A cell that its column may not hold, or the description names a column that is not there.
+            ConfigError: The description contradicts the header.
         """
+        if self.spec and self._names != piece.column_names:
+            self.spec, self._names = self.spec.resolve(piece.column_names), piece.column_names
         for index, (name, column) in enumerate(zip(piece.column_names, piece.columns, strict=True)):
             if self.spec and name in self.spec.features.columns:
                 _check_feature(column, self.spec.features, refuse(index))
             elif self.spec and name == self.spec.label.column:
                 _check_label(column, self.spec.label, refuse(index))
+
+    def faults(self, piece: pa.Table) -> dict[int, Fault]:
+        """Return the first fault of each row that has one, where `check` would refuse the first of them."""
+        found: dict[int, Fault] = {}
+
+        def noting(index: int) -> Refuse:
+            def note(mask: pa.ChunkedArray, _: str, reason: Reason) -> bool:
+                marked = marked_rows(mask)
+                for row in marked:
+                    found.setdefault(row, Fault(reason, piece.column_names[index]))
+                return bool(marked)
+
+            return note
+
+        self.check(piece, noting)
+        return found
+
+    def add(self, piece: pa.Table) -> None:
+        """Gather the facts of rows that were checked."""
+        for name, column in zip(piece.column_names, piece.columns, strict=True):
             self._facts.setdefault(name, Facts()).add(column)
 
     def schema(self, read: pa.Schema, spelled: frozenset[str]) -> pa.Schema:
@@ -136,20 +161,27 @@ def _is_number(column: pa.ChunkedArray, type_: pa.DataType) -> bool:
     return not _all(pc.match_substring_regex(column, _INTEGER))
 
 
+def marked_rows(mask: pa.ChunkedArray) -> list[int]:
+    """Return the places that a mask marks; null marks nothing."""
+    return np.flatnonzero(pc.fill_null(mask, fill_value=False).to_numpy()).tolist()
+
+
 def _check_feature(column: pa.ChunkedArray, features: Features, refuse: Refuse) -> None:
-    refuse(pc.is_null(column), "is empty")
+    refuse(pc.is_null(column), "is empty", "empty")
     if pa.types.is_string(column.type):
-        refuse(pc.invert(pc.match_substring_regex(column, _DECIMAL)), "is not a number")
+        other = pc.invert(pc.match_substring_regex(column, _DECIMAL))
+        if refuse(other, "is not a number", "not_a_number"):
+            column = pc.if_else(other, pa.scalar(None, pa.string()), column)
         column = column.cast(pa.float64())
     elif pa.types.is_boolean(column.type):
-        refuse(pc.is_valid(column), "is a boolean, not a number")
+        refuse(pc.is_valid(column), "is a boolean, not a number", "not_a_number")
     inside = pc.and_(pc.greater_equal(column, features.low), pc.less_equal(column, features.high))
-    refuse(pc.invert(inside), f"is not in [{features.low:g}, {features.high:g}]")
+    refuse(pc.invert(inside), f"is not in [{features.low:g}, {features.high:g}]", "out_of_bounds")
 
 
 def _check_label(column: pa.ChunkedArray, label: Label, refuse: Refuse) -> None:
     if not (pa.types.is_string(column.type) or pa.types.is_integer(column.type)):
-        refuse(pc.is_valid(column), f"is {column.type}; a label is text or an integer")
-    refuse(pc.is_null(column), "is empty")
+        refuse(pc.is_valid(column), f"is {column.type}; a label is text or an integer", "unknown_class")
+    refuse(pc.is_null(column), "is empty", "empty")
     unknown = pc.invert(pc.is_in(column.cast(pa.string()), pa.array(label.classes)))
-    refuse(unknown, "is not one of the label's classes")
+    refuse(unknown, "is not one of the label's classes", "unknown_class")

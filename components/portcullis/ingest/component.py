@@ -14,13 +14,15 @@ def ingest(
     uri: str,
     spec: str,
     dataset: Output[Dataset],
+    quarantine: Output[Artifact],
     dataset_evidence: Output[Artifact],
     metrics: Output[Metrics],
     step: str = "ingest",
 ) -> NamedTuple("Outputs", [("digest", str)]):
     """Read a CSV, JSON Lines or Parquet file or folder; attest the digest of its bytes, its rows and its schema.
 
-    Refuses malformed rows with their file and position, links, and columns that are not as described.
+    Refuses malformed rows with their file and position, links, and columns that are not as described. Where the
+    description allows it, malformed rows are set aside instead, sealed and counted.
 
     Args:
         nonce: The run's nonce, from `preflight`.
@@ -29,8 +31,9 @@ def ingest(
         spec: The data-set description (YAML): label, features with shape and bounds, sensitive columns.
         step: Name of this step in the policy.
         dataset: The data set.
+        quarantine: The malformed rows that were set aside, sealed; without any it is empty.
         dataset_evidence: The evidence with this step's statement.
-        metrics: Rows, columns, bytes.
+        metrics: Rows, columns, bytes, and the rows set aside by reason.
 
     Returns:
         digest: SHA-256 of the data set.
@@ -47,6 +50,7 @@ def ingest(
         uri=uri,
         spec=spec,
         dataset=Path(dataset.path),
+        quarantine=Path(quarantine.path),
         bundle=Path(dataset_evidence.path),
     )
     log_figures(metrics, statement)

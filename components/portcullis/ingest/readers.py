@@ -20,23 +20,26 @@ agree:
 
 In CSV an unquoted empty cell is null and a quoted one is empty text. Dates stay text. Without a description every
 column is one of the others.
+
+A malformed record is refused, or set aside where `open_source` is given a description that allows it: then every pass
+sets the same ones aside, and the table is that of the source without them.
 """
 
-import itertools
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from portcullis.dataset import DatasetSpec
 from portcullis.digest import FileEntry
-from portcullis.errors import DataError
-from portcullis.ingest.column_types import Survey, typed
+from portcullis.errors import DataError, PortcullisError
+from portcullis.ingest.column_types import Survey, marked_rows, typed
 from portcullis.ingest.csv_table import MAX_CELL_BYTES, read_csv
 from portcullis.ingest.jsonl_table import read_jsonl
+from portcullis.ingest.malformed import Check, Malformed, Reason
 from portcullis.ingest.sources import SourceFile, SourceFiles, source_files
 from portcullis.table import MAX_BYTES, TableStream, check_size, stream_parquet
 
@@ -51,6 +54,9 @@ class SourceStream:
         files: Path relative to the source, SHA-256 and size of each file, sorted by path.
         reader: `csv`, `jsonl`, `parquet` or `builtin`.
         raw_digest: What `digest.path_digest` returns for the source, or for the same files on disk.
+        records: How many records there are: the rows, and the malformed ones.
+        malformed: How many records are not in the table for which reason.
+        set_aside: Reads them, each with the path of its file, in the source's order.
     """
 
     table: TableStream
@@ -58,6 +64,9 @@ class SourceStream:
     files: tuple[FileEntry, ...]
     reader: str
     raw_digest: str
+    records: int
+    malformed: Mapping[Reason, int]
+    set_aside: Callable[[], Iterator[tuple[str, Malformed]]]
 
 
 @dataclass(frozen=True)
@@ -83,13 +92,16 @@ class Source:
 class _Piece:
     """Some rows as they were read; `position` names a cell by its row and column index, from 0.
 
-    `kinds` says of a JSON Lines file's columns what they hold; those without any value so far are not in it.
+    `kinds` says of a JSON Lines file's columns what they hold; those without any value so far are not in it. There were
+    `records`: the rows, and those that were set aside as `malformed`.
     """
 
     path: str
     table: pa.Table
     position: Callable[[int, int], str]
-    kinds: dict[str, str]
+    kinds: Mapping[str, str]
+    records: int
+    malformed: Sequence[Malformed] = ()
 
 
 def open_source(uri: str, spec: DatasetSpec) -> SourceStream:
@@ -102,18 +114,33 @@ def open_source(uri: str, spec: DatasetSpec) -> SourceStream:
     Raises:
         UsageError: Another scheme, a remote host, an unknown built-in, or a store's object that cannot be read.
         DataError: A link, a special or foreign file, nothing to read, or a malformed cell or record, named by file and
-            line (CSV with the record's number, JSON Lines) or row (Parquet), all from 1. Reading the pieces refuses a
-            source that is no longer what was digested.
+            line (CSV with the record's number, JSON Lines) or row (Parquet), all from 1; or more malformed records
+            than the description allows to be set aside, or no other ones. Reading the pieces refuses a source that is
+            no longer what was digested.
         ConfigError: The description contradicts the header.
         MissingDependencyError: The built-in data needs scikit-learn.
     """
     sources = source_files(uri)
-    table = _stream(sources, spec)
-    return SourceStream(table, spec.resolve(table.schema.names), _entries(sources), sources.reader, sources.digest)
+    at_most = spec.quarantine_at_most if sources.kind != "parquet" else 0
+    table, malformed, check = _stream(sources, spec, at_most)
+
+    def set_aside() -> Iterator[tuple[str, Malformed]]:
+        return ((piece.path, it) for piece in _pieces(sources, check) for it in piece.malformed)
+
+    return SourceStream(
+        table,
+        spec.resolve(table.schema.names),
+        _entries(sources),
+        sources.reader,
+        sources.digest,
+        table.rows + sum(malformed.values()),
+        malformed,
+        set_aside if malformed else lambda: iter(()),
+    )
 
 
 def read_source(uri: str, spec: DatasetSpec, *, limit: int = MAX_BYTES) -> Source:
-    """Read a source into memory.
+    """Read a source into memory; a malformed record is refused, whatever the description allows.
 
     Args:
         uri: As for `open_source`.
@@ -127,7 +154,7 @@ def read_source(uri: str, spec: DatasetSpec, *, limit: int = MAX_BYTES) -> Sourc
         MissingDependencyError: The built-in data needs scikit-learn.
     """
     sources = source_files(uri, limit=limit)
-    table = _stream(sources, spec)
+    table, _, _ = _stream(sources, spec)
     return Source(
         _read(table, limit), spec.resolve(table.schema.names), _entries(sources), sources.reader, sources.digest
     )
@@ -141,7 +168,7 @@ def stream_table(uri: str) -> TableStream:
         DataError: A malformed source.
         MissingDependencyError: The built-in data needs scikit-learn.
     """
-    return _stream(source_files(uri), None)
+    return _stream(source_files(uri), None)[0]
 
 
 def read_table(uri: str, *, limit: int = MAX_BYTES) -> pa.Table:
@@ -152,7 +179,7 @@ def read_table(uri: str, *, limit: int = MAX_BYTES) -> pa.Table:
         DataError: A malformed source.
         MissingDependencyError: The built-in data needs scikit-learn.
     """
-    return _read(_stream(source_files(uri, limit=limit), None), limit)
+    return _read(_stream(source_files(uri, limit=limit), None)[0], limit)
 
 
 def _entries(sources: SourceFiles) -> tuple[FileEntry, ...]:
@@ -172,65 +199,89 @@ def _read(table: TableStream, limit: int) -> pa.Table:
     return whole
 
 
-def _stream(sources: SourceFiles, spec: DatasetSpec | None) -> TableStream:
-    """Check every cell, and type every column."""
-    pieces = _pieces(sources)
-    first = next(pieces)  # every file has at least one row
-    read = first.table.schema
-    survey = Survey(spec.resolve(read.names) if spec else None)
-    rows = 0
+def _stream(
+    sources: SourceFiles, spec: DatasetSpec | None, at_most: int = 0
+) -> tuple[TableStream, Mapping[Reason, int], Check | None]:
+    """Check every cell, and type every column.
+
+    Returns:
+        The rows; how many records were set aside, by reason; and what sets the same ones aside again, if any were.
+    """
+    survey = Survey(spec)
+    check = survey.faults if at_most else None
+    first: _Piece | None = None
+    rows = records = 0
+    malformed: Counter[Reason] = Counter()
     kinds: dict[str, tuple[str, str]] = {}
-    for piece in itertools.chain([first], pieces):
-        if piece.table.schema != read:
+    for piece in _pieces(sources, check):
+        first = first or piece
+        if piece.table.schema != first.table.schema:
             raise DataError(f"{piece.path} has other columns, or other types, than {first.path}")
         for name, holds in piece.kinds.items():
             where, known = kinds.setdefault(name, (piece.path, holds))
             if holds != known:
                 raise DataError(f"{piece.path}: column {name!r} is {holds}, in {where} it is {known}")
-        survey.update(piece.table, partial(partial, _refuse, piece))
-        rows += piece.table.num_rows
+        if check is None:
+            survey.check(piece.table, partial(partial, _refuse, piece))
+        survey.add(piece.table)
+        rows, records = rows + piece.table.num_rows, records + piece.records
+        malformed.update(it.fault.reason for it in piece.malformed)
+        if malformed.total() > at_most:
+            last = piece.malformed[at_most - malformed.total()]
+            where = f"{piece.path}, line {last.line}: {last.fault.reason.replace('_', ' ')}"
+            raise DataError(f"{where}; more than the {at_most} malformed records that may be set aside")
+    if first is None or rows + malformed.total() != records:
+        raise PortcullisError(f"of {records} records, {rows} were read and {malformed.total()} set aside")
+    if not rows:
+        raise DataError("every record is malformed")
+    read = first.table.schema
     text = {name for name, (_, holds) in kinds.items() if holds == "text"}
     spelled = frozenset(read.names) - text if sources.kind != "parquet" else frozenset()
     schema = survey.schema(read, spelled)
-    return TableStream(schema, rows, lambda: (typed(piece.table, schema) for piece in _pieces(sources)))
+    check = check if malformed else None
+
+    def given() -> Iterator[pa.Table]:
+        return (typed(piece.table, schema) for piece in _pieces(sources, check) if piece.table.num_rows)
+
+    return TableStream(schema, rows, given), malformed, check
 
 
-def _pieces(sources: SourceFiles) -> Iterator[_Piece]:
+def _pieces(sources: SourceFiles, check: Check | None) -> Iterator[_Piece]:
     for file in sources.files:
-        yield from _PARSERS[sources.kind](file)
+        yield from _PARSERS[sources.kind](file, check)
 
 
-def _csv(file: SourceFile) -> Iterator[_Piece]:
+def _csv(file: SourceFile, check: Check | None) -> Iterator[_Piece]:
     path = file.entry.path
     with file.open() as opened:
         try:
-            for block in read_csv(opened):
-                yield _Piece(path, block.table, block.position, {})
+            for block in read_csv(opened, check=check):
+                yield _Piece(path, block.table, block.position, {}, block.records, block.malformed)
         except DataError as error:
             raise _of_file(path, error) from error
 
 
-def _jsonl(file: SourceFile) -> Iterator[_Piece]:
+def _jsonl(file: SourceFile, check: Check | None) -> Iterator[_Piece]:
     path = file.entry.path
     with file.open() as opened:
         try:
-            for block in read_jsonl(opened):
-                yield _Piece(path, block.table, block.position, dict(block.kinds))
+            for block in read_jsonl(opened, check=check):
+                yield _Piece(path, block.table, block.position, block.kinds, block.records, block.malformed)
         except DataError as error:
             raise _of_file(path, error) from error
 
 
-def _parquet(file: SourceFile) -> Iterator[_Piece]:
+def _parquet(file: SourceFile, _: Check | None) -> Iterator[_Piece]:
     path = file.entry.path
     first = 0
     with file.open() as opened:
         for table in stream_parquet(opened, path).pieces():
-            piece = _Piece(path, table, partial(_row, first), {})
+            piece = _Piece(path, table, partial(_row, first), {}, table.num_rows)
             for index, column in enumerate(table.columns):
                 if pa.types.is_string(column.type):
                     big = pc.greater(pc.binary_length(column), MAX_CELL_BYTES)
-                    _refuse(piece, index, big, f"has more than {MAX_CELL_BYTES} bytes")
-                    _refuse(piece, index, pc.match_substring(column, "\0"), "holds a null byte")
+                    _refuse(piece, index, big, f"has more than {MAX_CELL_BYTES} bytes", "oversized_cell")
+                    _refuse(piece, index, pc.match_substring(column, "\0"), "holds a null byte", "null_byte")
             yield piece
             first += table.num_rows
 
@@ -241,15 +292,19 @@ def _row(first: int, row: int, _: int) -> str:
 
 def _of_file(path: str, error: DataError) -> DataError:
     said = str(error)
-    return error if said.startswith(path) else DataError(f"{path}: {said}")
+    return DataError(said if said.startswith(path) else f"{path}: {said}")
 
 
-_PARSERS: dict[str, Callable[[SourceFile], Iterator[_Piece]]] = {"csv": _csv, "jsonl": _jsonl, "parquet": _parquet}
+_PARSERS: dict[str, Callable[[SourceFile, Check | None], Iterator[_Piece]]] = {
+    "csv": _csv,
+    "jsonl": _jsonl,
+    "parquet": _parquet,
+}
 
 
-def _refuse(piece: _Piece, index: int, mask: pa.ChunkedArray, reason: str) -> None:
+def _refuse(piece: _Piece, index: int, mask: pa.ChunkedArray, said: str, _: Reason) -> bool:
     """Refuse the first cell that `mask` marks in column `index`. Its value is never shown."""
-    marked = np.flatnonzero(pc.fill_null(mask, fill_value=False).to_numpy())
-    if marked.size:
+    if marked := marked_rows(mask):
         name = piece.table.column_names[index]
-        raise DataError(f"{piece.path}, {piece.position(int(marked[0]), index)}: column {name!r} {reason}")
+        raise DataError(f"{piece.path}, {piece.position(marked[0], index)}: column {name!r} {said}")
+    return False

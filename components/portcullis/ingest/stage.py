@@ -4,18 +4,22 @@ from pathlib import Path
 
 from portcullis.at_rest import pipeline_recipient, seal_dataset
 from portcullis.dataset import DatasetSpec
-from portcullis.digest import canonical_json, sha256
+from portcullis.digest import canonical_json, path_digest, sha256
 from portcullis.errors import DataError
 from portcullis.evidence.statement import Statement
 from portcullis.evidence.step import begin
 from portcullis.evidence.trust import now_ms
+from portcullis.files import atomic_path
+from portcullis.ingest.quarantine import seal_quarantine
 from portcullis.ingest.readers import open_source
 from portcullis.table import RowDigester, digested, table_schema
 
 MAX_SCHEMA_BYTES = 1 << 20  # far below what one line of evidence may hold
 
 
-def ingest(*, step: str, nonce: str, evidence: Path, uri: str, spec: str, dataset: Path, bundle: Path) -> Statement:
+def ingest(
+    *, step: str, nonce: str, evidence: Path, uri: str, spec: str, dataset: Path, quarantine: Path, bundle: Path
+) -> Statement:
     """Read a source, of any size, and write it as a sealed data set.
 
     Args:
@@ -25,6 +29,7 @@ def ingest(*, step: str, nonce: str, evidence: Path, uri: str, spec: str, datase
         uri: The source: a local path, a `file:`, `s3://`, `gs://` or `minio://` URI, or `builtin:cheque-digits`.
         spec: The data-set description, YAML.
         dataset: Where the data set goes.
+        quarantine: Where the malformed records go that the description allows to be set aside; with none it is empty.
         bundle: Where the evidence goes.
 
     Raises:
@@ -49,16 +54,25 @@ def ingest(*, step: str, nonce: str, evidence: Path, uri: str, spec: str, datase
     if len(schema) > MAX_SCHEMA_BYTES:
         raise DataError(f"the names of the columns take more than {MAX_SCHEMA_BYTES} bytes; shorten them")
     digester = RowDigester(table.schema, table.rows)
-    digest = seal_dataset(dataset, digested(table, digester), source.spec, recipient=pipeline_recipient())
+    recipient = pipeline_recipient()
+    with atomic_path(quarantine) as temporary:  # it appears with the data set, or not at all
+        quarantined, content = seal_quarantine(temporary, source.set_aside(), recipient=recipient)
+        if quarantined != sum(source.malformed.values()):
+            raise DataError("the source changed while it was read; leave it alone and run again")
+        digest = seal_dataset(dataset, digested(table, digester), source.spec, recipient=recipient)
     return begun.finish(
         bundle=bundle,
-        outputs={"dataset": digest},
+        outputs={"dataset": digest, "quarantine": path_digest(quarantine)},
         figures={
             "source": uri,
             "reader": source.reader,
             "bytes": sum(entry.size for entry in source.files),
             "files": len(source.files),
+            "records": source.records,
             "rows": table.rows,
+            "quarantined": quarantined,
+            **{f"quarantined_{reason}": count for reason, count in sorted(source.malformed.items())},
+            "quarantine_sha256": content,
             "columns": len(table.schema),
             "logical_root": digester.digests().root,
             "schema": schema.decode(),

@@ -30,7 +30,7 @@ from portcullis.keys import Signer
 from portcullis.ledger.entries import Charge, Entry, Head, append, head_of, read_entries, require_extends
 from portcullis.ledger.mechanisms import Mechanism, compose
 from portcullis.ledger.settings import LOCAL, LedgerSettings
-from portcullis.ledger.stores import ChangedError, FileStore, Held, Store, local_store, open_store
+from portcullis.ledger.stores import ChangedError, Held, Store, local_stores, open_store
 
 ATTEMPTS = 50
 _PAUSE_SECONDS = 0.2  # at most, before another attempt, so that two runs do not keep in step
@@ -112,9 +112,9 @@ def open_ledger(settings: LedgerSettings, state: Path) -> Ledger:
         UsageError: A URI is malformed, or of no kind that can compare and swap, or `local` has no place here.
         MissingDependencyError: A client is needed and not installed.
     """
-    store = local_store(settings.dataset) if settings.store == LOCAL else open_store(settings.store)
-    kept = state.absolute() / f"ledger-{settings.dataset}.json"
-    memory = FileStore(kept) if settings.memory == LOCAL else open_store(settings.memory)
+    uris = (settings.store, settings.memory)
+    here = local_stores(settings.dataset, state) if LOCAL in uris else None
+    store, memory = (here[place] if here and uri == LOCAL else open_store(uri) for place, uri in enumerate(uris))
     return Ledger(settings, store, memory)
 
 

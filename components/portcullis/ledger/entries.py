@@ -8,6 +8,7 @@ An entry by whatever key counts: to forge one spends budget and never frees any.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from portcullis.digest import canonical_json, is_digest, parse_canonical_json
@@ -187,8 +188,13 @@ def _said(line: bytes) -> Mapping[str, Any]:
     said = parse_canonical_json(envelope.payload)
     if not isinstance(said, dict) or set(said) != _FIELDS or said["format"] != ENTRY_FORMAT:
         raise DataError("not an entry of a ledger")
-    envelope.verify(PublicKey.from_pem(said["key"]), payload_type=ENTRY_TYPE)
+    envelope.verify(_key(said["key"]), payload_type=ENTRY_TYPE)
     return said
+
+
+@lru_cache(maxsize=256)
+def _key(pem: str) -> PublicKey:
+    return PublicKey.from_pem(pem)
 
 
 def _entry(number: int, digest: str, said: Mapping[str, Any]) -> Entry:
@@ -206,7 +212,7 @@ def _entry(number: int, digest: str, said: Mapping[str, Any]) -> Entry:
         mechanism=mechanism_from_dict(said["mechanism"]),
         output=said["output"],
     )
-    key = PublicKey.from_pem(said["key"])
+    key = _key(said["key"])
     if key.pem != said["key"]:
         raise DataError("its key is not in the one form")
     return Entry(number, digest, parse_time(said["time"]), key, charge)

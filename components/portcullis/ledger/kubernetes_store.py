@@ -1,7 +1,7 @@
 """A ledger in a ConfigMap: a write goes over the resourceVersion that was read, or not at all.
 
 The ConfigMap must be there (`portcullis bootstrap` makes it, empty): a run may read and patch it and can neither create
-nor delete one. Kubernetes keeps at most 1 MiB in it, about 600 entries; a ledger that may grow larger lies in an object
+nor delete one. Kubernetes keeps at most 1 MiB in it, some 900 entries; a ledger that may grow larger lies in an object
 store.
 """
 

@@ -24,8 +24,8 @@ class LedgerSettings:
         epsilon: Most that all releases of all runs together may cost a unit, above 0 and at most 512.
         delta: At which delta; 0 allows pure mechanisms only, else 1e-10 to below 1.
         unit: Whose privacy is counted, `row` or `person`; a charge for another unit is refused.
-        store: Where the ledger is kept: `local`, or the URI of an object (see `portcullis.ledger.stores`).
-        memory: Where the last head that was seen is kept, apart from the ledger; `local` with a local ledger.
+        store: Where the ledger is kept: `local`, where the run is, or an object's URI (see `portcullis.ledger.stores`).
+        memory: Where the last head that was seen is kept, apart from the ledger; likewise.
 
     Raises:
         ConfigError: A value is out of its range, or the memory is the ledger's own place.

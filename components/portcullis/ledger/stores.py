@@ -2,7 +2,7 @@
 
 | URI | object | two at once |
 |---|---|---|
-| `local` | a file below PORTCULLIS_LEDGERS | as `file:` |
+| `local` | a file below PORTCULLIS_LEDGERS; in a pod, a ConfigMap of its own namespace | as those |
 | `file:/absolute/path` | a file of this machine | a lock (flock) around compare and atomic replace |
 | `kubernetes://namespace/name` | a ConfigMap, which must be there | its resourceVersion |
 | `s3://bucket/key`, `minio://bucket/key` | an object | conditional requests (`If-Match`, `If-None-Match`) |
@@ -18,14 +18,15 @@ from pathlib import Path
 from typing import Protocol
 
 from portcullis.digest import sha256
-from portcullis.errors import PortcullisError, UsageError
+from portcullis.errors import UsageError
 from portcullis.files import read_bytes, sync_folder, write_bytes
 from portcullis.ledger.entries import MAX_LEDGER_BYTES
 
 LEDGERS_ENV = "PORTCULLIS_LEDGERS"
+OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")  # where Kubernetes tells a pod
 
 
-class ChangedError(PortcullisError):
+class ChangedError(Exception):
     """Nothing was written: someone else wrote since the object was read."""
 
 
@@ -94,7 +95,7 @@ class FileStore:
             os.close(descriptor)
 
 
-_KUBERNETES = re.compile(r"kubernetes://([^/]+)/([^/]+)")
+CONFIG_MAP_URI = re.compile(r"kubernetes://([^/]+)/([^/]+)")
 
 
 def open_store(uri: str) -> Store:
@@ -109,7 +110,7 @@ def open_store(uri: str) -> Store:
         if ".." in path.parts or path.name == "":
             raise UsageError("the ledger's file: URI must name a file by an absolute path without '..'")
         return FileStore(path)
-    if found := _KUBERNETES.fullmatch(uri):
+    if found := CONFIG_MAP_URI.fullmatch(uri):
         from portcullis.ledger.kubernetes_store import ConfigMapStore
 
         return ConfigMapStore.connect(found[1], found[2])
@@ -124,16 +125,32 @@ def open_store(uri: str) -> Store:
     )
 
 
-def local_store(dataset: str) -> FileStore:
-    """Return the ledger of a data set on this machine, whatever the policy that names it.
+def config_maps(dataset: str) -> tuple[str, str]:
+    """Return what the ConfigMaps of a data set's ledger and of its head are called in the namespace of its runs."""
+    return f"portcullis-ledger-{dataset}", f"portcullis-ledger-{dataset}-head"
+
+
+def local_stores(dataset: str, state: Path) -> tuple[Store, Store]:
+    """Return ledger and memory of a data set where its runs are: on this machine, or in this pod's namespace.
+
+    Args:
+        dataset: The data set's id.
+        state: The verifier's state directory, for the memory on one machine.
 
     Raises:
-        UsageError: PORTCULLIS_LEDGERS does not name an absolute directory.
+        UsageError: PORTCULLIS_LEDGERS names no absolute directory, and this is no pod of a cluster.
+        MissingDependencyError: This is a pod, and the Kubernetes client is not installed.
     """
     named = os.environ.get(LEDGERS_ENV, "")
-    if not named.startswith("/"):
+    if named.startswith("/"):
+        return FileStore(Path(named) / f"{dataset}.jsonl"), FileStore(state.absolute() / f"ledger-{dataset}.json")
+    if named or not OWN_NAMESPACE.is_file():
         raise UsageError(
-            f"the policy keeps the ledger on the machine that runs it, and {LEDGERS_ENV} names no directory here; on a "
-            "cluster, name ledger.store and ledger.memory in the configuration"
+            f"the policy keeps the ledger where the run is, and {LEDGERS_ENV} names no absolute directory here; set "
+            "it, or name ledger.store and ledger.memory in the configuration"
         )
-    return FileStore(Path(named) / f"{dataset}.jsonl")
+    from portcullis.ledger.kubernetes_store import ConfigMapStore
+
+    namespace = read_bytes(OWN_NAMESPACE, limit=1 << 10).decode("ascii", "replace").strip()
+    ledger, head = (ConfigMapStore.connect(namespace, name) for name in config_maps(dataset))
+    return ledger, head

@@ -6,8 +6,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from portcullis.pii.entities import BY_COLUMN, Entity, canonical
+from portcullis.pii.folding import fold
 from portcullis.pii.operators import VALUE
-from portcullis.pii.reading import Bytes, Ints, buffers
+from portcullis.pii.reading import Bytes, Ints, buffers, looked_up
 
 _CODES = np.arange(256)
 _PRINTABLE = (ord(" ") <= _CODES) & (ord("~") >= _CODES)
@@ -27,19 +28,21 @@ _IN_CAPITALS = frozenset(
 
 
 def canonical_values(entity: str, values: pa.LargeStringArray) -> pa.LargeStringArray:
-    """Return the canonical spelling of each value; those of no known entity (VALUE) are as they are written.
+    """Return the canonical spelling of each value; VALUE is as it is written, an entity of the user's own is folded.
 
     Plain ASCII of the common entities is spelled all at once, the others one by one.
 
     Args:
-        entity: An `Entity`, or VALUE.
+        entity: An `Entity`, VALUE, or an entity of the user's own.
         values: A large_string array without nulls.
     """
     if entity == VALUE:
         return values
+    if entity not in list(Entity):
+        return pa.array([fold(text).strip() for text in values.to_pylist()], pa.large_string())
     kind = Entity(entity)
     offsets, data = buffers(values)
-    plain = _whole(_PRINTABLE[data], offsets)
+    plain = _whole(_PRINTABLE, offsets, data)
     if kind is Entity.IP_ADDRESS:
         plain &= _is_plain_ipv4(offsets, data) | _is_plain_ipv6(offsets, data)
     elif kind in BY_COLUMN:
@@ -61,8 +64,8 @@ def _spelled(kind: Entity, offsets: Ints, data: Bytes) -> pa.LargeStringArray:
     if kind is Entity.EMAIL:
         return pc.ascii_lower(pc.ascii_trim(_strings(offsets, data), characters=" "))
     if kind in _IN_CAPITALS:
-        return _strings(*_kept(offsets, _UPPER[data], _WORD[data]))
-    offsets, data = _kept(offsets, data, _DIGIT[data])
+        return _strings(*_kept(offsets, looked_up(_UPPER, data), _there(_WORD, data)))
+    offsets, data = _kept(offsets, data, _there(_DIGIT, data))
     if kind is Entity.PHONE:
         offsets, data = _without_nanp_prefix(offsets, data)
     return _strings(offsets, data)
@@ -75,24 +78,28 @@ def _strings(offsets: Ints, data: Bytes) -> pa.LargeStringArray:
 
 def _kept(offsets: Ints, data: Bytes, keep: npt.NDArray[np.bool_]) -> tuple[Ints, Bytes]:
     """Leave out the bytes of the values that are not to be kept."""
-    before = np.zeros(len(data) + 1, np.int64)
-    np.cumsum(keep, out=before[1:])
-    return before[offsets], data[keep]
+    left = np.flatnonzero(keep)
+    return np.searchsorted(left, offsets), data[left]
 
 
-def _whole(holds: npt.NDArray[np.bool_], offsets: Ints) -> npt.NDArray[np.bool_]:
-    """Return which values have nothing but bytes for which it holds."""
+def _there(table: npt.NDArray[np.bool_], data: Bytes) -> npt.NDArray[np.bool_]:
+    return looked_up(table, data).view(np.bool_)
+
+
+def _whole(allowed: npt.NDArray[np.bool_], offsets: Ints, data: Bytes) -> npt.NDArray[np.bool_]:
+    """Return which values have nothing but bytes that a table allows."""
     result = np.ones(len(offsets) - 1, np.bool_)
-    result[_value_of(offsets, np.flatnonzero(~holds))] = False
+    result[_value_of(offsets, np.flatnonzero(looked_up(~allowed, data)))] = False
     return result
 
 
 def _is_plain_ipv4(offsets: Ints, data: Bytes) -> npt.NDArray[np.bool_]:
     """Return which values are dotted quads, if addresses, without zeros in front."""
-    begins = _group_starts(offsets, data, ord("."))
-    begins = begins[(begins + 1 < len(data)) & (data[begins] == ord("0"))]
-    padded = begins[_DIGIT[data[begins + 1]] & (_value_of(offsets, begins) == _value_of(offsets, begins + 1))]
-    plain = _whole(_IN_IPV4[data], offsets)
+    zero = _group_starts(offsets, data, ord(".")) & (data == ord("0"))
+    zero[offsets[1:][np.diff(offsets) > 0] - 1] = False  # nothing stands behind it
+    zeros = np.flatnonzero(zero)
+    padded = zeros[_DIGIT[data[zeros + 1]]]
+    plain = _whole(_IN_IPV4, offsets, data)
     plain[_value_of(offsets, padded)] = False
     return plain
 
@@ -100,20 +107,20 @@ def _is_plain_ipv4(offsets: Ints, data: Bytes) -> npt.NDArray[np.bool_]:
 def _is_plain_ipv6(offsets: Ints, data: Bytes) -> npt.NDArray[np.bool_]:
     """Return which values are eight groups in small letters, if addresses, none of them zero or with zeros in front."""
     begins = _group_starts(offsets, data, ord(":"))
-    plain = _whole(_IN_IPV6[data], offsets)
-    plain &= np.bincount(_value_of(offsets, begins), minlength=len(offsets) - 1) == 8
-    odd = begins[(data[begins] == ord("0")) | (data[begins] == ord(":"))]
+    plain = _whole(_IN_IPV6, offsets, data)
+    plain &= np.diff(np.searchsorted(np.flatnonzero(begins), offsets)) == 8
+    odd = np.flatnonzero(begins & ((data == ord("0")) | (data == ord(":"))))
     plain[_value_of(offsets, odd)] = False
     some = np.flatnonzero(np.diff(offsets))
     plain[some[data[offsets[some + 1] - 1] == ord(":")]] = False
     return plain
 
 
-def _group_starts(offsets: Ints, data: Bytes, mark: int) -> Ints:
-    """Return the places of the first byte of each value that is not empty, and of those behind a mark in it."""
-    behind = np.flatnonzero(data[:-1] == mark) + 1
-    behind = behind[_value_of(offsets, behind) == _value_of(offsets, behind - 1)]
-    return np.union1d(behind, offsets[:-1][np.diff(offsets) > 0])
+def _group_starts(offsets: Ints, data: Bytes, mark: int) -> npt.NDArray[np.bool_]:
+    """Return which bytes are the first of a value, or stand behind a mark in it."""
+    begins = np.append(False, data == mark)
+    begins[offsets] = True
+    return begins[:-1]
 
 
 def _value_of(offsets: Ints, places: Ints) -> Ints:

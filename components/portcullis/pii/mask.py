@@ -4,9 +4,11 @@ What becomes of a column is decided from the schema, the plan and the table's he
 of a cell from the cell alone. So it makes no difference how a table is cut into pieces.
 """
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,21 +20,26 @@ from portcullis.errors import DataError, PortcullisError
 from portcullis.pii.canonical import canonical_values
 from portcullis.pii.cmac import cmac
 from portcullis.pii.columns import Kind, checked_names, kind, long_numbers, text_of
+from portcullis.pii.encoded import may_be_encoded
 from portcullis.pii.entities import BY_COLUMN, Entity, valid_card
+from portcullis.pii.finders import detector_finders, text_finders
 from portcullis.pii.folding import fold
 from portcullis.pii.generalise import generalised, generalised_numbers
 from portcullis.pii.operators import VALUE, Operator
 from portcullis.pii.plan import MaskingPlan
 from portcullis.pii.profile import HEAD_ROWS, profile
-from portcullis.pii.reading import Ints, buffers
-from portcullis.pii.scan import ENTITIES, Findings, named_identifier, rows_of, scan, scan_values
+from portcullis.pii.reading import Ints, buffers, looked_up
+from portcullis.pii.rules import named_by
+from portcullis.pii.scan import Finder, Findings, named_identifier, rows_of, scan, scan_values
+from portcullis.pii.spelling import masked_spelling
 from portcullis.pii.synthetic import synthetic
-from portcullis.pii.tokens import KINDS, MaskingKeys, hashed, label, redacted, reversible, tokens
+from portcullis.pii.tokens import MaskingKeys, hashed, label, redacted, reversible, tokens
 from portcullis.table import TableStream
 
 # How many rows are named to show where something was found.
 MOST_POSITIONS = 5
 _KEEP, _SCAN = "keep", Operator("scan")
+_Bools = npt.NDArray[np.bool_]
 _STAR = ord("*")
 # No identifier is without one of these or a character beyond ASCII; what a user's rule finds may be.
 _SEED = np.array([chr(code) in "0123456789@:-" or code >= 0x80 for code in range(256)])
@@ -80,14 +87,15 @@ class _Treatment:
 
 @dataclass
 class _Tally:
-    """What was found in one reading of a table."""
+    """What was found in one reading of a table; `kinds` are its plan's."""
 
+    kinds: tuple[str, ...]
     rows: int = 0
     counts: dict[str, Counter[str]] = field(default_factory=dict)
     positions: dict[str, dict[str, tuple[int, ...]]] = field(default_factory=dict)
 
     def add(self, column: str, codes: Any, ranks: npt.NDArray[np.uint8], values: Ints) -> None:
-        """Count what was found in values, by its place in `KINDS`, once for each row whose code is that value."""
+        """Count what was found in values, by its rank, once for each row whose code is that value."""
         counts = self.counts.setdefault(column, Counter())
         positions = self.positions.setdefault(column, {})
         if not len(values):
@@ -97,7 +105,7 @@ class _Tally:
         of_row = codes.fill_null(-1).to_numpy()
         hits = np.zeros(max(int(of_row.max()), int(values.max())) + 2, np.bool_)  # the last is that of a null
         for rank in np.flatnonzero(totals).tolist():
-            entity = str(KINDS[rank])
+            entity = str(self.kinds[rank])
             counts[entity] += int(totals[rank])
             known = positions.get(entity, ())
             if len(known) < MOST_POSITIONS:
@@ -125,7 +133,7 @@ def mask_table(table: Any, plan: MaskingPlan, *, key: bytes) -> tuple[Any, Maski
             not name hold identifiers.
     """
     masker = _Masker.of(table.slice(0, HEAD_ROWS), plan, key)
-    tally = _Tally()
+    tally = _Tally(plan.kinds)
     masked = masker.piece(table, tally)
     return masked, masker.report(tally)
 
@@ -165,7 +173,7 @@ def mask_stream(table: TableStream, plan: MaskingPlan, *, key: bytes) -> MaskedS
     done: list[_Tally] = []
 
     def pieces() -> Iterator[pa.Table]:
-        tally = _Tally()
+        tally = _Tally(plan.kinds)
         for piece in table.pieces():
             yield masker.piece(piece, tally)
         done[:] = [tally]
@@ -188,6 +196,8 @@ class _Masker:
     plan: MaskingPlan
     keys: MaskingKeys
     treatments: Mapping[str, _Treatment]
+    text_finders: Sequence[Finder]
+    detectors: Sequence[Finder]
 
     @classmethod
     def of(cls, head: Any, plan: MaskingPlan, key: bytes) -> "_Masker":
@@ -196,13 +206,14 @@ class _Masker:
         names = checked_names(head)
         if missing := sorted(set(plan.columns) - set(names)):
             raise DataError(f"the plan names columns that the table lacks: {', '.join(map(repr, missing))}")
-        if len(scan(pa.array(names), plan.entities).values):
+        finders = text_finders(plan)
+        if len(scan(pa.array(names), plan.entities, finders=finders).values):
             raise DataError("a column's name holds an identifier; is the header missing?")
         held = _held(head, plan)
         treatments = {name: _treatment(name, head.schema.field(name).type, plan, held.get(name)) for name in names}
         if all(it.operator is not None and it.operator.name == "drop" for it in treatments.values()):
             raise DataError("the plan drops every column; nothing would be left")
-        return cls(plan, keys, treatments)
+        return cls(plan, keys, treatments, finders, detector_finders(plan))
 
     def schema(self, schema: pa.Schema) -> pa.Schema:
         """Return the columns of the masked table."""
@@ -217,13 +228,14 @@ class _Masker:
             {name: it.action for name, it in self.treatments.items()},
             {name: dict(sorted(counts.items())) for name, counts in tally.counts.items()},
             {name: dict(sorted(rows.items())) for name, rows in tally.positions.items()},
-            {entity.value: operator.spelled() for entity, operator in self.plan.entities.items() if entity in found},
+            {str(entity): operator.spelled() for entity, operator in self.plan.entities.items() if entity in found},
             {name: it.entity.value for name, it in self.treatments.items() if it.entity is not None},
         )
 
     def piece(self, piece: Any, tally: _Tally) -> Any:
         """Mask some rows of the table, and count."""
         columns: dict[str, Any] = {}
+        finders = (*self.text_finders, *self.detectors)
         for name, treatment in self.treatments.items():
             values = piece.column(name)
             operator = treatment.operator
@@ -236,9 +248,9 @@ class _Masker:
             elif operator.name == "generalise" and kind(name, values.type) is Kind.NUMBER:
                 columns[name] = generalised_numbers(operator, values.combine_chunks())
                 codes = pc.if_else(values.is_valid(), 0, pa.scalar(None, pa.int64())).combine_chunks()
-                tally.add(name, codes, _ranks([treatment.entity or VALUE]), np.zeros(1, np.intp))
+                tally.add(name, codes, self._ranks([treatment.entity or VALUE]), np.zeros(1, np.intp))
             elif operator.name != "drop":
-                findings = scan(text_of(values), self.plan.entities, column=name, recall=self._recall)
+                findings = scan(text_of(values), self.plan.entities, column=name, recall=self._recall, finders=finders)
                 mask = self._in_text if operator.name == "scan" else self._whole_cells
                 masked = mask(name, treatment, findings, tally).take(findings.codes)
                 columns[name] = _cast(name, masked, _masked_type(name, treatment, values.type))
@@ -253,7 +265,7 @@ class _Masker:
         """Return what becomes of each distinct value as a whole, the identifier's own where it is one."""
         operator = treatment.operator
         assert operator is not None  # noqa: S101 - such columns stay
-        ranks = _cell_ranks(findings, operator.entity or treatment.entity or VALUE)
+        ranks = _cell_ranks(findings, self._ranks([operator.entity or treatment.entity or VALUE]))
         tally.add(name, findings.codes, ranks, np.arange(len(ranks)))
         return self._replacements(findings.distinct, ranks, lambda _: operator)
 
@@ -265,28 +277,64 @@ class _Masker:
         """
         tally.add(name, findings.codes, findings.ranks, findings.values)
         if not len(findings.values):
-            return findings.distinct
-        operators = [self.plan.entities[ENTITIES[rank]] for rank in np.unique(findings.ranks).tolist()]
+            return self._without_remains(name, findings, findings.distinct)
+        operators = [self._of_rank(rank) for rank in np.unique(findings.ranks).tolist()]
         alike = operators[0].name == "star" and len(set(operators)) == 1
-        masked = _starred_in_place(findings, operators[0].keep_last) if alike else None
+        offsets, data = buffers(findings.distinct)
+        inside = _inside(*_places(findings, offsets), len(data))
+        masked = _starred_in_place(findings, operators[0].keep_last, inside) if alike else None
         if masked is None:
             found = _pieces(findings).take(pa.array(np.arange(1, 2 * len(findings.values), 2)))
             masked = _rebuilt(findings, self._replacements(found, findings.ranks, self._of_rank))
-        bare, ranks = self._laid_bare(name, findings)
+        bare, ranks = self._laid_bare(name, findings, inside)
         if len(bare):
             texts = findings.distinct.take(pa.array(bare))
             whole = self._replacements(texts, ranks, lambda rank: _of_a_text(self._of_rank(rank)))
             hits = np.zeros(len(masked), np.bool_)
             hits[bare] = True
             masked = pc.replace_with_mask(masked, pa.array(hits), whole)
-        return masked
+        return self._without_remains(name, findings, masked)
 
-    def _laid_bare(self, name: str, findings: Findings) -> tuple[Ints, npt.NDArray[np.uint8]]:
-        """Return the distinct values that hold more once the findings are out of them, and the first of it."""
+    def _without_remains(self, name: str, findings: Findings, masked: pa.LargeStringArray) -> pa.LargeStringArray:
+        """Return masked values, as a whole where a rule, or decoding, finds something in what masking left.
+
+        A pattern may match what only stands together once an identifier is out, or the characters that `star` keeps;
+        an encoded identifier may only then stand apart. The text may have been masked before.
+        """
+        suspect = np.zeros(len(masked), np.bool_)
+        touched = np.unique(findings.values)
+        if self.plan.rules:
+            suspect |= pc.match_substring_regex(masked, "[<*]").to_numpy(zero_copy_only=False)
+            suspect[touched] = True
+        else:
+            suspect[touched] = may_be_encoded(findings.distinct)[touched]
+        which = np.flatnonzero(suspect)
+        if not len(which):
+            return masked
+        left = [self._spelling.sub("|", text) for text in masked.take(pa.array(which)).to_pylist()]
+        again = scan_values(pa.array(left, pa.large_string()), (), column=name, finders=self.text_finders)
+        remain, firsts = np.unique(again.values, return_index=True)
+        if not len(remain):
+            return masked
+        hits = np.zeros(len(masked), np.bool_)
+        hits[which[remain]] = True
+        texts = findings.distinct.filter(pa.array(hits))
+        whole = self._replacements(texts, again.ranks[firsts], lambda rank: _of_a_text(self._of_rank(rank)))
+        return pc.replace_with_mask(masked, pa.array(hits), whole)
+
+    @cached_property
+    def _spelling(self) -> re.Pattern[str]:
+        return masked_spelling(self.plan)
+
+    def _laid_bare(self, name: str, findings: Findings, inside: _Bools) -> tuple[Ints, npt.NDArray[np.uint8]]:
+        """Return the distinct values that hold more once the findings are out of them, and the first of it.
+
+        `inside` tells of each byte of the distinct values whether it lies in a finding.
+        """
         offsets, data = buffers(findings.distinct)
-        outside = ~_inside(*_places(findings, offsets), len(data))
+        seeds = looked_up(_SEED, data) > inside
         suspect = np.zeros(len(findings.distinct), np.bool_)
-        suspect[np.searchsorted(offsets, np.flatnonzero(_SEED[data] & outside), "right") - 1] = True
+        suspect[np.searchsorted(offsets, np.flatnonzero(seeds), "right") - 1] = True
         touched = np.zeros(len(findings.distinct), np.bool_)
         touched[findings.values] = True
         which = np.flatnonzero(suspect & touched)
@@ -308,18 +356,21 @@ class _Masker:
         return which[bare], again.ranks[firsts]
 
     def _of_rank(self, rank: int) -> Operator:
-        return self.plan.entities[ENTITIES[rank]]
+        return self.plan.entities[self.plan.kinds[rank]]
+
+    def _ranks(self, entities: Sequence[str]) -> npt.NDArray[np.uint8]:
+        return np.array([self.plan.kinds.index(entity) for entity in entities], np.uint8)
 
     def _replacements(
         self, texts: pa.LargeStringArray, ranks: npt.NDArray[np.uint8], operator_of: Callable[[int], Operator]
     ) -> pa.LargeStringArray:
-        """Return what each text becomes, by the place of its entity in `KINDS`."""
+        """Return what each text becomes, by the rank of its entity."""
         groups, parts = [], []
         for rank in np.unique(ranks).tolist():
             which = np.flatnonzero(ranks == rank)
             group = texts if len(which) == len(texts) else texts.take(pa.array(which))
             groups.append(which)
-            parts.append(self._replaced(operator_of(rank), str(KINDS[rank]), group))
+            parts.append(self._replaced(operator_of(rank), str(self.plan.kinds[rank]), group))
         if len(parts) < 2:
             return parts[0] if parts else texts
         return pa.concat_arrays(parts).take(pa.array(np.argsort(np.concatenate(groups))))
@@ -337,7 +388,7 @@ class _Masker:
             case "generalise":
                 return generalised(operator, texts, unreadable=f"<{entity}>")
             case "synthetic" if operator.entity is not None:
-                kind_ = operator.entity
+                kind_ = Entity(operator.entity)
                 codes = cmac(self.keys.synthetic, label(kind_), canonical_values(kind_, texts))
                 return synthetic(kind_, codes, texts)
         return redacted(entity, len(texts))
@@ -354,15 +405,16 @@ def starred(texts: pa.LargeStringArray, keep_last: int) -> pa.LargeStringArray:
     return pc.binary_join_element_wise(stars, ends, pa.scalar("", pa.large_string()))
 
 
-def _starred_in_place(findings: Findings, keep_last: int) -> pa.LargeStringArray | None:
-    """Return the values with stars over the findings; None where one has characters of several bytes."""
+def _starred_in_place(findings: Findings, keep_last: int, inside: _Bools) -> pa.LargeStringArray | None:
+    """Return the values with stars over the findings, all `inside`; None where one has characters of several bytes."""
     offsets, data = buffers(findings.distinct)
-    starts, ends = _places(findings, offsets)
-    if (data[_inside(starts, ends, len(data))] >= 0x80).any():
+    if ((data >= 0x80) & inside).any():
         return None
-    text = data.copy()
-    kept = np.where(ends - starts >= 2 * keep_last, keep_last, 0)
-    text[_inside(starts, ends - kept, len(data))] = _STAR
+    if keep_last:
+        starts, ends = _places(findings, offsets)
+        kept = np.where(ends - starts >= 2 * keep_last, keep_last, 0)
+        inside = _inside(starts, ends - kept, len(data))
+    text = np.where(inside, np.uint8(_STAR), data)
     return pa.LargeStringArray.from_buffers(len(offsets) - 1, _buffer(offsets), pa.py_buffer(text))
 
 
@@ -371,7 +423,7 @@ def _places(findings: Findings, offsets: Ints) -> tuple[Ints, Ints]:
     return offsets[findings.values] + findings.starts, offsets[findings.values] + findings.ends
 
 
-def _inside(starts: Ints, ends: Ints, size: int) -> npt.NDArray[np.bool_]:
+def _inside(starts: Ints, ends: Ints, size: int) -> _Bools:
     """Return for each of `size` bytes whether it lies in a finding."""
     bounds = _bounds(starts, ends, size)
     return np.repeat(np.arange(len(bounds) - 1) % 2 == 1, np.diff(bounds))
@@ -413,15 +465,11 @@ def _of_a_text(operator: Operator) -> Operator:
     return Operator("redact") if operator.name in ("star", "generalise") else operator
 
 
-def _ranks(entities: Sequence[str]) -> npt.NDArray[np.uint8]:
-    return np.array([KINDS.index(entity) for entity in entities], np.uint8)
-
-
-def _cell_ranks(findings: Findings, otherwise: str) -> npt.NDArray[np.uint8]:
-    """Return what each distinct value is: an identifier where it is all of one, else what cells are otherwise."""
+def _cell_ranks(findings: Findings, otherwise: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Return the rank of each distinct value: an identifier's where it is all of one, else what cells are otherwise."""
     offsets, _ = buffers(findings.distinct)
     lengths = np.diff(offsets)
-    ranks = np.repeat(_ranks([otherwise]), len(lengths))
+    ranks = np.repeat(otherwise, len(lengths))
     alone = np.bincount(findings.values, minlength=len(lengths))[findings.values] == 1
     exact = alone & (findings.starts == 0) & (findings.ends == lengths[findings.values])
     ranks[findings.values[exact]] = findings.ranks[exact]
@@ -439,7 +487,7 @@ def _held(head: Any, plan: MaskingPlan) -> dict[str, Entity]:
     if not BY_COLUMN.intersection(plan.entities):
         return {}
     dropped = [name for name, operator in plan.columns.items() if operator.name == "drop"]
-    profiles = profile(head.drop_columns(dropped), tuple(plan.entities))
+    profiles = profile(head.drop_columns(dropped), [Entity(it) for it in plan.entities if it not in plan.own])
     held = {name: it.entity for name, it in profiles.items() if name not in plan.columns}
     return {name: entity for name, entity in held.items() if entity in BY_COLUMN}
 
@@ -487,6 +535,10 @@ def _check_numbers(name: str, values: Any, plan: MaskingPlan) -> None:
     numbers = long_numbers(values)
     if Entity.CREDIT_CARD in plan.entities and any(map(valid_card, numbers)):
         raise DataError(f"column {name!r} holds numbers that are valid card numbers; declare it token or drop")
+    if named := [rule for rule in plan.rules.values() if named_by(rule, name)]:
+        texts = pc.unique(text_of(values)).drop_null()
+        if any(pc.any(pc.match_substring_regex(texts, rule.pattern)).as_py() for rule in named):
+            raise DataError(f"column {name!r} holds numbers that a rule of the plan finds; declare it token or drop")
     if numbers and named_identifier(name, plan.entities):
         raise DataError(f"column {name!r} holds numbers that its name calls identifiers; declare it token or drop")
 

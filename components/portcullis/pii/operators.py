@@ -68,7 +68,7 @@ class Operator:
     keep_last: int = 0
     form: Form | Literal[""] = ""
     width: float = 0.0
-    entity: Entity | None = None
+    entity: str | None = None
     reason: str = ""
 
     def __post_init__(self) -> None:
@@ -95,24 +95,27 @@ class Operator:
             raise ConfigError(f"keep needs its reason, one line of at most {_MAX_REASON} characters: {{keep: reason}}")
 
     @classmethod
-    def parse(cls, value: Any, where: str) -> "Operator":
+    def parse(cls, value: Any, where: str, entities: Collection[str] = tuple(Entity)) -> "Operator":
         """Read an operator as a masking policy spells it: a name, or a mapping of one name to its option.
 
         Args:
             value: What the policy says.
             where: What of it, for the message.
+            entities: The entities that it may name.
 
         Raises:
             ConfigError: It is neither, or the operator has no such option.
         """
-        if isinstance(value, Operator):
-            return value
         try:
             if isinstance(value, str):
                 return cls(value)  # type: ignore[arg-type]
-            return cls(**_parsed(value))
+            operator = value if isinstance(value, Operator) else cls(**_parsed(value))
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from error
+        if operator.entity not in (None, *entities):
+            known = nearest(operator.entity, entities)
+            raise ConfigError(f"{where}: no entity is called {shown(operator.entity)}{known}")
+        return operator
 
     def spelled(self) -> Any:
         """Return the one spelling of this operator in a masking policy, plain JSON."""
@@ -122,12 +125,12 @@ class Operator:
             case "generalise" if self.form:
                 return {"generalise": {"bin": self.width} if self.form == "bin" else self.form}
             case name if self.entity:
-                return {name: self.entity.value}
+                return {name: str(self.entity)}
             case "keep":
                 return {"keep": self.reason}
         return self.name
 
-    def of_entity(self, entity: Entity) -> "Operator":
+    def of_entity(self, entity: str) -> "Operator":
         """Return this operator as it stands for an entity.
 
         Raises:
@@ -136,7 +139,7 @@ class Operator:
         if self.name in _COLUMN_ONLY:
             raise ConfigError(f"masking.entities.{entity}: {self.name} is for columns")
         if self.name == "generalise":
-            form = FORMS.get(entity)
+            form = FORMS.get(entity)  # type: ignore[call-overload]  # of the user's own there is none
             if form is None or self.form not in ("", form):
                 raise ConfigError(
                     f"masking.entities.{entity}: generalise has "
@@ -145,6 +148,8 @@ class Operator:
             return Operator("generalise", form=form)
         if self.entity not in (None, entity):
             raise ConfigError(f"masking.entities.{entity}: {self.name} of {self.entity} says nothing here")
+        if self.name == "synthetic" and entity not in SYNTHETIC:
+            raise ConfigError(f"masking.entities.{entity}: nothing synthetic stands for it")
         return replace(self, entity=entity if self.name == "synthetic" else None)
 
     def of_column(self, column: str) -> "Operator":
@@ -170,10 +175,10 @@ _NAMES: tuple[str, ...] = get_args(Name)
 _FORMS: tuple[str, ...] = get_args(Form)
 
 
-def default_operator(entity: Entity) -> Operator:
+def default_operator(entity: str) -> Operator:
     """Return what an entity becomes where only its name is given: dates, ages and post codes are generalised."""
     if entity in (Entity.DATE, Entity.AGE, Entity.POSTCODE):
-        return Operator("generalise", form=FORMS[entity])
+        return Operator("generalise", form=FORMS[Entity(entity)])
     return Operator("token")
 
 
@@ -209,9 +214,7 @@ def _options(name: Any, option: Any) -> dict[str, Any]:
         case "generalise", str():
             return {"form": option}
         case (("synthetic" | "token" | "hash" | "reversible" | "redact"), str()):
-            if option not in list(Entity):
-                raise ConfigError(f"no entity is called {shown(option)}{nearest(option, list(Entity))}")
-            return {"entity": Entity(option)}
+            return {"entity": Entity(option) if option in list(Entity) else option}
         case "keep", str():
             return {"reason": option}
     if not isinstance(name, str) or name not in _NAMES:

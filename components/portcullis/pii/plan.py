@@ -1,25 +1,35 @@
-"""What to mask, as it is declared, compared with the policy, and judged by the residual gate.
+r"""What to mask, as it is declared, compared with the policy, and judged by the residual gate.
 
 A masking policy, in a configuration or a file of its own, is a mapping. All of it may be left out:
 
     detection: strict
     entities: {EMAIL: token, CREDIT_CARD: {star: {keep_last: 4}}, IP_ADDRESS: generalise}
     columns: {zip: {generalise: zip3}, birth_date: {generalise: year}, note: scan, internal_id: drop}
+    rules: {EMPLOYEE_ID: {pattern: 'E\d{6}', context: [employee, staff]}}
+    detectors: {presidio: {version: 2.2.366, entities: {PERSON: PERSON_NAME}}}
 
-`entities` may be a list: each becomes what `portcullis.pii.operators.default_operator` says.
+`entities` may be a list: each becomes what `portcullis.pii.operators.default_operator` says. So does each entity of
+the user's own, or that a detector is asked for, that it does not name.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from portcullis.dataset import DatasetSpec
 from portcullis.errors import ConfigError
+from portcullis.pii.detectors import DetectorChoice, parsed_detectors
 from portcullis.pii.entities import IN_TEXT, Entity
-from portcullis.pii.operators import Operator, default_operator, nearest, shown
+from portcullis.pii.operators import VALUE, Operator, default_operator, nearest, shown
+from portcullis.pii.rules import Rule, checked_name, parsed_rules
+from portcullis.pii.tokens import KINDS
 
 Detection = Literal["strict", "recall"]
+
+# A rank is one byte.
+MOST_KINDS = 256
 
 
 @dataclass(frozen=True)
@@ -35,22 +45,49 @@ class MaskingPlan:
         columns: What becomes of each cell of these columns. A string column that is not named is scanned.
         detection: `strict`: a check digit must hold; `recall`: or a word names the number, close by or in the column's
             name.
+        rules: Entities of the user's own and what finds them; each becomes a token where `entities` does not say.
+        detectors: Detectors that others wrote, by the names of their entry points; their entities likewise.
 
     Raises:
         ConfigError: No entity, one twice, an unknown one, an operator that cannot stand for it, or an unknown
             detection.
     """
 
-    entities: Mapping[Entity, Operator]
+    entities: Mapping[str, Operator]
     columns: Mapping[str, Operator]
     detection: Detection = "strict"
+    rules: Mapping[str, Rule] = field(default_factory=dict)
+    detectors: Mapping[str, DetectorChoice] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.detection not in get_args(Detection):
             raise ConfigError(f"masking.detection is {' or '.join(get_args(Detection))}")
-        object.__setattr__(self, "entities", MappingProxyType(_entities(self.entities)))
-        columns = {name: _column(name, operator) for name, operator in self.columns.items()}
+        object.__setattr__(self, "rules", MappingProxyType(parsed_rules(self.rules)))
+        object.__setattr__(self, "detectors", MappingProxyType(parsed_detectors(self.detectors)))
+        object.__setattr__(self, "entities", MappingProxyType(_entities(self.entities, self.own, self._detected)))
+        if len(self.kinds) > MOST_KINDS:
+            raise ConfigError(
+                f"masking has at most {MOST_KINDS - len(KINDS)} entities of your own, by rules and detectors"
+            )
+        known = tuple(kind for kind in self.kinds if kind != VALUE)
+        columns = {name: _column(name, operator, known) for name, operator in self.columns.items()}
         object.__setattr__(self, "columns", MappingProxyType(columns))
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """The entities of the user's own, by a rule or a detector."""
+        detected = [checked_name(entity) for entity in self._detected if entity not in (*Entity, *self.rules)]
+        return (*self.rules, *detected)
+
+    @property
+    def _detected(self) -> tuple[str, ...]:
+        """The entities that detectors are asked for."""
+        return tuple(sorted({entity for it in self.detectors.values() for entity in it.entities.values()}))
+
+    @cached_property
+    def kinds(self) -> tuple[str, ...]:
+        """All entities that the plan knows, and VALUE; the place of one is its rank in findings."""
+        return (*KINDS, *self.own)
 
     @classmethod
     def parse(cls, document: Any) -> "MaskingPlan":
@@ -61,7 +98,7 @@ class MaskingPlan:
         """
         if not isinstance(document, dict):
             raise ConfigError("masking is not a mapping")
-        known = ("detection", "entities", "columns")
+        known = ("detection", "entities", "columns", "rules", "detectors")
         for key in document:
             if key not in known:
                 raise ConfigError(f"masking knows no {shown(key)}{nearest(key, known)}")
@@ -73,14 +110,20 @@ class MaskingPlan:
         detection = document.get("detection", "strict")
         if not isinstance(detection, str):
             raise ConfigError(f"masking.detection is {' or '.join(get_args(Detection))}")
-        return cls(entities, columns, detection)  # type: ignore[arg-type]
+        rules, detectors = document.get("rules", {}), document.get("detectors", {})
+        return cls(entities, columns, detection, rules, detectors)  # type: ignore[arg-type]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the one spelling of this policy, plain JSON with every default written out."""
+        """Return the one spelling of this policy, plain JSON with every default written out.
+
+        Rules and detectors are there where there are any.
+        """
+        own: dict[str, Mapping[str, Any]] = {"rules": self.rules, "detectors": self.detectors}
         return {
             "detection": self.detection,
-            "entities": {entity.value: operator.spelled() for entity, operator in self.entities.items()},
+            "entities": {str(entity): operator.spelled() for entity, operator in self.entities.items()},
             "columns": {name: operator.spelled() for name, operator in sorted(self.columns.items())},
+            **{kind: {name: it.spelled() for name, it in given.items()} for kind, given in own.items() if given},
         }
 
     def covering(self, sensitive: Mapping[str, str]) -> "MaskingPlan":
@@ -122,20 +165,21 @@ def masking_plan(spec: DatasetSpec, masking: Mapping[str, Any]) -> MaskingPlan:
     return plan
 
 
-def _entities(given: Any) -> dict[Entity, Operator]:
-    names = list(given)
+def _entities(given: Any, own: tuple[str, ...], detected: tuple[str, ...]) -> dict[str, Operator]:
+    names, known = list(given), (*Entity, *own)
     for name in names:
-        if name not in list(Entity):
-            raise ConfigError(f"no entity is called {shown(name)}{nearest(name, list(Entity))}")
+        if name not in known:
+            raise ConfigError(f"no entity is called {shown(name)}{nearest(name, known)}")
     if not names or len(set(names)) != len(names):
         raise ConfigError("masking.entities names at least one entity, and none twice")
     if not isinstance(given, Mapping):
-        given = {name: default_operator(Entity(name)) for name in names}
-    where = {Entity(name): Operator.parse(given[name], f"masking.entities.{name}") for name in names}
-    return {entity: where[entity].of_entity(entity) for entity in Entity if entity in where}
+        given = {name: default_operator(name) for name in names}
+    given = {name: default_operator(name) for name in (*own, *detected)} | dict(given)
+    where = {name: Operator.parse(given[name], f"masking.entities.{name}", known) for name in given}
+    return {entity: where[entity].of_entity(entity) for entity in known if entity in where}
 
 
-def _column(name: Any, operator: Any) -> Operator:
+def _column(name: Any, operator: Any, known: tuple[str, ...]) -> Operator:
     if not isinstance(name, str) or not 1 <= len(name) <= 256 or not name.isprintable():
         raise ConfigError("masking.columns: the name of a column is 1 to 256 printable characters")
-    return Operator.parse(operator, f"masking.columns.{name}").of_column(name)
+    return Operator.parse(operator, f"masking.columns.{name}", known).of_column(name)

@@ -1,19 +1,15 @@
 """The gate's measurement: what identifiers a masked table still holds, found another way than they were masked.
 
-Text is folded and searched here by rules of its own, more tolerant of separators than the scan (`123 / 45 / 6789`,
-`4 1 1 1 …`, `192[.]0[.]2[.]1`, a number broken over two lines), so that a spelling that fooled the one does not fool
-the other by itself; only the checksum and numbering rules are shared. The price: what the scan leaves alone may be
-counted here. Then the gate refuses, and that column wants `token` or `drop`.
+Text is folded and searched here by rules of its own (`portcullis.pii.residual_searches`), more tolerant of separators
+than the scan, so that a spelling that fooled the one does not fool the other by itself. The price: what the scan leaves
+alone may be counted here. Then the gate refuses, and that column wants `token` or `drop`.
 
-As in `portcullis.pii.entities`, repetitions are bounded, possessive, or of characters that cannot continue what stands
-before them, so a search is linear.
+Texts in which no search could find anything are told from the others all at once (`portcullis.pii.sieve`).
 """
 
 import math
-import re
-import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -25,58 +21,18 @@ import pyarrow.compute as pc
 from portcullis.errors import DataError
 from portcullis.evidence.statement import Check, judge
 from portcullis.pii.columns import Kind, check_sound, kind, names_of, text_of
-from portcullis.pii.entities import IBAN_LENGTHS, Entity, valid_card, valid_iban, valid_ip, valid_mac, valid_ssn
+from portcullis.pii.decoding import decoded_texts, worth_decoding
+from portcullis.pii.entities import Entity, valid_card
 from portcullis.pii.figures import Counts, pair_figures
 from portcullis.pii.generalise import OLDEST, RESTRICTED_ZIP3
-from portcullis.pii.locales.eu import valid_dni, valid_nie, valid_nino, valid_nir, valid_steuer_id, valid_vat
-from portcullis.pii.locales.us import valid_aba, valid_ein, valid_itin
 from portcullis.pii.name_columns import SUSPECT_SHARE, called_as_persons, shaped_as_person
 from portcullis.pii.operators import Operator
 from portcullis.pii.plan import MaskingPlan
+from portcullis.pii.residual_searches import SEARCHES, VISIBLE
+from portcullis.pii.rules import Rule, compiled, context_pattern, named_by
+from portcullis.pii.sieve import Sieve
 from portcullis.pii.spelling import cell_spelling, masked_spelling
-from portcullis.pii.tokens import KIND
-
-_MALFORMED = re.compile(f"<({KIND})[:~>]")
-_GAP = r"[ \t\-._/()\[\]*~]{1,3}"
-_END = r"(?![^\W_])"
-_EMAIL = re.compile(r"[\w\"](?:@| @ )(?:[\w-]++\.)+[^\W\d_]{2,}")
-_IBAN = re.compile(rf"(?<![^\W_])[A-Za-z]{{2}}\d\d(?:(?:{_GAP})?[A-Za-z0-9]){{11,30}}")
-# No possessive group: before Python 3.11.5 those lose matches.
-_NUMBERS = re.compile(
-    rf"(?<![^\W_])(?<!\d,)([A-Za-z]{{0,12}})(\d+(?:{_GAP}\d+)*)"
-)  # a possessive group loses matches before Python 3.11.5
-_SSN = re.compile(rf"(?<!\d)\d{{3}}{_GAP}\d\d{_GAP}\d{{4}}(?!\d)")
-_CUED_SSN = re.compile(rf"(?:ssn|social.?security)(?: no| number)?[^\w<>]{{0,4}}(\d(?:(?:{_GAP})?\d){{8}}){_END}", re.I)
-_IPV4 = re.compile(r"(?<![\w.])\d{1,3}(?:[\[(]?\.[\])]?\d{1,3}){3}(?!\w|\.\d)")
-_IPV6 = re.compile(r"(?<![^\W_])[0-9A-Fa-f:]{3,}")
-_NANP = re.compile(rf"(?<![^\W_])(?<!\d[.,])1?[2-9]\d\d(?:{_GAP})?[2-9]\d\d(?:{_GAP})?\d{{4}}{_END}")
-_E164 = re.compile(rf"\+(?:{_GAP})?[1-9](?:(?:{_GAP})?\d){{7,14}}{_END}")
-_MAC = re.compile(r"(?<![^\W_:-])[\dA-Fa-f]{2}(?:[:-][\dA-Fa-f]{2}){5}(?![^\W_]|[:-][^\W_])")
-_ITIN = re.compile(rf"(?<!\d)9\d\d{_GAP}\d\d{_GAP}\d{{4}}(?!\d)")
-# After a word that names it, with anything but digits and tokens between.
-_BETWEEN = r"[^\d<>|]{0,25}?"
-_CUED_ITIN = re.compile(rf"(?:itin|tax.?(?:payer.?)?id){_BETWEEN}(?<!\d)(9\d{{8}}){_END}", re.IGNORECASE)
-_EIN = re.compile(rf"(?:ein|employer.?id|tax.?id){_BETWEEN}(?<!\d)(\d\d(?:{_GAP})?\d{{7}}){_END}", re.IGNORECASE)
-_ABA = re.compile(rf"(?:aba|routing|rtn){_BETWEEN}(?<!\d)(\d{{9}}){_END}", re.IGNORECASE)
-_PASSPORT = re.compile(rf"passport{_BETWEEN}(?<![^\W_])((?:[A-Z]\d{{8}}|\d{{9}})){_END}", re.IGNORECASE)
-_LICENSE = re.compile(
-    rf"(?:driv\w{{1,5}}\W{{0,3}}licen[cs]e|licen[cs]e.?(?:number|no|num)){_BETWEEN}"
-    rf"(?<![^\W_])([A-Z]{{0,2}}(?:\d(?:{_GAP})?){{5,13}}\d[A-Z]?){_END}",
-    re.IGNORECASE,
-)
-_NINO = re.compile(rf"(?<![^\W_])[A-Za-z]{{2}}(?:(?:{_GAP})?\d\d){{3}}(?:{_GAP})?[A-Da-d]{_END}")
-_STEUER_ID = re.compile(rf"(?<![^\W_])(?<!\d[.,])(?:\d{{11}}|\d\d(?:{_GAP}\d{{3}}){{3}}){_END}(?![.,]\d)")
-_NIR = re.compile(
-    rf"(?<![^\W_])(?<!\d[.,])[123478](?:(?:{_GAP})?\d\d){{2}}(?:{_GAP})?(?:\d\d|2[ABab])"
-    rf"(?:(?:{_GAP})?\d{{3}}){{2}}(?:{_GAP})?\d\d{_END}(?![.,]\d)"
-)
-_DNI = re.compile(rf"(?<![^\W_])(?:\d{{8}}|\d\d(?:{_GAP}\d{{3}}){{2}})(?:{_GAP})?[A-Za-z]{_END}")
-_NIE = re.compile(rf"(?<![^\W_])[X-Zx-z](?:{_GAP})?(?:\d{{7}}|\d{_GAP}\d{{3}}{_GAP}\d{{3}})(?:{_GAP})?[A-Za-z]{_END}")
-_VAT = re.compile(
-    rf"(?<![^\W_])(?:ATU|BE|DE|DK|EL|FI|FR|GB|IT|LU|NL|PL|PT|SE)(?:(?:{_GAP})?\d){{8,12}}(?:(?:{_GAP})?B\d\d)?",
-    re.IGNORECASE,
-)
-
+from portcullis.pii.tokens import spellings
 
 SAMPLED_ROWS = 10
 SHOWN_COLUMNS = 5
@@ -224,8 +180,14 @@ class ResidualSearch:
         if missing := sorted(set(plan.columns).difference(dropped, names)):
             raise DataError(f"the masked table lacks columns of the plan: {', '.join(map(repr, missing))}")
         self._dropped = sorted(dropped.difference(names))
-        self._searches = [(str(entity), search) for entity, search in _SEARCHES.items() if entity in plan.entities]
+        self._searches = [(str(entity), search) for entity, search in SEARCHES.items() if entity in plan.entities]
         self._spelling = masked_spelling(plan)
+        self._kinds = plan.kinds
+        self._begun = spellings(plan.kinds).begun
+        self._rules = [(rule, _rule_search(rule)) for rule in plan.rules.values()]
+        operators = {operator.name for operator in plan.entities.values()}
+        self._others_made = not operators.isdisjoint(("synthetic", "generalise")) or bool(plan.own)
+        self._sieve = Sieve([entity for entity, _ in self._searches], starred="star" in operators)
         self._rows = 0
         self._columns = []
         for place, (name, type_) in enumerate(zip(names, schema.types, strict=True), start=1):
@@ -278,21 +240,40 @@ class ResidualSearch:
         )
 
     def _search_text(self, tally: _Tally, values: Any) -> None:
-        left = []
-        for text, rows in _distinct(values).items():
-            misfit = not _fits(tally.operator, text)
-            tally.misfits += rows if misfit else 0
-            found: Counter[str] = Counter()
-            if self._spelling.fullmatch(text) is None:
-                tally.unmasked += rows
-                tally.name_shaped += rows if tally.may_hold_names and shaped_as_person(text) else 0
-                found = self._found_in(text, called=f"{tally.name}: ")
-            for entity, count in found.items():
-                tally.found[entity] += rows * count
-            if found or misfit:
-                left.append(text)
+        counted = pc.value_counts(values.drop_null())
+        texts, rows = counted.field("values"), counted.field("counts").to_numpy()
+        made = self._sieve.made(texts)
+        misfit = np.flatnonzero(~_fitting(tally.operator, texts, self._kinds))
+        tally.misfits += int(rows[misfit].sum())
+        bare = np.flatnonzero(~made)
+        if self._others_made:
+            spelled = [self._spelling.fullmatch(text) is not None for text in texts.take(pa.array(bare)).to_pylist()]
+            bare = bare[~np.array(spelled, np.bool_)]
+        unmasked = texts.take(pa.array(bare))
+        tally.unmasked += int(rows[bare].sum())
+        if tally.may_hold_names:
+            shaped = np.array([shaped_as_person(text) for text in unmasked.to_pylist()], np.bool_)
+            tally.name_shaped += int(rows[bare][shaped].sum())
+        called = f"{tally.name}: "
+        encoded = worth_decoding(unmasked)
+        # Most are the letters of a token: they look like base64 as any others.
+        some = np.flatnonzero(encoded)
+        rests = [self._spelling.sub("|", text) for text in unmasked.take(pa.array(some)).to_pylist()]
+        encoded[some] = worth_decoding(pa.array(rests, pa.large_string()))
+        if self._rules or self._found_in("", called=called):
+            may = np.arange(len(bare))
+        else:
+            may = np.union1d(self._sieve.kept(unmasked, called=called), np.flatnonzero(encoded))
+        left = set(misfit.tolist())
+        read = zip(bare[may].tolist(), encoded[may].tolist(), unmasked.take(pa.array(may)).to_pylist(), strict=True)
+        for place, decode, text in read:
+            if found := self._found_in(text, called=called, encoded=decode):
+                left.add(place)
+                for entity, count in found.items():
+                    tally.found[entity] += int(rows[place]) * count
         if left:
-            self._sample(tally, pc.is_in(values, value_set=pa.array(left, values.type)).to_numpy().nonzero()[0])
+            remaining = texts.take(pa.array(sorted(left)))
+            self._sample(tally, pc.is_in(values, value_set=remaining).to_numpy().nonzero()[0])
 
     def _search_numbers(self, tally: _Tally, values: Any) -> None:
         if Entity.CREDIT_CARD not in dict(self._searches):
@@ -305,11 +286,11 @@ class ResidualSearch:
 
     def _fit(self, tally: _Tally, values: Any) -> None:
         """Count the cells, none of them text, that the column's operator cannot have put out."""
-        if tally.operator is None or cell_spelling(tally.operator) is None:
+        if tally.operator is None or cell_spelling(tally.operator, self._kinds) is None:
             return
         numbers = tally.kind is Kind.NUMBER and tally.operator.name == "generalise"
         texts = pc.unique(text_of(values) if numbers else values.drop_null().slice(0, 0))
-        fitting = [text for text in texts.drop_null().to_pylist() if _fits_as_number(tally.operator, text)]
+        fitting = [text for text in texts.drop_null().to_pylist() if _fits_as_number(tally.operator, text, self._kinds)]
         cells = text_of(values) if fitting else values
         misfits = values.is_valid()
         if fitting:
@@ -323,20 +304,30 @@ class ResidualSearch:
         room = SAMPLED_ROWS - len(tally.samples)
         tally.samples += (self._rows + 1 + places[:room]).tolist()
 
-    def _found_in(self, text: str, *, called: str = "") -> Counter[str]:
-        """Count by entity what a text holds; `called` is put before it, and may say what its numbers are."""
+    def _found_in(self, text: str, *, called: str = "", encoded: bool = True) -> Counter[str]:
+        """Count by entity what a text holds, decoded too where it is to be tried.
+
+        `called` is put before it, and may say what its numbers are.
+        """
         rest = self._spelling.sub("|", text)
         # What begins like a spelling of ours and is none was tampered with, or never masked.
-        found = Counter(made[1] for made in _MALFORMED.finditer(rest))
-        visible = f"{called}{rest}".translate(_VISIBLE)
-        for entity, search in self._searches:
-            found[entity] += search(visible)
+        found = Counter(made[1] for made in self._begun.finditer(rest))
+        found += self._identifiers(rest, called)
+        for plain in decoded_texts(rest) if encoded else ():
+            found |= self._identifiers(plain, called)
         return +found
 
+    def _identifiers(self, text: str, called: str) -> Counter[str]:
+        visible = f"{called}{text}".translate(VISIBLE)
+        found = Counter({entity: search(visible) for entity, search in self._searches})
+        for rule, count in self._rules:
+            found[rule.name] += count(text.translate(VISIBLE), called)
+        return found
 
-def _fits(operator: Operator | None, text: str) -> bool:
+
+def _fits(operator: Operator | None, text: str, kinds: tuple[str, ...]) -> bool:
     """Tell whether the operator of a column can have put out this cell."""
-    pattern = None if operator is None else cell_spelling(operator)
+    pattern = None if operator is None else cell_spelling(operator, kinds)
     if operator is None or pattern is None:
         return True
     if pattern.fullmatch(text) is None:
@@ -349,18 +340,29 @@ def _fits(operator: Operator | None, text: str) -> bool:
     return True
 
 
-def _fits_as_number(operator: Operator, text: str) -> bool:
+# Operators whose spelling has no character but those of ASCII, so that RE2 reads its pattern as Python does.
+_WHOLE = frozenset({"token", "hash", "reversible", "redact"})
+
+
+def _fitting(operator: Operator | None, texts: Any, kinds: tuple[str, ...]) -> npt.NDArray[np.bool_]:
+    """Tell which texts the operator of a column can have put out."""
+    fits = np.ones(len(texts), np.bool_)
+    if operator is None or (pattern := cell_spelling(operator, kinds)) is None:
+        return fits
+    if operator.name in _WHOLE:
+        fits &= pc.match_substring_regex(texts, rf"\A(?:{pattern.pattern})\z").to_numpy(zero_copy_only=False)
+        return fits
+    fits[:] = [_fits(operator, text, kinds) for text in texts.to_pylist()]
+    return fits
+
+
+def _fits_as_number(operator: Operator, text: str, kinds: tuple[str, ...]) -> bool:
     """Likewise, in a column of numbers, where 90 stands for all ages above 89."""
-    return _fits(operator, text) or (operator.form == "age" and text == f"{OLDEST + 1}")
+    return _fits(operator, text, kinds) or (operator.form == "age" and text == f"{OLDEST + 1}")
 
 
 def _is_whole(number: float) -> bool:
     return math.isfinite(number) and abs(number - round(number)) < 1e-6 * max(1.0, abs(number))
-
-
-def _distinct(values: Any) -> Mapping[str, int]:
-    counted = pc.value_counts(values.drop_null())
-    return dict(zip(counted.field("values").to_pylist(), counted.field("counts").to_pylist(), strict=True))
 
 
 def _long_numbers(values: Any) -> tuple[npt.NDArray[np.intp], list[str]]:
@@ -376,131 +378,14 @@ def _long_numbers(values: Any) -> tuple[npt.NDArray[np.intp], list[str]]:
 _SHORTEST_CARD = 10**11
 
 
-class _Visible(dict[int, str]):
-    """Code points as a reader sees them: digits as ASCII, compatibility forms plain, marks and controls gone."""
+def _rule_search(rule: Rule) -> Callable[[str, str], int]:
+    """Return the search that counts what a user's rule finds in a text, given what names the text."""
+    words = tuple(word.translate(VISIBLE).strip() for word in rule.context)
+    context = compiled(context_pattern(tuple(filter(None, words)))) if rule.context else None
 
-    def __missing__(self, code: int) -> str:
-        self[code] = "".join(map(self._one, unicodedata.normalize("NFKD", chr(code))))
-        return self[code]
+    def count(text: str, called: str) -> int:
+        if context is not None and not named_by(rule, called) and context.search(text) is None:
+            return 0
+        return sum(rule.valid(match[0]) for match in rule.program.finditer(text))
 
-    @staticmethod
-    def _one(character: str) -> str:
-        match unicodedata.category(character):
-            case "Nd":
-                return str(unicodedata.digit(character))
-            case "Zs" | "Zl" | "Zp":
-                return " "
-            case "Pd":
-                return "-"
-            case "Cc":
-                return " " if character in "\t\n\r" else ""
-            case "Cf" | "Mn" | "Me":
-                return ""
-        return {"\u2212": "-", "\u2800": " ", "\u3002": ".", "\u115f": "", "\u1160": ""}.get(character, character)
-
-
-_VISIBLE = _Visible()
-
-
-def _emails(text: str) -> int:
-    return sum(1 for _ in _EMAIL.finditer(text))
-
-
-def _ibans(text: str) -> int:
-    return sum(_begins_with_iban(match[0]) for match in _IBAN.finditer(text))
-
-
-def _begins_with_iban(text: str) -> bool:
-    places = [index for index, character in enumerate(text) if character.isalnum()]
-    length = IBAN_LENGTHS.get(text[:2].upper(), len(places) + 1)
-    if length > len(places):
-        return False
-    end = places[length - 1] + 1
-    return not text[end : end + 1].isalnum() and valid_iban(text[:end])
-
-
-def _cards(text: str) -> int:
-    return sum(any(map(valid_card, _windows(text, match))) for match in _NUMBERS.finditer(text))
-
-
-def _windows(text: str, numbers: re.Match[str]) -> Iterator[str]:
-    """Yield every 12 to 19 digits in a row of numbers that stand in groups as cards do, or are spelled out evenly."""
-    word, row = numbers.groups()
-    groups = re.findall(r"\d+", row)
-    gaps = ["", *re.findall(r"\D+", row)]
-    if text[numbers.end() : numbers.end() + 1].isalpha():
-        groups.pop()  # the start of a word such as a hash
-    for first, gap in enumerate(gaps[: len(groups)]):
-        if gap == ".":
-            continue  # the fraction of a decimal
-        window = ""
-        for last in range(first, len(groups)):
-            window += groups[last]
-            if len(window) > 19 or (word and first == 0 < last):
-                break
-            sizes = [len(group) for group in groups[first : last + 1]]
-            spelled_out = len(sizes) == len(groups) and max(sizes) <= 2
-            decimal = len(sizes) == 2 and gaps[last] == "."
-            if len(window) >= 12 and not decimal and (spelled_out or min(sizes[:-1], default=3) >= 3):
-                yield window
-
-
-def _ssns(text: str) -> int:
-    spaced = sum(valid_ssn(match[0]) for match in _SSN.finditer(text))
-    return spaced + sum(valid_ssn(match[1]) for match in _CUED_SSN.finditer(text) if not _SSN.search(match[1]))
-
-
-def _addresses(text: str) -> int:
-    plain = (match[0].translate(_BRACKETS) for match in _IPV4.finditer(text))
-    return sum(map(valid_ip, plain)) + sum(
-        valid_ip(match[0] if match[0].endswith("::") else match[0].rstrip(":"))
-        for match in _IPV6.finditer(text)
-        if len(match[0]) <= 40
-    )
-
-
-_BRACKETS = str.maketrans("", "", "[]()")
-
-
-def _phones(text: str) -> int:
-    return sum(1 for _ in _NANP.finditer(text)) + sum(1 for _ in _E164.finditer(text))
-
-
-def _matching(pattern: re.Pattern[str], valid: Callable[[str], bool]) -> Callable[[str], int]:
-    """Return the search that counts valid matches: of group 1 where the pattern has one."""
-    return lambda text: sum(valid(match[pattern.groups]) for match in pattern.finditer(text))
-
-
-def _vat_numbers(text: str) -> int:
-    return sum(any(map(valid_vat, _beginnings(text, match))) for match in _VAT.finditer(text))
-
-
-def _beginnings(text: str, match: re.Match[str]) -> Iterator[str]:
-    """Yield what a match begins with, up to each place where a word ends."""
-    for end in range(match.start() + 1, match.end() + 1):
-        if text[end - 1].isalnum() and not text[end : end + 1].isalnum():
-            yield text[match.start() : end]
-
-
-_itins, _cued_itins = _matching(_ITIN, valid_itin), _matching(_CUED_ITIN, valid_itin)
-
-_SEARCHES: Mapping[Entity, Callable[[str], int]] = {
-    Entity.EMAIL: _emails,
-    Entity.IBAN: _ibans,
-    Entity.CREDIT_CARD: _cards,
-    Entity.US_SSN: _ssns,
-    Entity.US_ITIN: lambda text: _itins(text) + _cued_itins(text),
-    Entity.US_EIN: _matching(_EIN, valid_ein),
-    Entity.US_ABA: _matching(_ABA, valid_aba),
-    Entity.US_PASSPORT: _matching(_PASSPORT, bool),
-    Entity.US_DRIVER_LICENSE: _matching(_LICENSE, bool),
-    Entity.UK_NINO: _matching(_NINO, valid_nino),
-    Entity.DE_STEUER_ID: _matching(_STEUER_ID, valid_steuer_id),
-    Entity.FR_NIR: _matching(_NIR, valid_nir),
-    Entity.ES_DNI: _matching(_DNI, valid_dni),
-    Entity.ES_NIE: _matching(_NIE, valid_nie),
-    Entity.EU_VAT: _vat_numbers,
-    Entity.IP_ADDRESS: _addresses,
-    Entity.MAC_ADDRESS: _matching(_MAC, valid_mac),
-    Entity.PHONE: _phones,
-}
+    return count

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,15 +18,34 @@ from portcullis.errors import DataError
 from portcullis.pii.entities import PRIORITY, Cue, Entity, Recogniser
 from portcullis.pii.locales import RECOGNISERS
 from portcullis.pii.reading import ENCODING, Bytes, Ints, Reading, buffers, readings
-from portcullis.pii.structure import Spans, joined, survey
+from portcullis.pii.structure import survey
+from portcullis.pii.structure.spans import Spans, joined
 
 # Bytes scanned at a time; bounds the memory, not the result.
-_CHUNK = 8 << 20
+_CHUNK = 2 << 20
 # Sampled to tell whether a column repeats its values.
-_SAMPLE = 1 << 12
+_SAMPLE = 1 << 10
 # No pattern matches it, so values joined by it are searched in one go and no finding crosses two of them.
 _SEPARATOR = "\0"
 ENTITIES = tuple(Entity)
+
+
+Found = tuple[Ints, Ints, Ints, npt.NDArray[np.uint8]]
+"""Of each finding: the place of its value, its first byte in that, the one after its last, and its entity's rank."""
+
+
+class Finder(Protocol):
+    """Finds what the built-in recognisers do not: a user's rules, a detector, encoded identifiers."""
+
+    def __call__(self, values: Any, column: str) -> Found:
+        """Return the findings, in any order, in a large_string array without nulls of a column of this name."""
+        ...
+
+
+def found_of(rows: Sequence[tuple[int, int, int, int]]) -> Found:
+    """Return findings given as rows of value, start, end and rank."""
+    table = np.array(rows, np.intp).reshape(-1, 4)
+    return table[:, 0], table[:, 1], table[:, 2], table[:, 3].astype(np.uint8)
 
 
 class Span(NamedTuple):
@@ -48,7 +67,7 @@ class Findings:
         values: The index into `distinct` of each finding, ascending; within a value by position, not overlapping.
         starts: The byte of its value where each finding starts.
         ends: And where it ends, exclusive.
-        ranks: The place in `Entity` of each finding's entity.
+        ranks: The place in `Entity` of each finding's entity; what finders find has their ranks.
     """
 
     distinct: Any
@@ -60,10 +79,12 @@ class Findings:
 
     @cached_property
     def spans(self) -> Mapping[int, tuple[Span, ...]]:
-        """The spans, in bytes, of each distinct value that has any."""
+        """The spans, in bytes, of each distinct value that has any; without what finders found."""
         found: dict[int, list[Span]] = {}
         rows = zip(self.values.tolist(), self.starts.tolist(), self.ends.tolist(), self.ranks.tolist(), strict=True)
         for value, start, end, rank in rows:
+            if rank >= len(ENTITIES):
+                continue
             found.setdefault(value, []).append(Span(start, end, ENTITIES[rank]))
         return {value: tuple(spans) for value, spans in found.items()}
 
@@ -72,10 +93,10 @@ class Findings:
         return self.spans.get(self.codes[row].as_py(), ())
 
     def counts(self) -> Counter[Entity]:
-        """Return how many identifiers of each entity all rows hold together."""
+        """Return how many identifiers of each entity all rows hold together; without what finders found."""
         rows = rows_of(self.codes, len(self.distinct))[self.values]
         totals = np.bincount(self.ranks, weights=rows, minlength=len(ENTITIES)).astype(np.int64)
-        return Counter({ENTITIES[rank]: int(total) for rank, total in enumerate(totals) if total})
+        return Counter({ENTITIES[rank]: int(total) for rank, total in enumerate(totals[: len(ENTITIES)]) if total})
 
 
 def rows_of(codes: Any, distinct: int) -> npt.NDArray[np.int64]:
@@ -83,7 +104,9 @@ def rows_of(codes: Any, distinct: int) -> npt.NDArray[np.int64]:
     return np.bincount(codes.drop_null().to_numpy(), minlength=distinct)
 
 
-def scan(values: Any, entities: Collection[Entity], *, column: str = "", recall: bool = False) -> Findings:
+def scan(
+    values: Any, entities: Collection[str], *, column: str = "", recall: bool = False, finders: Sequence[Finder] = ()
+) -> Findings:
     """Find the identifiers in a column of text.
 
     Each distinct value is scanned once where values repeat. A value with any character that is not printable ASCII is
@@ -94,6 +117,7 @@ def scan(values: Any, entities: Collection[Entity], *, column: str = "", recall:
         entities: What to look for.
         column: The column's name, which may say what bare digits are (`phone`, `ssn`).
         recall: Find numbers whose check digit fails too, where a word or the column's name says what they are.
+        finders: What finds more; of findings that overlap, the lowest rank names their union.
 
     Raises:
         DataError: Another type, or text that is not valid UTF-8.
@@ -106,12 +130,14 @@ def scan(values: Any, entities: Collection[Entity], *, column: str = "", recall:
         raise DataError("a string column holds malformed text; write it as UTF-8") from error
     text = values.cast(pa.large_string())
     distinct, codes = _distinct(text.combine_chunks() if isinstance(text, pa.ChunkedArray) else text)
-    return _findings(distinct, codes, _Request(entities, column, recall))
+    return _findings(distinct, codes, _Request(entities, column, recall, finders))
 
 
-def scan_values(values: Any, entities: Collection[Entity], *, column: str = "", recall: bool = False) -> Findings:
+def scan_values(
+    values: Any, entities: Collection[str], *, column: str = "", recall: bool = False, finders: Sequence[Finder] = ()
+) -> Findings:
     """As `scan`, of a large_string array without nulls, each value on its own."""
-    return _findings(values, pa.array(np.arange(len(values))), _Request(entities, column, recall))
+    return _findings(values, pa.array(np.arange(len(values))), _Request(entities, column, recall, finders))
 
 
 def find(
@@ -124,9 +150,10 @@ def find(
 
 @dataclass(frozen=True)
 class _Request:
-    entities: Collection[Entity]
+    entities: Collection[str]
     column: str
     recall: bool
+    finders: Sequence[Finder] = ()
 
     @cached_property
     def recognisers(self) -> list[Recogniser]:
@@ -165,9 +192,11 @@ def _distinct(text: Any) -> tuple[Any, Any]:
     """Return the distinct values of a large_string array and each row's code; all values where they hardly repeat."""
     sample = text.slice(0, _SAMPLE)
     if len(text) > _SAMPLE and pc.count_distinct(sample).as_py() > len(sample) // 2:
+        if not text.null_count:
+            return text, pa.array(np.arange(len(text)))
         present = text.is_valid()
         codes = pc.if_else(present, pc.subtract(pc.cumulative_sum(present.cast(pa.int64())), 1), None)
-        return (text.drop_null() if text.null_count else text), codes
+        return text.drop_null(), codes
     encoded = text.dictionary_encode()
     return encoded.dictionary, encoded.indices
 
@@ -175,10 +204,14 @@ def _distinct(text: Any) -> tuple[Any, Any]:
 def _scan(values: Any, first: int, request: _Request) -> tuple[Ints, Ints, Ints, npt.NDArray[np.uint8]]:
     """Return, of each finding in `values`, its value's number from `first`, its start, end and rank."""
     parts = [_read(reading, request) for reading in readings(values, first)]
+    for finder in request.finders:
+        which, starts, ends, ranks = finder(values, request.column)
+        if len(which):
+            parts.append((which + first, starts, ends, ranks))
     numbers, starts, ends, ranks = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     if len(parts) == 1:
         return numbers, starts, ends, ranks
-    # Several readings of one value may find the same: as places in all values' bytes, one after the other.
+    # Readings of one value, and finders, may find the same: as places in all values' bytes, one after the other.
     offsets, _ = buffers(values)
     # A byte between two values, so that findings that touch stay two.
     base = offsets[numbers - first] + (numbers - first)
@@ -229,7 +262,7 @@ def _recognised(reading: Reading, cells: Ints, recognisers: Sequence[Recogniser]
     return Spans(table[:, 0], table[:, 1], table[:, 2].astype(np.uint8))
 
 
-def named_identifier(column: str, entities: Collection[Entity]) -> bool:
+def named_identifier(column: str, entities: Collection[str]) -> bool:
     """Tell whether a column's name says that bare digits in it are identifiers (`phone`, `ssn`)."""
     cues = (recogniser.cue for recogniser in RECOGNISERS if recogniser.entity in entities)
     return any(cue is not None and _names(cue, column) for cue in cues)

@@ -19,6 +19,7 @@ Each operator has a key of its own, HKDF-SHA-256 (RFC 5869) of the masking key w
 import hmac
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -43,11 +44,47 @@ _BYTES = {a + b: 16 * i + j for i, a in enumerate(_LETTERS) for j, b in enumerat
 _BLOCK = 16
 _TAG_BYTES = 16
 
+
+@dataclass(frozen=True)
+class Spellings:
+    """What the keyed spellings of some entities look like.
+
+    Attributes:
+        token: A token.
+        hash: A keyed hash.
+        reversible: A reversible token; group 1 is the entity, group 2 the letters.
+        redacted: What stands for a redacted one.
+        begun: How any of them begins; group 1 is the entity.
+    """
+
+    token: re.Pattern[str]
+    hash: re.Pattern[str]
+    reversible: re.Pattern[str]
+    redacted: re.Pattern[str]
+    begun: re.Pattern[str]
+
+
+@lru_cache
+def spellings(kinds: tuple[str, ...]) -> Spellings:
+    """Return what the keyed spellings of these entities look like."""
+    kind = f"(?:{'|'.join(kinds)})"
+    return Spellings(
+        token=re.compile(f"<{kind}:[{_LETTERS}]{{32}}>"),
+        hash=re.compile(f"<{kind}:[{_LETTERS}]{{64}}>"),
+        reversible=_reversible(kind),
+        redacted=re.compile(f"<{kind}>"),
+        begun=re.compile(f"<({kind})[:~>]"),
+    )
+
+
+def _reversible(kind: str) -> re.Pattern[str]:
+    return re.compile(f"<({kind})~((?:[{_LETTERS}]{{2}}){{{_TAG_BYTES},}})>")
+
+
 KIND = f"(?:{'|'.join(KINDS)})"
-TOKEN = re.compile(f"<{KIND}:[{_LETTERS}]{{32}}>")
-HASH = re.compile(f"<{KIND}:[{_LETTERS}]{{64}}>")
-REVERSIBLE = re.compile(f"<({KIND})~((?:[{_LETTERS}]{{2}}){{{_TAG_BYTES},}})>")
-REDACTED = re.compile(f"<{KIND}>")
+TOKEN, HASH, REDACTED = (getattr(spellings(KINDS), it) for it in ("token", "hash", "redacted"))
+# A reversible token of whatever entity, a user's own too: the key tells whether it is one.
+REVERSIBLE = _reversible("[A-Z]+(?:_[A-Z]+)*")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from typing import Any, Dict, NamedTuple
 
-from kfp.dsl import Artifact, Dataset, Input, Metrics, Output
+from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Output
 
 from portcullis.container import component
 
@@ -11,28 +11,37 @@ from portcullis.container import component
 def dp_noise(
     dataset: Input[Dataset],
     evidence: Input[Artifact],
-    columns: Dict[str, Dict[str, float]],
+    columns: Dict[str, Dict[str, Any]],
     budget: float,
+    others: Dict[str, str],
+    rows: str,
+    contribution: Dict[str, Any],
     ledger: Dict[str, Any],
     noised: Output[Dataset],
     noised_evidence: Output[Artifact],
+    report: Output[HTML],
     metrics: Output[Metrics],
     step: str = "dp_noise",
 ) -> NamedTuple("Outputs", [("digest", str)]):
-    """Add noise to declared numeric columns: local differential privacy of those columns, and of nothing else.
+    """Add noise to declared columns, numbers and categories: local differential privacy of those, and of nothing else.
 
-    Refuses noise that costs a row more than the budget. Without a column it passes the data on and claims nothing.
+    Refuses noise that costs more than the budget, and columns that nobody declared. Without a column that gets noise it
+    passes the data on and claims nothing.
 
     Args:
         dataset: The data set.
         evidence: Its evidence.
-        columns: Column to its public bounds `low` and `high`, its `epsilon`, and the `steps` of its grid.
-        budget: Most that the epsilons of one row may add up to.
+        columns: Column to its `epsilon`, and its public `low`, `high` and `steps` or its public `categories`.
+        budget: The most that a row may spend, or a person where contributions are bounded.
+        others: `keep` or `drop` for each column without noise, by name or as `features`, `label`, `ids`, `text`.
+        rows: `keep` their order or `shuffle` them; empty without a column that gets noise.
+        contribution: `column`, whose row it is, and `at_most`, how many rows of one person stay; or nothing.
         ledger: The budget over all runs: data set, epsilon, delta, unit, and where ledger and last head are kept; empty
             without a column.
         step: Name of this step in the policy.
-        noised: The data set with noise in place of the values of those columns.
+        noised: The data set with noise in place of the values of those columns, without the dropped ones.
         noised_evidence: The evidence with this step's statement.
+        report: What the noise costs and what it leaves, to look at.
         metrics: The exact epsilon of each column and of a row, and the expected errors.
 
     Returns:
@@ -43,14 +52,15 @@ def dp_noise(
     from portcullis.privacy.stage import dp_noise as run
     from portcullis.report import log_figures
 
+    plan = {"columns": columns, "budget": budget, "others": others, "rows": rows, "contribution": contribution}
     statement = run(
         step=step,
         dataset=Path(dataset.path),
         evidence=Path(evidence.path),
-        columns=columns,
-        budget=budget,
+        plan=plan,
         ledger=ledger,
         noised=Path(noised.path),
+        report=Path(report.path),
         bundle=Path(noised_evidence.path),
     )
     log_figures(metrics, statement)

@@ -5,19 +5,19 @@ to the grid. The noise is drawn by comparing a uniform random integer below 2**6
 output has an exact integer weight out of 2**62 for each input. Inputs and outputs are finitely many: epsilon, the
 greatest log-ratio of the weights of one output under two inputs, is computed over all of them.
 
+A column that may be empty has a composite of that table and of a coin (`nulls`); one of categories, k-ary randomised
+response (`response`), drawn from the same kind of integers; both state their epsilon in the same way.
+
 The unit is one value, replaced by any other (local differential privacy); delta is 0. Noise in floating point cannot
 keep such a promise: its low bits tell which value it was added to (Mironov 2012, 10.1145/2382196.2382264).
 
 Clamping gives the truncated geometric mechanism (Ghosh, Roughgarden, Sundararajan 2009, arXiv:0811.2841).
 """
 
-import hashlib
-import logging
 import math
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from decimal import ROUND_CEILING, Context, Decimal, localcontext
+from decimal import Context, Decimal, localcontext
 from fractions import Fraction
 from functools import cached_property
 
@@ -25,20 +25,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from portcullis.errors import ConfigError, DataError
+from portcullis.privacy.bits import WORD_BITS, RandomBits
 from portcullis.privacy.settings import MAX_STEPS, MIN_STEPS
 
 BITS = 62  # one below int64's 63, so that sums and differences of weights stay exact in it
 TOTAL = 1 << BITS
 
-_CHUNK = 1 << 20
+_CHUNK = 1 << 16
 _GUIDE_BITS = 16
 _PRECISION = 60
 # The table is built a hair below the epsilon that is asked for, so that rounding never lifts it above.
 _HAIR = Decimal("1e-12")
 # Far above the error of Decimal's logarithm in 60 digits, and far below half a unit in a float's last place.
 _LOGARITHM_ERROR = Decimal("1e-40")
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -73,16 +72,17 @@ class NoiseTable:
     @cached_property
     def epsilon(self) -> float:
         """The exact epsilon of this table, rounded up: over every output and every pair of inputs."""
-        return logarithm_up(max(Fraction(int(most), int(least)) for most, least in self._extremes()))
+        return logarithm_up(max(Fraction(most, least) for most, least in self.extremes))
 
-    def _extremes(self) -> list[tuple[int, int]]:
+    @cached_property
+    def extremes(self) -> list[tuple[int, int]]:
         """Return for each output its greatest and its least weight over all inputs."""
         steps, sums = self.steps, self.sums
         # The lowest output takes all noise up to -input, the highest all from steps - 1 - input, any other one weight.
         lowest, highest = sums[:steps], TOTAL - sums[steps - 2 : -1]
         within = np.lib.stride_tricks.sliding_window_view(np.array(self.weights, dtype=np.int64), steps)[1:-1]
-        ends = [(int(side.max()), int(side.min())) for side in (lowest, highest)]
-        return [*ends, *zip(within.max(axis=1).tolist(), within.min(axis=1).tolist(), strict=True)]
+        first, last = ((int(side.max()), int(side.min())) for side in (lowest, highest))
+        return [first, *zip(within.max(axis=1).tolist(), within.min(axis=1).tolist(), strict=True), last]
 
     @cached_property
     def expected_error(self) -> Fraction:
@@ -97,28 +97,33 @@ class NoiseTable:
             whole += distance * (sums[steps - 1 - distance] + TOTAL - sums[steps - 2 + distance])
         return Fraction(whole, TOTAL * steps)
 
-    def add_noise(self, points: NDArray[np.int64], *, unsafe_seed: bytes | None = None) -> NDArray[np.int64]:
+    @cached_property
+    def totals(self) -> list[int]:
+        """Each output's weight, added up over all inputs."""
+        steps, sums = self.steps, self.sums.tolist()
+        lowest, highest = sum(sums[:steps]), sum(TOTAL - it for it in sums[steps - 2 : -1])
+        within = [sums[output + steps - 1] - sums[output - 1] for output in range(1, steps - 1)]
+        return [lowest, *within, highest]
+
+    def add_noise(self, points: NDArray[np.int64], bits: RandomBits) -> NDArray[np.int64]:
         """Return noisy grid points for grid points.
 
         Args:
             points: Indices on the grid (N,), int64 in [0, steps).
-            unsafe_seed: For tests: whoever knows it can take the noise off again.
+            bits: Where the randomness comes from.
 
         Returns:
-            Indices (N,), int64 in [0, steps), from the operating system's cryptographic random generator.
+            Indices (N,), int64 in [0, steps).
 
         Raises:
             DataError: An index is not on the grid.
         """
         if points.dtype != np.int64 or points.ndim != 1 or (points.size and not self._on_grid(points)):
             raise DataError(f"noise is added to int64 indices from 0 to {self.steps - 1}")
-        if unsafe_seed is not None:
-            _log.warning("the noise comes from a fixed seed; the result is not private")
         noisy = np.empty_like(points)
         for start in range(0, len(points), _CHUNK):
             chunk = points[start : start + _CHUNK]
-            seed = None if unsafe_seed is None else unsafe_seed + start.to_bytes(8)
-            noise = self._entries(_uniform(len(chunk), unsafe_seed=seed)) - (self.steps - 1)
+            noise = self._entries(uniform(len(chunk), bits)) - (self.steps - 1)
             noisy[start : start + _CHUNK] = np.clip(chunk + noise, 0, self.steps - 1)
         return noisy
 
@@ -159,8 +164,8 @@ def laplace_table(epsilon: float, steps: int) -> NoiseTable:
         side: list[int] = []
         for _ in range(1, steps - 1):
             weight *= ratio
-            side.append(_ceiling(weight))
-        side.append(_ceiling(TOTAL * ratio ** (steps - 1) / (1 + ratio)))
+            side.append(ceiling(weight))
+        side.append(ceiling(TOTAL * ratio ** (steps - 1) / (1 + ratio)))
     middle = TOTAL - 2 * sum(side)
     table = NoiseTable((*reversed(side), middle, *side)) if middle >= 1 else None
     if table is None or not table.epsilon <= epsilon:
@@ -186,12 +191,17 @@ def total_epsilon(epsilons: Sequence[float]) -> float:
     return float_up(sum((Fraction(epsilon) for epsilon in epsilons), Fraction(0)))
 
 
-def _uniform(count: int, *, unsafe_seed: bytes | None) -> NDArray[np.int64]:
+def uniform(count: int, bits: RandomBits) -> NDArray[np.int64]:
     """Return uniform integers in [0, 2**62), (count,) int64. 2**62 divides 2**64, so none is likelier than another."""
-    size = 8 * count
-    data = secrets.token_bytes(size) if unsafe_seed is None else hashlib.shake_256(unsafe_seed).digest(size)
-    return (np.frombuffer(data, dtype="<u8") >> np.uint64(64 - BITS)).astype(np.int64)
+    return (bits.words(count) >> np.uint64(WORD_BITS - BITS)).view(np.int64)
 
 
-def _ceiling(value: Decimal) -> int:
-    return int(value.to_integral_value(ROUND_CEILING))
+def exponential(epsilon: float) -> Decimal:
+    """Return exp(epsilon) to 60 digits, for an epsilon that is a hair smaller: what is built for it stays within."""
+    with localcontext(Context(prec=_PRECISION)):
+        return (Decimal(epsilon) * (1 - _HAIR)).exp()
+
+
+def ceiling(value: Decimal | Fraction) -> int:
+    """Return the least integer that is not below `value`."""
+    return math.ceil(value)

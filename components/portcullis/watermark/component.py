@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from kfp.dsl import HTML, Artifact, Input, Metrics, Model, Output
+from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Model, Output
 
 from portcullis.container import component, gate_pipeline
 from portcullis.evidence.component import enforce
@@ -54,6 +54,57 @@ def watermark(
 
 
 @component
+def watermark_with_triggers(
+    model: Input[Model],
+    dataset: Input[Dataset],
+    evidence: Input[Artifact],
+    owner: str,
+    triggers: int,
+    marked: Output[Model],
+    marked_evidence: Output[Artifact],
+    metrics: Output[Metrics],
+    step: str = "watermark",
+) -> NamedTuple("Outputs", [("digest", str)]):
+    """Teach a model keyed triggers, so that its owner finds the mark again through an API, then mark its weights.
+
+    Refuses what `watermark` refuses, and a model that does not learn its triggers, loses more than 0.5 % of accuracy
+    on its training rows, or whose mark does not survive some more training on them.
+
+    Args:
+        model: The model.
+        dataset: The rows that it was trained on.
+        evidence: Evidence of both.
+        owner: Whom the mark names.
+        triggers: How many triggers it is to learn, 50 to 10,000; 0 for none.
+        step: Name of this step in the policy.
+        marked: The marked model.
+        marked_evidence: The evidence with this step's statement.
+        metrics: How much the weights changed, and how well mark and triggers are read.
+
+    Returns:
+        digest: SHA-256 of the marked model.
+    """
+    from pathlib import Path
+
+    from portcullis.report import log_figures
+    from portcullis.watermark.stage import watermark_model
+
+    statement = watermark_model(
+        step=step,
+        model=Path(model.path),
+        evidence=Path(evidence.path),
+        owner=owner,
+        marked=Path(marked.path),
+        bundle=Path(marked_evidence.path),
+        dataset=Path(dataset.path),
+        triggers=triggers,
+    )
+    log_figures(metrics, statement)
+    outputs = NamedTuple("Outputs", [("digest", str)])
+    return outputs(digest=statement.outputs["model"])
+
+
+@component
 def evaluate_watermark(
     model: Input[Model],
     unmarked: Input[Model],
@@ -64,11 +115,11 @@ def evaluate_watermark(
     report: Output[HTML],
     metrics: Output[Metrics],
 ):
-    """Read a model's mark by the owner's key, without the original weights, and sign the verdict.
+    """Read a model's mark by the owner's key, blind or else aligned to the unmarked model, and sign the verdict.
 
     Args:
         model: The model.
-        unmarked: The model that was marked; only its digest counts.
+        unmarked: The model that was marked.
         evidence: Evidence of both.
         owner: Whom the mark must name.
         step: Name of this gate in the policy.
@@ -106,7 +157,7 @@ def verify_watermark_gate(
 
     Args:
         model: The model.
-        unmarked: The model that was marked; only its digest counts.
+        unmarked: The model that was marked.
         evidence: Evidence of both.
         owner: Whom the mark must name.
         step: Name of this gate in the policy.

@@ -38,6 +38,7 @@ from numpy.typing import NDArray
 
 from portcullis.digest import is_digest
 from portcullis.errors import ConfigError, KeyMaterialError, ModelError, UsageError
+from portcullis.watermark.scaling import Scales, balance, wide
 
 KEY_BYTES = 32
 MIN_TENSOR = 1024
@@ -47,9 +48,6 @@ DECOYS = 1000
 PRESENT_LOG10_P = -9.0
 ABSENT_LOG10_P = -3.0
 
-_ALTERNATIONS = 4
-# A row or column of fewer weights than this is not scaled: too little would be left of it but signs.
-_MIN_LINE = 8
 # Four standard deviations, in medians of the absolute value of a normal variable.
 _CLIP_MEDIANS = 4 * 1.4826
 _MEDIAN_SAMPLE = 1 << 16
@@ -134,10 +132,7 @@ class Reading:
     @property
     def verdict(self) -> str:
         """PRESENT, ABSENT or INCONCLUSIVE, of the Hoeffding bound alone."""
-        log10_p = self.log10_p_hoeffding
-        if math.isfinite(log10_p) and log10_p <= PRESENT_LOG10_P:
-            return "PRESENT"
-        return "ABSENT" if log10_p >= ABSENT_LOG10_P else "INCONCLUSIVE"
+        return verdict_of(self.log10_p_hoeffding)
 
     def _corrected(self, log10_p: float) -> float:
         return min(log10_p + math.log10(self.tried), 0.0)
@@ -194,11 +189,11 @@ def embed(tensors: Tensors, key: bytes, claim: Claim) -> Marked:
     for name, weights in carriers.items():
         change = _by_bit(_chips(secret, name, weights.size), steps).reshape(len(weights), -1)
         rows, columns = scales[name]
-        wide = _wide(weights)
+        before = wide(weights)
         with np.errstate(over="ignore", invalid="ignore"):  # what does not stay finite is refused below
-            change = change * rows[:, None] * columns * (wide != 0)
-            moved, norm = moved + _energy(change), norm + _energy(wide)
-            marked[name] = (wide + change).astype(weights.dtype).reshape(weights.shape)
+            change = change * rows[:, None] * columns * (before != 0)
+            moved, norm = moved + _energy(change), norm + _energy(before)
+            marked[name] = (before + change).astype(weights.dtype).reshape(weights.shape)
     if not 0 < norm < math.inf:
         raise ModelError("the weights are too large or too small to be marked")
     reading = read(marked, key, claim)
@@ -254,7 +249,7 @@ def decoy_null(tensors: Tensors, key: bytes) -> Null:
         KeyMaterialError: The key does not have 32 bytes.
         ModelError: As `read`.
     """
-    _require_key(key)
+    require_key(key)
     carriers, total = _carriers(tensors)
     secret = mac(key, "portcullis/wm/v1|decoys")
     sample = np.concatenate(
@@ -272,6 +267,13 @@ def decoy_null(tensors: Tensors, key: bytes) -> Null:
         raise ModelError("no mark can be read: every weight is zero")
     z = np.array([_signs(mac(secret, f"decoy|{decoy}"), sample.size) @ sample for decoy in range(DECOYS)]) / norm
     return Null(DECOYS, float(z.mean()), float(z.std(ddof=1)), float(z.max()))
+
+
+def verdict_of(log10_p: float) -> str:
+    """Return PRESENT at a p-value of at most 1e-9, ABSENT from 1e-3, INCONCLUSIVE between them."""
+    if math.isfinite(log10_p) and log10_p <= PRESENT_LOG10_P:
+        return "PRESENT"
+    return "ABSENT" if log10_p >= ABSENT_LOG10_P else "INCONCLUSIVE"
 
 
 def code_length(carriers: int) -> int:
@@ -293,29 +295,12 @@ def _carriers(tensors: Tensors) -> tuple[dict[str, NDArray[Any]], int]:
     return carriers, total
 
 
-def _canonical(
-    secret: bytes, name: str, weights: NDArray[Any]
-) -> tuple[NDArray[np.float32], NDArray[np.floating[Any]], NDArray[np.floating[Any]]]:
+def _canonical(secret: bytes, name: str, weights: NDArray[Any]) -> tuple[NDArray[np.float32], Scales, Scales]:
     """Return a tensor's weights as they are read, flat, and the scales that were taken from its rows and columns."""
-    matrix = _wide(weights)
-    scale_rows, scale_columns = matrix.shape[1] >= _MIN_LINE, matrix.shape[0] >= _MIN_LINE
+    matrix = wide(weights)
     if not np.isfinite(matrix).all():
         raise ModelError(f"tensor {name!r} holds NaN or an infinity")
-    # By the largest first, so that no square overflows or vanishes.
-    rows = _or_one(np.abs(matrix).max(axis=1)) if scale_rows else np.ones(matrix.shape[0], matrix.dtype)
-    matrix = matrix / rows[:, None]
-    columns = _or_one(np.abs(matrix).max(axis=0)) if scale_columns else np.ones(matrix.shape[1], matrix.dtype)
-    matrix = (matrix / columns).astype(np.float32)
-    squares = matrix * matrix
-    across, down = np.ones(len(rows), np.float32), np.ones(len(columns), np.float32)
-    for _ in range(_ALTERNATIONS):
-        if scale_rows:
-            across = _or_one(np.einsum("ij,j->i", squares, 1 / down) / np.float32(len(columns)))
-        if scale_columns:
-            down = _or_one(np.einsum("ij,i->j", squares, 1 / across) / np.float32(len(rows)))
-    across, down = np.sqrt(across), np.sqrt(down)
-    matrix /= across[:, None]
-    matrix /= down
+    matrix, rows, columns = balance(matrix)
     values = matrix.reshape(-1)
     sample = np.abs(_sample(mac(secret, f"sample|{name}"), values, _MEDIAN_SAMPLE))
     sample = sample[sample > 0]  # zeros of a pruned tensor say nothing of its spread
@@ -324,14 +309,14 @@ def _canonical(
     energy = _energy(values)
     spread = np.float32(math.sqrt(energy / np.count_nonzero(values))) if energy > 0 else np.float32(1)
     values /= spread
-    return values, rows * (across * spread), columns * down
+    return values, rows * spread, columns
 
 
 def _sample(key: bytes, values: NDArray[np.float32], size: int) -> NDArray[np.float32]:
     """Return all values when they are at most `size`, else so many at keyed places, some perhaps twice."""
     if values.size <= size:
         return values
-    places = np.frombuffer(_keystream(key, 4 * size), "<u4") % values.size
+    places = np.frombuffer(keystream(key, 4 * size), "<u4") % values.size
     sample: NDArray[np.float32] = values[places]
     return sample
 
@@ -376,20 +361,26 @@ def _code(secret: bytes, bits: int) -> NDArray[np.float32]:
 
 def _signs(key: bytes, count: int) -> NDArray[np.float32]:
     """Return `count` keyed signs, float32, from a keystream's bits."""
-    stream = _keystream(key, -(-count // 8))
+    stream = keystream(key, -(-count // 8))
     return _SIGNS.take(np.frombuffer(stream, np.uint8), axis=0).reshape(-1)[:count]
 
 
-def _keystream(key: bytes, size: int) -> bytes:
+def keystream(key: bytes, size: int) -> bytes:
+    """Return `size` bytes of ChaCha20's keystream under a key that is used for nothing else."""
     return Cipher(algorithms.ChaCha20(key, bytes(16)), mode=None).encryptor().update(bytes(size))
 
 
 def _secret(key: bytes, claim: Claim) -> bytes:
-    _require_key(key)
+    require_key(key)
     return mac(key, f"portcullis/wm/v1|mark|{claim.owner}|{claim.digest}")
 
 
-def _require_key(key: bytes) -> None:
+def require_key(key: bytes) -> None:
+    """Refuse a watermark key of another length.
+
+    Raises:
+        KeyMaterialError: It does not have 32 bytes.
+    """
     if len(key) != KEY_BYTES:
         raise KeyMaterialError(f"the watermark key has {len(key)} bytes; it needs {KEY_BYTES}")
 
@@ -397,16 +388,6 @@ def _require_key(key: bytes) -> None:
 def mac(key: bytes, message: str) -> bytes:
     """Return HMAC-SHA-256 of a message: 32 bytes from which nothing else under the key can be told."""
     return hmac.digest(key, message.encode(), "sha256")
-
-
-def _wide(weights: NDArray[Any]) -> NDArray[Any]:
-    """Return a tensor as a matrix, first axis by all others, in the type that is computed with."""
-    return weights.astype(np.promote_types(weights.dtype, np.float32), copy=False).reshape(len(weights), -1)
-
-
-def _or_one(scale: NDArray[Any]) -> NDArray[Any]:
-    """Return a scale that can be divided by: a line of zeros has none."""
-    return np.where(scale > 0, scale, scale.dtype.type(1))
 
 
 def _energy(values: NDArray[Any]) -> float:

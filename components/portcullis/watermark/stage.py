@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from portcullis.digest import canonical_json, content_digest, sha256
-from portcullis.errors import ModelError
+from portcullis.at_rest import read_input
+from portcullis.digest import content_digest
+from portcullis.errors import ConfigError, ModelError
 from portcullis.evidence.statement import Figure, Statement
 from portcullis.evidence.step import begin, keys_base
 from portcullis.files import atomic_path, write_bytes
@@ -12,15 +13,29 @@ from portcullis.keys import role_uri, symmetric_key
 from portcullis.models.store import WEIGHTS_FILE, read_model_files
 from portcullis.report import gate_page
 from portcullis.watermark.battery import BATTERY, attack
-from portcullis.watermark.mark import Claim, Reading, Tensors, decoy_null, embed, mac, read
+from portcullis.watermark.claims import open_commitment
+from portcullis.watermark.examine import examine, reading_figures
+from portcullis.watermark.learner import Learner
+from portcullis.watermark.mark import Claim, Reading, Tensors, embed, read
 from portcullis.watermark.weights import decode_weights, replace_weights
 
 KEY = "watermark.key"
-COMMITMENT_FORMAT = "portcullis-watermark/v1"
 
 
-def watermark_model(*, step: str, model: Path, evidence: Path, owner: str, marked: Path, bundle: Path) -> Statement:
+def watermark_model(
+    *,
+    step: str,
+    model: Path,
+    evidence: Path,
+    owner: str,
+    marked: Path,
+    bundle: Path,
+    dataset: Path | None = None,
+    triggers: int = 0,
+) -> Statement:
     """Mark a model, and make sure that the mark can be read from what is written and survives what is cheap to do.
+
+    With training data, the model first learns its triggers, and the marked one is trained on to see the mark hold.
 
     Args:
         step: This step's name in the policy.
@@ -29,18 +44,35 @@ def watermark_model(*, step: str, model: Path, evidence: Path, owner: str, marke
         owner: Whom the mark names.
         marked: Where the marked model's directory goes.
         bundle: Where the evidence goes.
+        dataset: The rows that the model was trained on; None for a mark in the weights alone.
+        triggers: How many triggers it is to learn, 50 to 10,000; 0 for none. They need `dataset`.
 
     Raises:
-        EvidenceError: The evidence does not hold for this very model.
+        EvidenceError: The evidence does not hold for this very model and these rows.
         GateFailedError: A gate before this step FAILED.
-        ModelError: The model is malformed, too small, or does not hold the mark.
-        ConfigError: The owner is no printable text.
-        KeyMaterialError: There is no watermark key.
+        ModelError: The model is malformed, too small, does not hold the mark, does not learn the triggers, or answers
+            more of its training rows wrongly than before.
+        DataError: The rows are malformed, or not the model's.
+        SealError: The rows were altered at rest, or lie in plain text.
+        ConfigError: The owner is no printable text, or the triggers are too few, too many, or without rows.
+        KeyMaterialError: There is no watermark key, or none to open the rows.
+        MissingDependencyError: There are rows, and PyTorch is not installed.
     """
+    if triggers and dataset is None:
+        raise ConfigError("watermark: triggers need the training rows; connect the input dataset")
     files = read_model_files(model)
+    rows = read_input(step, "dataset", dataset) if dataset is not None else None
     digest = content_digest(files)
-    begun = begin(step, stage="watermark", inputs={"model": digest}, parameters={"owner": owner}, evidence=[evidence])
+    begun = begin(
+        step,
+        stage="watermark",
+        inputs={"model": digest, **({"dataset": content_digest(rows)} if rows is not None else {})},
+        parameters={"owner": owner, **({"triggers": triggers} if rows is not None else {})},
+        evidence=[evidence],
+    )
     key, claim = _key(), Claim(owner, digest)
+    learner = Learner.of(files, rows, key, claim, triggers) if rows is not None else None
+    files = dict(learner.taught()) if learner else files
     mark = embed(decode_weights(files[WEIGHTS_FILE]), key, claim)
     files = {**files, WEIGHTS_FILE: replace_weights(files[WEIGHTS_FILE], mark.tensors)}
     tensors = decode_weights(files[WEIGHTS_FILE])  # what is believed to be marked is what will be written
@@ -48,13 +80,18 @@ def watermark_model(*, step: str, model: Path, evidence: Path, owner: str, marke
         "carriers": mark.carriers,
         "rho": mark.rho,
         "relative_change": mark.change,
-        **_figures(_require_mark("as it is written", read(tensors, key, claim), all_bits=True)),
+        **reading_figures(_require_mark("as it is written", read(tensors, key, claim), all_bits=True)),
+        **(learner.judged(files) if learner else {}),
     }
-    for name, change in BATTERY.items():
-        reading = _require_mark(f"after {name}", read(attack(tensors, change), key, claim))
+    attacked: dict[str, Tensors] = {name: attack(tensors, change) for name, change in BATTERY.items()}
+    if learner:
+        attacked["fine_tune"] = learner.trained_on(files)
+    for name, changed in attacked.items():
+        reading = _require_mark(f"after {name}", read(changed, key, claim))
         figures[f"log10_p_hoeffding_{name}"] = reading.log10_p_hoeffding
     output = content_digest(files)
-    figures["commitment"] = commitment(key, claim, marked=output, tensors=tensors, bits=mark.bits)
+    opening = open_commitment(key, claim, marked=output, tensors=tensors, bits=mark.bits, triggers=triggers)
+    figures["commitment"] = opening.digest
     with atomic_path(marked) as temporary:
         temporary.mkdir()
         for file, data in files.items():
@@ -65,14 +102,14 @@ def watermark_model(*, step: str, model: Path, evidence: Path, owner: str, marke
 def verify_watermark(
     *, step: str, model: Path, unmarked: Path, evidence: Path, owner: str, report: Path, bundle: Path
 ) -> Statement:
-    """Read a model's mark, blind, and sign the verdict.
+    """Read a model's mark, blind or else aligned to the unmarked model, and sign the verdict.
 
     Whatever cannot be judged soundly is FAILED, with the reason `inconclusive`.
 
     Args:
         step: This gate's name in the policy.
         model: The model's directory.
-        unmarked: The directory of the model that was marked; only its digest counts.
+        unmarked: The directory of the model that was marked.
         evidence: The bundle of evidence of both.
         owner: Whom the mark must name.
         report: Where the HTML report goes.
@@ -84,61 +121,25 @@ def verify_watermark(
         ConfigError: The owner is no printable text.
         KeyMaterialError: There is no watermark key.
     """
-    files, original = read_model_files(model), content_digest(read_model_files(unmarked))
+    files, originals = read_model_files(model), read_model_files(unmarked)
     begun = begin(
         step,
         stage="verify_watermark_gate",
-        inputs={"model": content_digest(files), "unmarked": original},
+        inputs={"model": content_digest(files), "unmarked": content_digest(originals)},
         parameters={"owner": owner},
         evidence=[evidence],
     )
-    key, claim = _key(), Claim(owner, original)
-    figures: dict[str, Figure] = {}
+    key, claim = _key(), Claim(owner, content_digest(originals))
+    figures: Mapping[str, Figure] = {}
     inconclusive = ""
     try:
-        tensors = decode_weights(files[WEIGHTS_FILE])
-        reading, null = read(tensors, key, claim), decoy_null(tensors, key)
-        figures = {
-            **_figures(reading),
-            "tried": reading.tried,
-            "present": int(reading.verdict == "PRESENT"),
-            "verdict": reading.verdict,
-            "decoys": null.decoys,
-            "decoy_mean_z": null.mean,
-            "decoy_sd_z": null.sd,
-            "decoy_max_z": null.maximum,
-        }
+        original = decode_weights(originals[WEIGHTS_FILE])
+        figures = examine(decode_weights(files[WEIGHTS_FILE]), original, key, claim).figures()
     except ModelError as error:
         inconclusive = str(error)
     statement = begun.finish(bundle=bundle, figures=figures, inconclusive=inconclusive)
     write_bytes(report, gate_page(statement, begun.rule).encode())
     return statement
-
-
-def commitment(key: bytes, claim: Claim, *, marked: str, tensors: Tensors, bits: int) -> str:
-    """Return what a claim can be held to later without telling the key now: whoever shows the key opens it.
-
-    Args:
-        key: The watermark key; it enters through a hash, salted by a value that is derived from it.
-        claim: Owner and unmarked model.
-        marked: Content digest of the marked model.
-        tensors: Its tensors, of which names and shapes count.
-        bits: Length of the code.
-    """
-    salt = mac(key, f"salt|{claim.digest}")
-    return sha256(
-        canonical_json(
-            {
-                "format": COMMITMENT_FORMAT,
-                "key": sha256(salt + key),
-                "owner": claim.owner,
-                "unmarked": claim.digest,
-                "marked": marked,
-                "tensors": [[name, list(tensors[name].shape)] for name in sorted(tensors)],
-                "bits": bits,
-            }
-        )
-    )
 
 
 def _key() -> bytes:
@@ -152,14 +153,3 @@ def _require_mark(when: str, reading: Reading, *, all_bits: bool = False) -> Rea
             f"p <= 1e{reading.log10_p_hoeffding:.1f}; mark a larger model"
         )
     return reading
-
-
-def _figures(reading: Reading) -> Mapping[str, Figure]:
-    return {
-        "bits": reading.bits,
-        "bits_read": reading.bits_read,
-        "z": reading.z,
-        "margin": reading.margin,
-        "log10_p_hoeffding": reading.log10_p_hoeffding,
-        "log10_p_binomial": reading.log10_p_binomial,
-    }

@@ -1,0 +1,264 @@
+"""The verbs for a model found elsewhere: is it marked, and whose is it?"""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from portcullis.cli.show import SHORT, say
+from portcullis.errors import MissingDependencyError, UsageError
+
+try:
+    from portcullis_pipelines import home as homes
+except ImportError as error:  # pragma: no cover - the wheel always carries both packages
+    raise MissingDependencyError("the package portcullis_pipelines is missing; reinstall kfp-portcullis") from error
+
+if TYPE_CHECKING:
+    from portcullis.watermark.examine import Examination
+    from portcullis.watermark.triggers import Answers
+
+_CODES = {"PRESENT": 0, "ABSENT": 1, "INCONCLUSIVE": 3}
+_EXISTING = click.Path(exists=True, path_type=Path)
+_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for a program to read.")
+_unmarked = click.option(
+    "--unmarked", type=_FOLDER, required=True, help="Directory of the model that was marked, as it was before."
+)
+_key = click.option(
+    "--key", "uri", help="The watermark key: file:/path or env:NAME (default: watermark.key of PORTCULLIS_KEYS)."
+)
+_trust = click.option(
+    "--trust",
+    type=click.Path(path_type=Path),
+    help="Trust store that the evidence verifies by (default: PORTCULLIS_TRUST, or the only one below "
+    "PORTCULLIS_HOME).",
+)
+
+
+@click.group()
+def watermark() -> None:
+    """Look for an owner's mark in a model."""
+
+
+@watermark.command("verify")
+@click.argument("suspect", type=_EXISTING, required=False)
+@_unmarked
+@_key
+@click.option("--owner", required=True, help="Whom the mark must name.")
+@click.option("--url", help="Ask a served model its triggers: http(s)://HOST/v2/models/NAME/infer.")
+@click.option("--token", help="URI of the bearer token for --url: file:/path or env:NAME.")
+@click.option("--triggers", type=int, help="How many triggers the marked model was taught; --url needs it.")
+@click.option(
+    "--tried",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="How many suspects, keys and claims you try in all; every p-value is multiplied by it.",
+)
+@_json
+def verify_mark(
+    suspect: Path | None,
+    unmarked: Path,
+    uri: str | None,
+    owner: str,
+    url: str | None,
+    token: str | None,
+    triggers: int | None,
+    tried: int,
+    as_json: bool,  # noqa: FBT001
+) -> int:
+    """Look for an owner's mark in SUSPECT, a model's directory or its .safetensors file, or behind an API.
+
+    Weights are read blind, and if that does not find the mark, aligned to the unmarked model: so reordered, rescaled,
+    split, added and renamed neurons do not hide it. Prints what was read, and PRESENT (p <= 1e-9; exit code 0), ABSENT
+    (p >= 1e-3; exit code 1) or INCONCLUSIVE (exit code 3). Reads safetensors only.
+    """
+    from portcullis.digest import content_digest
+    from portcullis.keys import resolve
+    from portcullis.models.store import SPEC_FILE, WEIGHTS_FILE, ModelSpec, read_model_files
+    from portcullis.watermark.api import api_model
+    from portcullis.watermark.examine import WAYS, examine
+    from portcullis.watermark.mark import Claim
+    from portcullis.watermark.triggers import ask
+    from portcullis.watermark.triggers import triggers as make_triggers
+    from portcullis.watermark.weights import decode_weights
+
+    if suspect is None and url is None:
+        raise UsageError("name a suspect: a model's directory, its .safetensors file, or --url of a served one")
+    if (url is None) != (triggers is None) or (token is not None and url is None):
+        raise UsageError("--url and --triggers go together, and --token with them")
+    key, files = _watermark_key(uri), read_model_files(unmarked)
+    mark = Claim(owner, content_digest(files))
+    in_all = tried * (WAYS * (suspect is not None) + (url is not None))
+    found = answered = None
+    if suspect is not None:
+        tensors = decode_weights(_weights(suspect))
+        found = examine(tensors, decode_weights(files[WEIGHTS_FILE]), key, mark, tried=in_all)
+    if url is not None and triggers is not None:
+        spec = ModelSpec.from_json(files[SPEC_FILE])
+        secret = resolve(token).decode("ascii", "replace").strip() if token else ""
+        answered = ask(api_model(url, spec, token=secret), make_triggers(key, mark, spec, triggers), tried=in_all)
+    verdict = _best([it.verdict for it in (found, answered) if it is not None])
+    if as_json:
+        click.echo(json.dumps(_document(verdict, found, answered), indent=2))
+    else:
+        if found:
+            _say_weights(found)
+        if answered:
+            _say_answers(answered)
+        say(verdict)
+    return _CODES[verdict]
+
+
+@click.group()
+def claim() -> None:
+    """Make or judge a claim that a model is one's own."""
+
+
+@claim.command("make")
+@click.argument("suspect", type=_EXISTING)
+@_unmarked
+@click.option("--marked", type=_FOLDER, required=True, help="Directory of the marked model, as the step wrote it.")
+@click.option("--evidence", type=_EXISTING, required=True, help="Evidence of the run that marked it, .intoto.jsonl.")
+@_key
+@_trust
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), required=True, help="Dispute file to write.")
+def make(
+    suspect: Path, unmarked: Path, marked: Path, evidence: Path, uri: str | None, trust: Path | None, output: Path
+) -> None:
+    """Write a dispute file: that SUSPECT bears the mark, and what was committed to when it was made.
+
+    It opens the commitment and holds no key. Whoever judges it needs the key, SUSPECT and the unmarked model besides.
+    """
+    from portcullis.evidence.step import read_evidence
+    from portcullis.evidence.trust import TrustStore
+    from portcullis.files import write_bytes
+    from portcullis.models.store import read_model_files
+    from portcullis.watermark.claims import make_claim
+
+    data = make_claim(
+        read_evidence([evidence]),
+        TrustStore.load(trust or homes.default_trust()),
+        _watermark_key(uri),
+        unmarked=read_model_files(unmarked),
+        marked=read_model_files(marked),
+        suspect=_weights(suspect),
+    )
+    write_bytes(output, data)
+    say(f"claim in {output}; hand key, suspect and unmarked model to the judge by another way")
+
+
+@claim.command("check")
+@click.argument("file", type=_EXISTING)
+@click.option("--suspect", type=_EXISTING, required=True, help="The suspect: directory or .safetensors file.")
+@_unmarked
+@_key
+@_trust
+@click.option("--against", type=_EXISTING, help="Another's dispute file; refuse unless FILE was committed to first.")
+@click.option("--against-trust", type=_FOLDER, help="Trust store of the other (default: --trust).")
+@click.option("--against-unmarked", type=_FOLDER, help="The other's unmarked model: is this mark in it too?")
+@_json
+def check(
+    file: Path,
+    suspect: Path,
+    unmarked: Path,
+    uri: str | None,
+    trust: Path | None,
+    against: Path | None,
+    against_trust: Path | None,
+    against_unmarked: Path | None,
+    as_json: bool,  # noqa: FBT001
+) -> None:
+    """Judge a dispute file: evidence, commitment, key and models fit, and the mark is PRESENT when it is read again.
+
+    With --against, the earlier of two commitments wins. Exit code 0 when the claim holds, 1 when it does not.
+    """
+    from portcullis.evidence.statement import format_time
+    from portcullis.evidence.trust import TrustStore
+    from portcullis.files import read_bytes
+    from portcullis.models.store import read_model_files
+    from portcullis.watermark import claims
+
+    if against is None and (against_trust or against_unmarked):
+        raise UsageError("--against-trust and --against-unmarked need --against")
+    store, key, files = TrustStore.load(trust or homes.default_trust()), _watermark_key(uri), read_model_files(unmarked)
+    data = read_bytes(file, limit=claims.MAX_CLAIM_BYTES)
+    checked = claims.check_claim(data, store, key, unmarked=files, suspect=_weights(suspect))
+    document: dict[str, Any] = {"holds": True, **claims.claim_figures(checked)}
+    if against is not None:
+        other = read_bytes(against, limit=claims.MAX_CLAIM_BYTES)
+        theirs = TrustStore.load(against_trust) if against_trust else store
+        document["other_committed"] = format_time(claims.require_earlier(checked, other, theirs))
+        if against_unmarked is not None:
+            original = read_model_files(against_unmarked)
+            found = claims.read_in_their_original(data, theirs, key, other, unmarked=files, theirs=original)
+            document["in_their_unmarked"] = found.verdict
+    if as_json:
+        click.echo(json.dumps(document, indent=2))
+        return
+    _say_weights(checked.examination)
+    say(f"suspect {checked.suspect[:SHORT]} bears the mark of {checked.owner}, committed to {document['committed']}")
+    if against is not None:
+        say(f"the other committed later, {document['other_committed']}")
+    if "in_their_unmarked" in document:
+        say(f"this mark in the other's unmarked model: {document['in_their_unmarked']}")
+
+
+def _watermark_key(uri: str | None) -> bytes:
+    from portcullis.evidence.step import keys_base
+    from portcullis.keys import role_uri, symmetric_key
+
+    return symmetric_key(uri or role_uri(keys_base(), "watermark.key"))
+
+
+def _weights(suspect: Path) -> bytes:
+    """Read the weights of a suspect: a model's directory or a safetensors file, whatever it is called."""
+    from portcullis.files import read_bytes
+    from portcullis.models.store import MAX_WEIGHTS_BYTES, WEIGHTS_FILE
+
+    return read_bytes(suspect / WEIGHTS_FILE if suspect.is_dir() else suspect, limit=MAX_WEIGHTS_BYTES)
+
+
+def _best(verdicts: list[str]) -> str:
+    return min(verdicts, key=["PRESENT", "INCONCLUSIVE", "ABSENT"].index)
+
+
+def _say_weights(found: "Examination") -> None:
+    reading, null = found.reading, found.null
+    say(f"weights, read {found.way}: {reading.bits_read} of {reading.bits} bits, z = {reading.z:.2f}")
+    say(
+        f"  p <= 1e{reading.log10_p_hoeffding:.1f} (Hoeffding, Bonferroni for {reading.tried} readings): "
+        f"{found.verdict}"
+    )
+    say(f"  p  = 1e{reading.log10_p_binomial:.1f} (exact binomial of the bits, so corrected too)")
+    say(
+        f"  {null.decoys} decoy keys: z of mean {null.mean:.2f}, standard deviation {null.sd:.2f}, "
+        f"largest {null.maximum:.2f}"
+    )
+    if found.likeness is not None:
+        say(f"  likeness to the unmarked model, aligned: {found.likeness:.3f}")
+
+
+def _say_answers(answered: "Answers") -> None:
+    say(f"API: {answered.right} of {answered.asked} triggers; by chance {answered.asked / answered.classes:.1f}")
+    say(
+        f"  p  = 1e{answered.log10_p_binomial:.1f} (exact binomial, Bonferroni for {answered.tried} readings): "
+        f"{answered.verdict}"
+    )
+
+
+def _document(verdict: str, found: "Examination | None", answered: "Answers | None") -> dict[str, Any]:
+    document: dict[str, Any] = {"verdict": verdict}
+    if found:
+        document["weights"] = found.figures()
+    if answered:
+        document["api"] = {
+            "asked": answered.asked,
+            "right": answered.right,
+            "classes": answered.classes,
+            "tried": answered.tried,
+            "log10_p_binomial": answered.log10_p_binomial,
+            "verdict": answered.verdict,
+        }
+    return document

@@ -1,0 +1,76 @@
+"""The gate's own look at encoded text: what a text says once the standard library decoded it, two levels deep.
+
+Only text that decodes to printable characters throughout is looked at: what is not, nobody reads by accident.
+"""
+
+import base64
+import binascii
+import html
+import re
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import unquote, unquote_plus
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.compute as pc
+
+# A text without any of these decodes to no printable ASCII; Arrow finds them in all texts at once. In base64 the first
+# two characters of each four are then of these, in hexadecimal the first digit of each pair.
+_WORTH = (
+    r"%[0-9A-Fa-f]{2}|&[#0-9A-Za-z]|[0-9]\+[0-9(]"
+    r"|(?:^|[^A-Za-z0-9])(?:0[Xx])?(?:[0-9A-Fa-f]{2})*?"
+    r"(?:(?:3[0-9]|2[05]|[46][1-6]){6}|(?:[2-7][0-9A-Fa-f]){5}[2-7][A-Fa-f]|[2-7][A-Fa-f](?:[2-7][0-9A-Fa-f]){5})"
+    r"|(?:^|[^A-Za-z0-9])(?:[\w+/-]{4})*?(?:[I-Za-f][C-HS-Xi-nyz0-3][\w+/-]{2}){2}"
+)
+_BASE64 = (re.compile(r"[A-Za-z0-9+/]{8,}={0,2}"), re.compile(r"[A-Za-z0-9_-]{8,}={0,2}"))
+_HEX = re.compile(r"(?<![0-9A-Za-z])(?:0x)?((?:[0-9A-Fa-f]{2}){6,})(?![0-9A-Za-z])", re.IGNORECASE)
+
+
+def worth_decoding(texts: Any) -> npt.NDArray[np.bool_]:
+    """Return which texts of an Arrow array without nulls may be encoded somewhere."""
+    worth: npt.NDArray[np.bool_] = pc.match_substring_regex(texts, _WORTH).to_numpy(zero_copy_only=False).copy()
+    return worth
+
+
+def decoded_texts(text: str, *, levels: int = 2) -> Iterator[str]:
+    """Yield what a text says decoded: as a whole, by percent-encoding and HTML, and each run of base64 and of hex."""
+    yield from _decoded(text, levels, form="=" in text or "%" in text)
+
+
+def _decoded(text: str, levels: int, *, form: bool) -> Iterator[str]:
+    for plain in dict.fromkeys((*_whole(text, form=form), *_runs(text))):
+        if plain != text:
+            yield plain
+            if levels > 1:
+                yield from _decoded(plain, levels - 1, form=True)
+
+
+def _whole(text: str, *, form: bool) -> Iterator[str]:
+    yield unquote(text)
+    if form:
+        yield unquote_plus(text)
+    if "&" in text:
+        yield html.unescape(text)
+
+
+def _runs(text: str) -> Iterator[str]:
+    for pattern in _BASE64:
+        for match in pattern.finditer(text):
+            run = match[0].rstrip("=")
+            run = run[: len(run) - (len(run) % 4 == 1)]
+            yield from _printable(base64.urlsafe_b64decode(run.translate(_URL_SAFE) + "=" * (-len(run) % 4)))
+    for match in _HEX.finditer(text):
+        yield from _printable(binascii.unhexlify(match[1]))
+
+
+_URL_SAFE = str.maketrans("+/", "-_")
+
+
+def _printable(data: bytes) -> Iterator[str]:
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:  # no text
+        return
+    if "".join(text.split()).isprintable():
+        yield text

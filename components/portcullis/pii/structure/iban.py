@@ -1,0 +1,121 @@
+"""IBANs: letters of a country before digits, the country's length, and ISO 7064 MOD 97-10 over all at once."""
+
+import numpy as np
+import numpy.typing as npt
+
+from portcullis.pii.entities import IBAN_LENGTHS, Entity
+from portcullis.pii.reading import DASH, Bytes, Ints
+from portcullis.pii.structure.characters import (
+    ASCII_DIGITS,
+    ASCII_LETTERS,
+    IS_ALNUM,
+    IS_LETTER,
+    Bools,
+    Characters,
+    bits,
+    count,
+    first_run,
+    rows,
+    table,
+)
+from portcullis.pii.structure.spans import Spans, joined, spans_of
+
+_LONGEST = max(IBAN_LENGTHS.values()) + 1
+# With a blank between any two characters.
+_REACH = 2 * _LONGEST
+_COUNTRY_LENGTH = np.zeros(1 << 10, np.intp)
+for _country, _length in IBAN_LENGTHS.items():
+    _COUNTRY_LENGTH[(ord(_country[0]) & 31) << 5 | ord(_country[1]) & 31] = _length
+_NO_VALUE = 99
+_VALUE = bytes(int(chr(c), 36) if c in ASCII_DIGITS + ASCII_LETTERS else _NO_VALUE for c in range(256))
+# Of each length in groups of four: where its characters are, and the end of the last.
+_FOURS = [sum(1 << place + place // 4 for place in range(length)) for length in range(_LONGEST + 1)]
+_IN_FOURS = np.array(_FOURS, np.uint64)
+_THROUGH = np.array([(2 << row.bit_length()) - 1 for row in _FOURS], np.uint64)
+_PLACE_IN_FOURS = np.arange(_LONGEST) + np.arange(_LONGEST) // 4
+_BLANK_OR_DASH = table(b" \t-" + bytes([DASH]))
+# 10^n modulo 97.
+_POWER = np.array([pow(10, n, 97) for n in range(2 * _LONGEST)], np.uint32)
+
+
+def ibans(of: Characters, starts: Ints, ends: Ints) -> Spans:
+    """Find every IBAN: this is the whole rule, so nothing is deferred.
+
+    Args:
+        of: The text.
+        starts: Where each run of digits starts.
+        ends: And where it ends.
+    """
+    text, kinds = of.text, of.kinds
+    which = np.flatnonzero(kinds[starts - 1] & IS_LETTER)
+    starts = starts[which[ends[which] - starts[which] >= 2]] - 2
+    starts = starts[(kinds[starts] & ~kinds[starts - 1] & IS_LETTER) != 0]
+    one, two, before = text[starts], text[starts + 1], kinds[starts - 1]
+    length = _COUNTRY_LENGTH[((one & 31).astype(np.intp) << 5) | (two & 31)]
+    usual = (one < 0x80) & (two < 0x80) & (before & IS_ALNUM == 0) & (length > 0)
+    starts, length = starts[usual], length[usual]
+    if not len(starts):
+        return joined([])
+
+    alnum = bits(rows(kinds, starts) & IS_ALNUM)
+    run = count(first_run(alnum))
+    solid = np.flatnonzero(run == length)
+    fours = np.flatnonzero((run == 4) & ((alnum & _THROUGH[length]) == _IN_FOURS[length]))
+    gaps = rows(text, starts[fours] + 4, 5 * (_LONGEST // 4))[:, ::5]
+    fours = fours[(_BLANK_OR_DASH[gaps] | (np.arange(_LONGEST // 4) >= (length[fours, None] - 1) // 4)).all(1)]
+    other = run < length
+    other[fours] = False
+    found = [
+        _valid(rows(text, starts[solid], _LONGEST), starts[solid], length[solid], length[solid]),
+        _valid(
+            rows(text, starts[fours], _LONGEST + _LONGEST // 4)[:, _PLACE_IN_FOURS],
+            starts[fours],
+            length[fours],
+            length[fours] + (length[fours] - 1) // 4,
+        ),
+        _spelled_otherwise(of, starts[other], length[other]),
+    ]
+    return joined(found)
+
+
+def _spelled_otherwise(of: Characters, starts: Ints, length: Ints) -> Spans:
+    """Return the IBANs with at most one blank or dash between any two characters."""
+    if not len(starts):
+        return joined([])
+    window = rows(of.text, starts, _REACH + 1)
+    alnum = rows(of.kinds, starts, _REACH + 1) & IS_ALNUM != 0
+    place = np.cumsum(alnum, 1, dtype=np.uint8)
+    last = np.argmax(place >= length[:, None], 1)
+    within = np.arange(_REACH + 1) <= last[:, None]
+    gap = within & ~alnum
+    good = (place[:, -1] >= length) & (of.kinds[starts + last + 1] & IS_ALNUM == 0)
+    good &= ~((gap & ~_BLANK_OR_DASH[window]).any(1) | (gap[:, 1:] & gap[:, :-1]).any(1))
+    row, column = np.nonzero(within[good] & alnum[good])
+    spelled = np.zeros((int(good.sum()), _LONGEST), np.uint8)
+    spelled[row, place[good][row, column] - 1] = window[good][row, column]
+    return _valid(spelled, starts[good], length[good], last[good] + 1)
+
+
+def _valid(spelled: Bytes, starts: Ints, length: Ints, size: Ints) -> Spans:
+    """Return those whose check digits hold, of IBANs of these lengths written without blanks, shape (n, 34)."""
+    if not len(starts):
+        return joined([])
+    good = _checked(np.ascontiguousarray(spelled.T), length)
+    return spans_of(starts[good], (starts + size)[good], Entity.IBAN)
+
+
+def _checked(spelled: Bytes, length: Ints) -> Bools:
+    """Tell which have the remainder 1, given by character, shape (34, n)."""
+    value = np.frombuffer(spelled.tobytes().translate(_VALUE), np.uint8).reshape(spelled.shape)
+    inside = np.arange(len(value), dtype=np.uint8)[:, None] < length.astype(np.uint8)
+    good: Bools = ~((value == _NO_VALUE) & inside).any(0)
+    value = value * inside
+    digits = inside + (value > 9).view(np.uint8)  # a letter stands for two
+    # Country and check digits come last, six digits in all.
+    total: npt.NDArray[np.uint32] = value[0] * _POWER[4] + value[1] * _POWER[2] + value[2] * _POWER[1] + value[3]
+    behind = np.full(len(length), 6, np.intp)
+    for place in range(len(value) - 1, 3, -1):
+        total += value[place] * _POWER[behind]
+        behind += digits[place]
+    good &= total % 97 == 1
+    return good

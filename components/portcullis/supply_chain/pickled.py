@@ -1,0 +1,393 @@
+"""Read a pickle without running it, and refuse it unless all that it can do is to describe tensors.
+
+A pickle is a program for a small stack machine that may call anything it can import. Here the program is followed step
+by step over stand-ins for its values: nothing is imported, nothing is called, no tensor is read. What is allowed is a
+list, of instructions, of names, and of what each name may be applied to; it is what `torch.save` writes for state
+dictionaries and training checkpoints. Everything else is refused, whether anybody knows how to abuse it or not.
+
+The instructions and their arguments are parsed by the standard library's `pickletools`, which never executes them.
+"""
+
+import math
+import pickletools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+
+from portcullis.errors import ModelError
+
+PROTOCOL = 2
+MAX_INSTRUCTIONS = 4_000_000
+MAX_TEXT = 1 << 16
+MAX_INT_BITS = 256
+
+# Bytes of one element of a storage, by the name of its class in `torch`.
+_STORAGES = {
+    "DoubleStorage": 8,
+    "FloatStorage": 4,
+    "HalfStorage": 2,
+    "BFloat16Storage": 2,
+    "LongStorage": 8,
+    "IntStorage": 4,
+    "ShortStorage": 2,
+    "CharStorage": 1,
+    "ByteStorage": 1,
+    "BoolStorage": 1,
+    "ComplexFloatStorage": 8,
+    "ComplexDoubleStorage": 16,
+}
+# Bytes of one element, by dtype; tensors of newer dtypes lie in untyped storages.
+_DTYPES = {
+    **dict.fromkeys(("float64", "int64", "uint64", "complex64"), 8),
+    **dict.fromkeys(("float32", "int32", "uint32"), 4),
+    **dict.fromkeys(("float16", "bfloat16", "int16", "uint16"), 2),
+    **dict.fromkeys(("int8", "uint8", "bool", "float8_e4m3fn", "float8_e5m2"), 1),
+    "complex128": 16,
+}
+_CALLS = {
+    ("collections", "OrderedDict"),
+    ("torch", "Size"),
+    ("torch._utils", "_rebuild_parameter"),
+    ("torch._utils", "_rebuild_tensor_v2"),
+    ("torch._utils", "_rebuild_tensor_v3"),
+}
+_UNTYPED = ("torch.storage", "UntypedStorage")
+_CONSTANTS = {
+    "NONE": None,
+    "NEWTRUE": True,
+    "NEWFALSE": False,
+}
+_LITERALS = {
+    "BININT",
+    "BININT1",
+    "BININT2",
+    "LONG1",
+    "BINFLOAT",
+    "BINUNICODE",
+}
+
+
+@dataclass(frozen=True)
+class _Name:
+    module: str
+    name: str
+
+
+@dataclass(frozen=True)
+class _Thing:
+    """A stand-in for a value that is none of the others: `dict`, `tensor`, `size`, `dtype …`."""
+
+    kind: str
+
+
+@dataclass(eq=False)
+class _List:
+    items: list[Any] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class _OrderedDict:
+    """A stand-in that remembers whether it is still empty, as a tensor's hooks must be and stay."""
+
+    empty: bool = True
+    is_hooks: bool = False
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Where a tensor's elements lie.
+
+    Attributes:
+        key: Names it in the file.
+        elements: How many elements it has; of an untyped one, bytes.
+        element_bytes: Bytes of one.
+    """
+
+    key: str
+    elements: int
+    element_bytes: int
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole."""
+        return self.elements * self.element_bytes
+
+
+class _Mark:
+    pass
+
+
+_MARK = _Mark()
+
+
+@dataclass
+class _Machine:
+    stack: list[Any] = field(default_factory=list)
+    memo: dict[int, Any] = field(default_factory=dict)
+    storages: dict[str, Storage] = field(default_factory=dict)
+    tensors: int = 0
+    elements: int = 0
+
+
+@dataclass(frozen=True)
+class PickledTensors:
+    """What a pickle describes.
+
+    Attributes:
+        value: What it leaves: a constant, a tuple (also for a list), or None for anything else.
+        kind: Its kind: `dict`, `list`, `tensor`, `constant`, …
+        storages: Key to storage.
+        tensors: Number of tensors, a shared one counted each time.
+        elements: Of all of them.
+    """
+
+    value: Any
+    kind: str
+    storages: Mapping[str, Storage]
+    tensors: int
+    elements: int
+
+
+def read_pickle(source: bytes | BinaryIO) -> PickledTensors:
+    """Follow a pickle up to its end, which is where a file that it is read from then stands.
+
+    Args:
+        source: The bytes, or a file at the pickle's start.
+
+    Raises:
+        ModelError: The pickle does anything but describe tensors and plain data, is malformed, or is too long.
+    """
+    machine = _Machine()
+    try:
+        for count, (instruction, argument, position) in enumerate(pickletools.genops(source)):
+            if count > MAX_INSTRUCTIONS:
+                raise ModelError(f"the pickle has more than {MAX_INSTRUCTIONS} instructions")
+            if instruction.name == "STOP":
+                break
+            try:
+                _step(machine, instruction.name, argument)
+            except ModelError as error:
+                raise ModelError(f"{error}, at byte {position} of the pickle") from error
+    except (ValueError, IndexError, KeyError, OverflowError, UnicodeError) as error:
+        raise ModelError("the pickle is malformed") from error
+    if len(machine.stack) != 1:
+        raise ModelError("the pickle is malformed: it does not leave one value")
+    value = machine.stack[0]
+    return PickledTensors(
+        value=tuple(value.items) if isinstance(value, _List) else None if _is_stand_in(value) else value,
+        kind=_kind(value),
+        storages=machine.storages,
+        tensors=machine.tensors,
+        elements=machine.elements,
+    )
+
+
+def _is_stand_in(value: Any) -> bool:
+    return isinstance(value, _Thing | _OrderedDict)
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, _List):
+        return "list"
+    if isinstance(value, _Thing):
+        return value.kind
+    if isinstance(value, _OrderedDict):
+        return "dict"
+    if isinstance(value, _Name | Storage | _Mark):
+        raise ModelError("the pickle is malformed: it leaves no data")
+    return "tuple" if isinstance(value, tuple) else "constant"
+
+
+def _step(machine: _Machine, name: str, argument: Any) -> None:
+    stack = machine.stack
+    if name == "PROTO":
+        if argument != PROTOCOL:
+            raise ModelError(f"a pickle of protocol {argument} is not what torch.save writes")
+    elif name in _CONSTANTS:
+        stack.append(_CONSTANTS[name])
+    elif name in _LITERALS:
+        stack.append(_literal(argument))
+    elif name == "MARK":
+        stack.append(_MARK)
+    elif name in {"BINPUT", "LONG_BINPUT"}:
+        # In the order in which a pickler numbers them; Python's own machine makes room for as many as the number says.
+        if argument != len(machine.memo):
+            raise ModelError("the pickle numbers its values out of order")
+        machine.memo[argument] = _top(stack)
+    elif name in {"BINGET", "LONG_BINGET"}:
+        if argument not in machine.memo:
+            raise ModelError("the pickle uses a value that it has not made")
+        stack.append(machine.memo[argument])
+    elif name == "EMPTY_TUPLE":
+        stack.append(())
+    elif name in {"TUPLE1", "TUPLE2", "TUPLE3"}:
+        stack.append(tuple(reversed([_pop(stack) for _ in range(int(name[-1]))])))
+    elif name == "TUPLE":
+        stack.append(tuple(_pop_to_mark(stack)))
+    elif name == "EMPTY_LIST":
+        stack.append(_List())
+    elif name == "EMPTY_DICT":
+        stack.append(_Thing("dict"))
+    elif name in {"APPEND", "APPENDS"}:
+        items = [_pop(stack)] if name == "APPEND" else _pop_to_mark(stack)
+        _require_list(_top(stack), items)
+    elif name in {"SETITEM", "SETITEMS"}:
+        items = [_pop(stack), _pop(stack)][::-1] if name == "SETITEM" else _pop_to_mark(stack)
+        _require_dict(_top(stack), items)
+    elif name == "GLOBAL":
+        stack.append(_named(*str(argument).split(" ", 1)))
+    elif name == "BINPERSID":
+        stack.append(_storage(machine, _pop(stack)))
+    elif name == "REDUCE":
+        arguments, function = _pop(stack), _pop(stack)
+        stack.append(_call(machine, function, arguments))
+    elif name == "BUILD":
+        state, target = _pop(stack), _top(stack)
+        # The one state that torch.save attaches: `_metadata`, to a state dictionary.
+        if not isinstance(target, _OrderedDict) or target.is_hooks or state != _Thing("dict"):
+            raise ModelError("the pickle sets the state of an object")
+    else:
+        raise ModelError(f"the pickle's instruction {name} is not one that describes tensors")
+
+
+def _literal(value: Any) -> Any:
+    if isinstance(value, str) and len(value) > MAX_TEXT:
+        raise ModelError("the pickle holds an overlong text")
+    if isinstance(value, int) and value.bit_length() > MAX_INT_BITS:
+        raise ModelError("the pickle holds an overlong number")
+    return value
+
+
+def _top(stack: list[Any]) -> Any:
+    if not stack or stack[-1] is _MARK:
+        raise ModelError("the pickle takes a value from an empty stack")
+    return stack[-1]
+
+
+def _pop(stack: list[Any]) -> Any:
+    value = _top(stack)
+    stack.pop()
+    return value
+
+
+def _pop_to_mark(stack: list[Any]) -> list[Any]:
+    items: list[Any] = []
+    while stack:
+        value = stack.pop()
+        if value is _MARK:
+            return items[::-1]
+        items.append(value)
+    raise ModelError("the pickle takes a value from an empty stack")
+
+
+def _is_data(value: Any) -> bool:
+    return not isinstance(value, _Name | Storage)
+
+
+def _require_list(target: Any, items: list[Any]) -> None:
+    if not isinstance(target, _List) or not all(map(_is_data, items)):
+        raise ModelError("the pickle appends to something that is no list of data")
+    target.items += items
+
+
+def _require_dict(target: Any, items: list[Any]) -> None:
+    # Keys that are tuples could be made to hash for ever; torch.save writes text and numbers.
+    keys, values = items[::2], items[1::2]
+    if (
+        not (target == _Thing("dict") or isinstance(target, _OrderedDict))
+        or len(keys) != len(values)
+        or not all(isinstance(key, str | int) for key in keys)
+        or not all(map(_is_data, values))
+    ):
+        raise ModelError("the pickle fills something that is no dictionary of data")
+    if isinstance(target, _OrderedDict) and items:
+        if target.is_hooks:
+            raise ModelError("the pickle gives a tensor hooks")
+        target.empty = False
+
+
+def _named(module: str, name: str = "") -> Any:
+    if module == "torch" and name in _DTYPES:
+        return _Thing(f"dtype {name}")
+    if (module, name) in _CALLS or (module == "torch" and name in _STORAGES) or (module, name) == _UNTYPED:
+        return _Name(module, name)
+    shown = "".join(it if it.isprintable() else "?" for it in f"{module}.{name}")[:120]
+    raise ModelError(f"the pickle imports {shown}, which no tensor needs")
+
+
+def _storage(machine: _Machine, identity: Any) -> Storage:
+    # ("storage", class, key, device, elements), and in the older format a view of another storage, which is None.
+    match identity:
+        case ("storage", _Name() as kind, str() as key, str(), int() as elements) | (
+            "storage",
+            _Name() as kind,
+            str() as key,
+            str(),
+            int() as elements,
+            None,
+        ):
+            pass
+        case _:
+            raise ModelError("the pickle refers to something that is no storage of a tensor")
+    untyped = (kind.module, kind.name) == _UNTYPED
+    if not untyped and not (kind.module == "torch" and kind.name in _STORAGES):
+        raise ModelError("the pickle refers to something that is no storage of a tensor")
+    if isinstance(elements, bool) or elements < 0:
+        raise ModelError("the pickle refers to a storage of no size")
+    storage = Storage(key, elements, 1 if untyped else _STORAGES[kind.name])
+    if machine.storages.setdefault(key, storage) != storage:
+        raise ModelError("the pickle refers to one storage as two")
+    return storage
+
+
+def _call(machine: _Machine, function: Any, arguments: Any) -> Any:
+    if not isinstance(function, _Name) or not isinstance(arguments, tuple):
+        raise ModelError("the pickle calls something that is no function by name")
+    match function.name, arguments:
+        case "OrderedDict", ():
+            return _OrderedDict()
+        case "Size", (tuple() as sizes,) if all(map(_is_size, sizes)):
+            return _Thing("size")
+        case "_rebuild_parameter", (_Thing("tensor"), bool(), _OrderedDict(empty=True) as hooks):
+            hooks.is_hooks = True
+            return _Thing("tensor")
+        case "_rebuild_tensor_v2", (Storage() as storage, int() as start, tuple() as sizes, tuple() as strides, *rest):
+            element_bytes = storage.element_bytes
+        case "_rebuild_tensor_v3", (
+            Storage() as storage,
+            int() as start,
+            tuple() as sizes,
+            tuple() as strides,
+            *rest,
+            _Thing(kind=str() as dtype),
+        ) if dtype.startswith("dtype "):
+            element_bytes = _DTYPES[dtype.removeprefix("dtype ")]
+        case _:
+            raise ModelError(f"the pickle calls {function.name} with what it does not take")
+    match rest:
+        case [bool(), _OrderedDict(empty=True) as hooks]:
+            hooks.is_hooks = True
+        case _:
+            raise ModelError("the pickle makes a tensor with hooks or metadata")
+    elements = _require_within(storage, element_bytes, start, sizes, strides)
+    machine.tensors += 1
+    machine.elements += elements
+    return _Thing("tensor")
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _require_within(
+    storage: Storage, element_bytes: int, start: int, sizes: tuple[Any, ...], strides: tuple[Any, ...]
+) -> int:
+    """Refuse unless every element of the tensor lies in its storage; return how many there are."""
+    if not (_is_size(start) and len(sizes) == len(strides) and all(map(_is_size, (*sizes, *strides)))):
+        raise ModelError("the pickle makes a tensor of no sound shape")
+    elements: int = math.prod(sizes)
+    last = start + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True)) if elements else 0
+    # A stride of 0 makes of one element as many as one likes.
+    if elements and max(last + 1, elements) * element_bytes > storage.size:
+        raise ModelError("the pickle makes a tensor that reaches beyond its storage")
+    return elements

@@ -1,0 +1,117 @@
+"""`model_scan_gate` and `convert_model`: judge a model's files without loading them; turn a checkpoint into a model."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from portcullis.digest import canonical_json, content_digest, path_digest
+from portcullis.errors import DataError, ModelError
+from portcullis.evidence.statement import Figure, Statement
+from portcullis.evidence.step import begin
+from portcullis.files import atomic_path, write_bytes
+from portcullis.models.store import SPEC_FILE, WEIGHTS_FILE, ModelSpec, load_model_files
+from portcullis.report import gate_page, section, table
+from portcullis.supply_chain.convert import convert_checkpoint
+from portcullis.supply_chain.scan import ScannedFile, scan_model
+from portcullis.supply_chain.voices import ask, require_voices
+
+SHOWN_FILES = 100
+
+
+def scan_model_files(
+    *, step: str, model: Path, evidence: Path, voices: Iterable[str], report: Path, bundle: Path
+) -> Statement:
+    """Judge every file of a model and state what was found.
+
+    Args:
+        step: This gate's name in the policy.
+        model: A file or a directory of files.
+        evidence: The bundle of its evidence.
+        voices: Other scanners that are asked too: "modelscan", "picklescan". They can only refuse.
+        report: Where the HTML report goes.
+        bundle: Where the evidence goes, the verdict included.
+
+    Raises:
+        EvidenceError: The evidence does not hold for this very model.
+        DataError: The model is missing, holds a link or a special file, or changed while it was judged.
+        MissingDependencyError: A scanner that is to be asked is not installed.
+        UsageError: This system cannot lock a process in, or knows no such scanner.
+    """
+    voices = list(voices)
+    digest = path_digest(model)
+    begun = begin(
+        step, stage="model_scan_gate", inputs={"model": digest}, parameters={"voices": voices}, evidence=[evidence]
+    )
+    require_voices(voices)
+    figures: dict[str, Figure] = {}
+    scanned: tuple[ScannedFile, ...] = ()
+    inconclusive = ""
+    try:
+        scanned = scan_model(model)
+        objections = {voice: ask(voice, model) for voice in voices}
+        figures = {
+            "files": len(scanned),
+            "refused_files": sum(bool(entry.refused) for entry in scanned),
+            "tensors": sum(entry.tensors for entry in scanned),
+            "elements": sum(entry.elements for entry in scanned),
+            "objections": sum(map(bool, objections.values())),
+        }
+    except ModelError as error:
+        inconclusive = str(error)
+    if path_digest(model) != digest:
+        raise DataError(f"{model} changed while it was judged; leave it alone and run again")
+    statement = begun.finish(bundle=bundle, figures=figures, inconclusive=inconclusive)
+    write_bytes(report, gate_page(statement, begun.rule, _listed(scanned)).encode())
+    return statement
+
+
+def _listed(scanned: tuple[ScannedFile, ...]) -> Iterator[str]:
+    yield section("Files")
+    refused_first = sorted(scanned, key=lambda entry: not entry.refused)
+    rows = [
+        (entry.path or "(the model)", entry.format, entry.tensors, entry.elements, entry.refused or "allowed")
+        for entry in refused_first[:SHOWN_FILES]
+    ]
+    yield table(("file", "format", "tensors", "elements", "verdict"), rows)
+
+
+def convert_model(
+    *, step: str, checkpoint: Path, evidence: Path, key: str, spec: Mapping[str, Any], model: Path, bundle: Path
+) -> Statement:
+    """Turn a PyTorch checkpoint into a model of an installed architecture.
+
+    Args:
+        step: This step's name in the policy.
+        checkpoint: What `torch.save` wrote.
+        evidence: Its bundle of evidence.
+        key: Under which name the checkpoint holds the state dictionary; empty if it is one.
+        spec: What `model.json` says: architecture, options, input, labels.
+        model: Where the model's directory goes.
+        bundle: Where the evidence goes.
+
+    Raises:
+        EvidenceError: The evidence does not hold for this very checkpoint.
+        DataError: The checkpoint is missing, is no regular file, or changed while it was converted.
+        ModelError: The scan refuses the checkpoint, it holds no state dictionary there, or its tensors are not exactly
+            the architecture's.
+        MissingDependencyError: PyTorch is missing.
+        UsageError: This system cannot lock a process in.
+    """
+    digest = path_digest(checkpoint)
+    parameters = {"key": key, "spec": dict(spec)}
+    begun = begin(
+        step, stage="convert_model", inputs={"checkpoint": digest}, parameters=parameters, evidence=[evidence]
+    )
+    files = {
+        SPEC_FILE: ModelSpec.from_json(canonical_json(dict(spec))).to_json(),
+        WEIGHTS_FILE: convert_checkpoint(checkpoint, key=key),
+    }
+    loaded = load_model_files(files)
+    if path_digest(checkpoint) != digest:
+        raise DataError(f"{checkpoint} changed while it was converted; leave it alone and run again")
+    with atomic_path(model) as temporary:
+        temporary.mkdir()
+        for name, data in files.items():
+            write_bytes(temporary / name, data)
+    figures = {"tensors": len(loaded.module.state_dict()), "bytes": len(files[WEIGHTS_FILE])}
+    return begun.finish(bundle=bundle, outputs={"model": content_digest(files)}, figures=figures)

@@ -1,0 +1,84 @@
+"""What `torch.save` writes, in its two layouts: a zip archive, and before PyTorch 1.6 a row of pickles."""
+
+import io
+import re
+import struct
+import zipfile
+from typing import BinaryIO
+
+from portcullis.errors import ModelError
+from portcullis.files import read_full
+from portcullis.supply_chain.pickled import PickledTensors, read_pickle
+from portcullis.supply_chain.zips import open_archive, read_member
+
+MAX_PICKLE_BYTES = 64 << 20
+MAX_SMALL_BYTES = 4096
+_MEMBER = re.compile(
+    r"(?P<root>[^/\\\x00]{1,200})/(?:(?P<pickle>data\.pkl)|data/(?P<storage>\d{1,9})"
+    r"|(?P<small>version|byteorder|\.format_version|\.storage_alignment|\.data/serialization_id))"
+)
+# torch.serialization's MAGIC_NUMBER and PROTOCOL_VERSION.
+_LEGACY = (0x1950A86A20F9469CFC6C, 1001)
+
+
+def read_torch_archive(stream: BinaryIO, size: int) -> PickledTensors:
+    """Judge an archive that `torch.save` wrote, reading its pickle but not its tensors.
+
+    Raises:
+        ModelError: It has members that torch.save does not write, tensors of other sizes than their storages, storages
+            that no tensor uses, another byte order, or a pickle that is refused.
+    """
+    with open_archive(stream, size, methods=frozenset({zipfile.ZIP_STORED})) as archive:
+        found: PickledTensors | None = None
+        lengths: dict[str, int] = {}
+        roots = set()
+        for member in archive.infolist():
+            part = _MEMBER.fullmatch(member.filename)
+            if part is None:
+                raise ModelError("the archive has a member that torch.save does not write for tensors")
+            roots.add(part["root"])
+            if part["storage"] is not None:
+                lengths[part["storage"]] = member.file_size
+            elif part["pickle"]:
+                found = _read_whole(read_member(archive, member, MAX_PICKLE_BYTES))
+            elif part["small"]:
+                content = read_member(archive, member, MAX_SMALL_BYTES)
+                if part["small"] == "byteorder" and content != b"little":
+                    raise ModelError("the archive's tensors have another byte order")
+        if found is None or len(roots) != 1:
+            raise ModelError("the archive holds no pickle, or several archives in one")
+        if lengths != {key: storage.size for key, storage in found.storages.items()}:
+            raise ModelError("the archive's storages are not those that its tensors use")
+        return found
+
+
+def _read_whole(data: bytes) -> PickledTensors:
+    stream = io.BytesIO(data)
+    found = read_pickle(stream)
+    if stream.tell() != len(data):
+        raise ModelError("bytes follow the end of the pickle")
+    return found
+
+
+def read_legacy_torch(stream: BinaryIO, size: int) -> PickledTensors:
+    """Judge a file of the older layout: five pickles, of which the fourth holds the tensors, then the storages.
+
+    Raises:
+        ModelError: A pickle is refused, or the storages behind them are not those that the tensors use.
+    """
+    head = io.BytesIO(read_full(stream, min(size, MAX_PICKLE_BYTES)))
+    magic, version, _, found, keys = (read_pickle(head) for _ in range(5))
+    if (magic.value, version.value) != _LEGACY:
+        raise ModelError("the pickle is not one that torch.save wrote")
+    if not isinstance(keys.value, tuple) or sorted(map(str, keys.value)) != sorted(found.storages):
+        raise ModelError("the file's storages are not those that its tensors use")
+    position = head.tell()
+    for key in keys.value:
+        storage = found.storages[key]
+        stream.seek(position)
+        if read_full(stream, 8) != struct.pack("<q", storage.elements):
+            raise ModelError("a storage of the file has another length than its tensors say")
+        position += 8 + storage.size
+    if position != size:
+        raise ModelError("the file is longer or shorter than its tensors")
+    return found

@@ -1,0 +1,61 @@
+"""Other scanners' opinions, each of which can refuse a model and none of which can allow one.
+
+They are run as the commands that they are, from wherever they are installed, with no keys and no environment. What
+they were known to miss when this was written is in this stage's README.
+"""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+
+from portcullis.errors import MissingDependencyError, ModelError, UsageError
+
+SECONDS = 600
+# Each with its arguments and the exit codes by which it says that it found nothing, or knows no such format.
+_COMMANDS = {
+    "modelscan": (("-p",), (0, 3)),
+    "picklescan": (("-p",), (0,)),
+}
+VOICES = tuple(_COMMANDS)
+
+
+def require_voices(voices: Iterable[str]) -> None:
+    """Refuse scanners that are not known, or not there.
+
+    Raises:
+        UsageError: One is not known.
+        MissingDependencyError: One is not installed.
+    """
+    for voice in voices:
+        if voice not in _COMMANDS:
+            raise UsageError(f"{voice!r} is not one of the scanners that can be asked: {', '.join(VOICES)}")
+        if shutil.which(voice) is None:
+            raise MissingDependencyError(f"{voice} is to be asked but not installed; run: pipx install {voice}")
+
+
+def ask(voice: str, model: Path) -> str:
+    """Ask another scanner about a model; returns why it refuses it, or nothing.
+
+    Raises:
+        ModelError: It did not answer in time.
+        UsageError, MissingDependencyError: As `require_voices`.
+    """
+    require_voices([voice])
+    arguments, silent = _COMMANDS[voice]
+    command = [shutil.which(voice) or voice, *arguments, str(model.resolve())]
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8"},
+            cwd="/",
+            timeout=SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ModelError(f"{voice} gave no answer: {type(error).__name__}") from error
+    return "" if done.returncode in silent else f"{voice} refuses it (exit code {done.returncode})"

@@ -1,0 +1,327 @@
+"""`model_scan_gate` and `convert_model` as steps: what they sign, and what they refuse."""
+
+import io
+import json
+import stat
+from functools import partial
+from pathlib import Path
+
+import hostile_models as hostile
+import pytest
+from chains import World
+from kfp import dsl
+
+from portcullis.attestation.stage import start_chain
+from portcullis.cli.main import _guarded, cli
+from portcullis.digest import path_digest, tree_digest
+from portcullis.errors import (
+    DataError,
+    EvidenceError,
+    GateFailedError,
+    GateInconclusiveError,
+    MissingDependencyError,
+    ModelError,
+    PolicyError,
+    UsageError,
+)
+from portcullis.evidence.step import enforce
+from portcullis.evidence.trust import Revocations, now_ms, write_trust_store
+from portcullis.files import write_bytes
+from portcullis.keys import Signer
+from portcullis.models.store import ModelSpec, build_module, load_model
+from portcullis.supply_chain import stage
+from portcullis.supply_chain.component import convert_model as convert_component
+from portcullis.supply_chain.component import scan_model as scan_component
+
+SPEC = ModelSpec("digits-cnn", {"width": 4}, (1, 8, 8), 0, 16, ("0", "1"))
+DOCUMENT = json.loads(SPEC.to_json())
+STEPS = [
+    {
+        "name": "start",
+        "stage": "start_chain",
+        "kind": "transform",
+        "inputs": {"policy": "policy", "artifact": "external"},
+        "outputs": ["artifact"],
+    },
+    {
+        "name": "model_scan",
+        "stage": "model_scan_gate",
+        "kind": "gate",
+        "inputs": {"model": "start.artifact"},
+        "outputs": ["model"],
+        "parameters": {"voices": []},
+        "checks": {"refused_files": {"min": 0, "max": 0}, "objections": {"min": 0, "max": 0}, "files": {"min": 1}},
+    },
+    {
+        "name": "convert",
+        "stage": "convert_model",
+        "kind": "transform",
+        "inputs": {"checkpoint": "start.artifact"},
+        "outputs": ["model"],
+        "parameters": {"key": "model", "spec": DOCUMENT},
+        "requires": ["model_scan"],
+    },
+]
+
+
+class Place:
+    """A model from outside, evidence that a chain began with it, and the two steps under a policy of their own."""
+
+    def __init__(self, root: Path, voices: list[str]) -> None:
+        self.root = root
+        world = World()
+        world.keys |= {step["name"]: Signer.generate() for step in STEPS}
+        blank = {"parameters": {}, "requires": [], "checks": {}}
+        keyed = [{**blank, **step, "key": world.keys[step["name"]].public_key.pem} for step in STEPS]
+        keyed[1]["parameters"] = {"voices": voices}
+        write_trust_store(
+            root / "trust",
+            owner=world.owner.public_key,
+            name="demo",
+            environment="development",
+            policy=world.policy_bytes(steps=keyed, expires=now_ms() + 10**8),
+            revocations=Revocations(1).sign(world.owner),
+        )
+        for step in STEPS:
+            write_bytes(root / "keys" / f"{step['name']}.pem", world.keys[step["name"]].private_pem(), mode=0o600)
+        (root / "out").mkdir()
+
+    @property
+    def model(self) -> Path:
+        return self.root / "model"
+
+    def furnish(self, data: bytes) -> None:
+        self.model.write_bytes(data)
+        start_chain(step="start", artifact=self.model, bundle=self.root / "evidence")
+
+    def scan(self, **changes):
+        given = {"voices": [], "model": self.model, "evidence": self.root / "evidence"} | changes
+        out = self.root / "out"
+        return stage.scan_model_files(step="model_scan", report=out / "report", bundle=out / "bundle", **given)
+
+    def enforce(self) -> None:
+        out = self.root / "out"
+        enforce("model_scan", subject=path_digest(self.model), evidence=out / "bundle", passed=out / "passed")
+
+    def convert(self, **changes):
+        out = self.root / "out"
+        given = {"checkpoint": self.model, "evidence": out / "passed", "key": "model", "spec": DOCUMENT} | changes
+        return stage.convert_model(step="convert", model=out / "model", bundle=out / "converted", **given)
+
+    def written(self) -> list[str]:
+        return sorted(path.name for path in (self.root / "out").iterdir())
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch, request) -> Place:
+    monkeypatch.setenv("PORTCULLIS_TRUST", str(tmp_path / "trust"))
+    monkeypatch.setenv("PORTCULLIS_KEYS", f"file:{tmp_path / 'keys'}")
+    return Place(tmp_path, getattr(request, "param", []))
+
+
+@pytest.fixture(scope="module")
+def checkpoint() -> bytes:
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    stream = io.BytesIO()
+    torch.save({"model": build_module(SPEC).state_dict(), "epoch": 3}, stream)
+    return stream.getvalue()
+
+
+def test_a_file_of_tensors_passes_and_is_handed_on(place):
+    place.furnish(hostile.SAFETENSORS)
+    statement = place.scan()
+    assert (statement.verdict, statement.reason) == ("PASSED", "")
+    assert statement.figures == {"files": 1, "refused_files": 0, "tensors": 1, "elements": 6, "objections": 0}
+    place.enforce()
+    assert place.written() == ["bundle", "passed", "report"]
+    assert "safetensors" in (place.root / "out" / "report").read_text()
+
+
+def test_a_hostile_file_is_failed_and_named(place):
+    place.furnish(hostile.archive(hostile.call("os system")))
+    statement = place.scan()
+    assert statement.verdict == "FAILED" and "refused_files = 1" in statement.reason
+    assert "os.system" in (place.root / "out" / "report").read_text()
+    with pytest.raises(GateFailedError):
+        place.enforce()
+    assert place.written() == ["bundle", "report"]
+
+
+def test_a_parser_that_is_brought_down_is_inconclusive(place, monkeypatch):
+    def brought_down(path):
+        raise ModelError("an untrusted file brought its parser down (SIGSEGV)")
+
+    monkeypatch.setattr(stage, "scan_model", brought_down)
+    place.furnish(hostile.SAFETENSORS)
+    assert place.scan().reason.startswith("inconclusive: ")
+    with pytest.raises(GateInconclusiveError):
+        place.enforce()
+
+
+def test_a_model_that_was_swapped_is_refused(place):
+    place.furnish(hostile.SAFETENSORS)
+    place.model.write_bytes(hostile.GGUF)
+    with pytest.raises(EvidenceError):
+        place.scan()
+    assert place.written() == []
+
+
+def test_a_model_that_changes_while_it_is_judged_is_refused(place, monkeypatch):
+    place.furnish(hostile.SAFETENSORS)
+    judge = stage.scan_model
+
+    def and_swap(path):
+        scanned = judge(path)
+        path.write_bytes(hostile.GGUF)
+        return scanned
+
+    monkeypatch.setattr(stage, "scan_model", and_swap)
+    with pytest.raises(DataError, match="changed"):
+        place.scan()
+    assert place.written() == []
+
+
+def test_a_scanner_that_the_policy_does_not_ask_is_not_left_out(place):
+    place.furnish(hostile.SAFETENSORS)
+    with pytest.raises(PolicyError):
+        place.scan(voices=["picklescan"])
+
+
+def install(folder: Path, name: str, code: int, monkeypatch) -> None:
+    """Put a scanner on the path that only has an opinion."""
+    command = folder / name
+    command.write_text(f'#!/bin/sh\n[ -z "$PORTCULLIS_KEYS" ] && [ -e "$2" ] && exit {code}\nexit 99\n')
+    command.chmod(command.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+
+
+@pytest.mark.parametrize("place", [["picklescan"]], indirect=True)
+@pytest.mark.parametrize(("code", "verdict"), [(0, "PASSED"), (1, "FAILED"), (2, "FAILED"), (77, "FAILED")])
+def test_another_scanner_can_only_refuse(place, tmp_path, monkeypatch, code, verdict):
+    (tmp_path / "bin").mkdir()
+    install(tmp_path / "bin", "picklescan", code, monkeypatch)
+    place.furnish(hostile.SAFETENSORS)
+    statement = place.scan(voices=["picklescan"])
+    assert (statement.verdict, statement.figures["objections"]) == (verdict, int(code != 0))
+    place.model.write_bytes(hostile.archive(hostile.call("os system")))
+    start_chain(step="start", artifact=place.model, bundle=place.root / "evidence")
+    assert place.scan(voices=["picklescan"]).verdict == "FAILED"
+
+
+@pytest.mark.parametrize("place", [["modelscan"]], indirect=True)
+def test_a_scanner_that_is_missing_refuses(place, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    place.furnish(hostile.SAFETENSORS)
+    with pytest.raises(MissingDependencyError, match="pipx install modelscan"):
+        place.scan(voices=["modelscan"])
+    assert place.written() == []
+
+
+@pytest.mark.parametrize("place", [["clamscan"]], indirect=True)
+def test_a_scanner_that_nobody_knows_refuses(place):
+    place.furnish(hostile.SAFETENSORS)
+    with pytest.raises(UsageError, match="clamscan"):
+        place.scan(voices=["clamscan"])
+    assert place.written() == []
+
+
+def test_a_checkpoint_becomes_a_model(place, checkpoint):
+    place.furnish(checkpoint)
+    place.scan()
+    place.enforce()
+    statement = place.convert()
+    assert statement.outputs == {"model": tree_digest(place.root / "out" / "model")}
+    assert load_model(place.root / "out" / "model").spec == SPEC
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda torch, state: state, "key"),  # no state dictionary at `model`
+        (lambda torch, state: {"model": {**state, "more": torch.ones(1)}}, "exactly the architecture's tensors"),
+        (lambda torch, state: {"model": {name: it * float("nan") for name, it in state.items()}}, "NaN"),
+        (lambda torch, state: {"model": {**state, "note": "x"}}, "key"),
+        (lambda torch, state: {"model": {name: it.double() for name, it in state.items()}}, "F64"),
+    ],
+)
+def test_a_checkpoint_of_something_else_is_refused(place, edit, message):
+    torch = pytest.importorskip("torch")
+    stream = io.BytesIO()
+    torch.save(edit(torch, dict(build_module(SPEC).state_dict())), stream)
+    place.furnish(stream.getvalue())
+    place.scan()
+    place.enforce()
+    with pytest.raises(ModelError, match="name|" + message):
+        place.convert()
+    assert place.written() == ["bundle", "passed", "report"]
+
+
+def test_a_hostile_checkpoint_is_not_converted_though_its_gate_were_bypassed(place):
+    place.furnish(hostile.archive(hostile.call("os system")))
+    place.scan()
+    with pytest.raises(GateFailedError):
+        place.convert(evidence=place.root / "out" / "bundle")
+    with pytest.raises(ModelError, match=r"os\.system"):
+        stage.convert_checkpoint(place.model)
+
+
+def test_the_components_call_the_stages(place, checkpoint):
+    place.furnish(checkpoint)
+    root = place.root / "kfp"
+    root.mkdir()
+    artifact = lambda kind, name, path: kind(name=name, uri=str(path))  # noqa: E731
+    scan_component.python_func(
+        model=artifact(dsl.Model, "model", place.model),
+        evidence=artifact(dsl.Artifact, "evidence", place.root / "evidence"),
+        voices=[],
+        step="model_scan",
+        verdict_evidence=artifact(dsl.Artifact, "verdict", place.root / "out" / "bundle"),
+        report=artifact(dsl.HTML, "report", place.root / "out" / "report"),
+        metrics=dsl.Metrics(name="metrics", uri=str(root / "metrics")),
+    )
+    place.enforce()
+    metrics = dsl.Metrics(name="metrics", uri=str(root / "metrics"))
+    returned = convert_component.python_func(
+        checkpoint=artifact(dsl.Model, "checkpoint", place.model),
+        evidence=artifact(dsl.Artifact, "evidence", place.root / "out" / "passed"),
+        key="model",
+        spec=DOCUMENT,
+        model=artifact(dsl.Model, "model", place.root / "out" / "model"),
+        model_evidence=artifact(dsl.Artifact, "evidence", place.root / "out" / "converted"),
+        metrics=metrics,
+        step="convert",
+    )
+    assert returned.digest == tree_digest(place.root / "out" / "model")
+    assert metrics.metadata["tensors"] == len(build_module(SPEC).state_dict())
+
+
+@pytest.fixture
+def call(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        capsys.readouterr()
+        code = _guarded(partial(cli, list(arguments), prog_name="portcullis"))
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_the_command_scans(call, tmp_path):
+    (tmp_path / "sound").write_bytes(hostile.SAFETENSORS)
+    assert call("scan", "sound") == (0, "sound: safetensors, 1 tensors\n", "")
+    (tmp_path / "hostile").write_bytes(hostile.archive(hostile.call("os system")))
+    code, out, err = call("scan", "hostile")
+    assert (code, err) == (1, "ModelError: 1 of 1 files refused\n") and "os.system" in out
+    code, out, _ = call("scan", "hostile", "--json")
+    assert code == 1 and json.loads(out)["files"][0]["refused"]
+    assert call("scan", "missing")[0] == 1
+
+
+def test_the_command_converts(call, tmp_path, checkpoint):
+    (tmp_path / "checkpoint.pt").write_bytes(checkpoint)
+    assert call("convert", "checkpoint.pt", "--output", "w.safetensors", "--key", "model")[0] == 0
+    assert call("scan", "w.safetensors")[0] == 0
+    code, _, err = call("convert", "checkpoint.pt", "--output", "x.safetensors")
+    assert code == 1 and "name its key" in err and not (tmp_path / "x.safetensors").exists()
