@@ -26,7 +26,7 @@ COLUMNS = tuple(f"p{index}" for index in range(16))
 SPEC = DatasetSpec(
     name="customers", label=Label("label", ("dark", "bright")), features=Features(COLUMNS, (1, 4, 4), 0, 16)
 )
-OPTIONS = {"width": 2, "hidden": 8, "tanh": 1}
+OPTIONS = {"width": 4, "hidden": 32, "tanh": 1}
 SETTINGS = PrivateSettings(
     target_epsilon=1.0, delta=1e-4, epochs=4, batch_size=100, max_grad_norm=0.1, device="cpu", attack_epsilon=0.0
 )

@@ -17,7 +17,7 @@ from portcullis.sealing.recipients import SealingPrivateKey
 from portcullis.serving.admitted import AdmittedModel, open_admitted
 from portcullis_pipelines import run as running
 from portcullis_pipelines.config import ReferenceConfig
-from portcullis_pipelines.home import Home, ensure_trust, generate_keys
+from portcullis_pipelines.home import Home, ensure_trust, generate_keys, step_names
 from portcullis_pipelines.outcome import ADMISSION, EVIDENCE, MODEL, SIGNATURE, Verified, verify_directory
 
 
@@ -117,11 +117,12 @@ class RealRun:
         return found
 
 
-def make_real_run(folder: Path) -> RealRun:
+def make_real_run(folder: Path, config: ReferenceConfig | None = None) -> RealRun:
     """Run the reference pipeline as `portcullis run` does, but keep the tasks' files."""
-    home = Home(folder / "home" / "cheque-digits")
-    generate_keys(home)
-    store, config = ensure_trust(home, ReferenceConfig.load(None))
+    config = config or ReferenceConfig.load(None)
+    home = Home(folder / "home" / config.policy_name)
+    generate_keys(home, step_names(config))
+    store, config = ensure_trust(home, config)
     root, scratch, output = folder / "root", folder / "scratch", folder / "output"
     scratch.mkdir()
     started = running.now_ms()

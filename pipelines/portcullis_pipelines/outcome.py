@@ -25,6 +25,7 @@ from typing import Any
 
 from portcullis.admission.stage import require_signature
 from portcullis.digest import path_digest, sha256
+from portcullis.dp_training.page import certificate_section
 from portcullis.errors import DataError, EvidenceError, PolicyError, PortcullisError, SealError, UsageError
 from portcullis.evidence.admission import Admission, verify_admission, verify_deployment
 from portcullis.evidence.chain import Chain, join_bundle
@@ -292,7 +293,19 @@ def _admission_section(admission: Admission) -> list[str]:
 def _privacy_section(statements: Sequence[Statement]) -> list[str]:
     """Say in words what noise was claimed to protect, what it did not touch, and what it left of each column."""
     parts = [part for it in statements if it.stage == "dp_noise" for part in noise_section(it)]
+    for it in statements:
+        if it.stage == "dp_train":
+            parts += certificate_section(it, _accuracy(statements, it.outputs.get("model", "")))
     return [section("Differential privacy"), *parts] if parts else []
+
+
+def _accuracy(statements: Sequence[Statement], model: str) -> float | None:
+    """Return the accuracy of a model on the test rows, as the first gate found that measured it."""
+    for it in statements:
+        found = it.figures.get("clean_accuracy")
+        if it.kind == "gate" and model in it.outputs.values() and isinstance(found, int | float):
+            return float(found)
+    return None
 
 
 def _digest_rows(statements: Sequence[Statement]) -> Iterator[tuple[str, str, str, str]]:

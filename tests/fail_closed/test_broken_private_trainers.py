@@ -19,7 +19,7 @@ from portcullis.files import write_bytes
 from portcullis_pipelines.config import ReferenceConfig
 from portcullis_pipelines.steps import PRIVATE_STEPS
 
-AUDITED = AuditSettings(canaries=200)
+AUDITED = AuditSettings(canaries=600)
 (GATE,) = (step for step in PRIVATE_STEPS if step.name == "privacy_audit")
 CHECKS = GATE.checks(ReferenceConfig.load(None, private=True, epsilon=1.0))  # what the reference policy demands
 STEP = {
@@ -73,7 +73,7 @@ def test_an_honest_trainer_passes_and_is_given_the_same_test_again(trained, monk
     first, second = audit(trained), audit(trained)
     assert (first.verdict, second.verdict) == ("PASSED", "PASSED"), (first.reason, second.reason)
     assert drawn[0] == drawn[1] and len(drawn[0]) == 32
-    assert first.figures["noise_ratio"] == pytest.approx(1, abs=0.02)
+    assert first.figures["noise_ratio"] == pytest.approx(1, abs=0.1)
     assert first.figures["epsilon_lower"] < first.figures["epsilon_claimed"] <= 1
     assert first.figures["certificate_differs"] == 0 and first.figures["steps_missing"] == 0
     assert "proves nothing" in (trained.root / "report.html").read_text()
@@ -156,7 +156,7 @@ def test_a_broken_trainer_is_refused(trained, monkeypatch, name):
     assert statement.verdict == "FAILED"
     bounds = CHECKS[figure]
     found = statement.figures[figure]
-    assert not bounds["min"] <= found <= bounds["max"], statement.figures
+    assert not bounds["min"] <= found <= bounds["max"], dict(statement.figures)
 
 
 def test_without_noise_the_canaries_alone_give_it_away(trained, monkeypatch):

@@ -104,7 +104,7 @@ def test_the_sections_of_the_later_stages(load):
 
 
 REFUSED = {
-    "unknown section": ("bogus: 1", "knows no 'bogus'; it knows audit, dataset, deployment"),
+    "unknown section": ("bogus: 1", "knows no 'bogus'; it knows audit, dataset"),
     "recipients are not the user's to choose": ("recipients: [x]", "knows no 'recipients'"),
     "unknown key": (
         "thresholds: {bogus: 1}",

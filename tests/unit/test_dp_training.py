@@ -2,7 +2,10 @@
 
 import dataclasses
 import functools
+import json
 import math
+from importlib import resources
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +20,7 @@ from portcullis.dp_training import accounting, private
 from portcullis.dp_training.accounting import Plan, epsilon_pld, epsilon_prv, plan
 from portcullis.dp_training.component import dp_train
 from portcullis.dp_training.noise import RandomStream
+from portcullis.dp_training.page import certificate_section
 from portcullis.dp_training.private import NoisyOptimizer, certificate, fit, require_private, sample, train
 from portcullis.dp_training.settings import PrivateSettings
 from portcullis.errors import (
@@ -31,6 +35,7 @@ from portcullis.errors import (
 )
 from portcullis.ledger.mechanisms import DpSgd
 from portcullis.models.store import ModelSpec, load_model_files, model_files, read_model_files, save_model
+from portcullis_pipelines.config import ReferenceConfig
 
 SPEC = ModelSpec("digits-cnn", {"width": 2, "hidden": 8, "tanh": 1}, (1, 4, 4), 0, 16, ("dark", "bright"))
 FAST = PrivateSettings(target_epsilon=8.0, delta=1e-4, epochs=12, batch_size=64, learning_rate=1.0, device="cpu")
@@ -430,3 +435,30 @@ def test_the_component_does_what_the_stage_does(place):
     )
     assert outputs.digest == load_digest(place.out / "model")
     assert 0 < metrics.metadata["epsilon"] <= 1 and "claim" not in metrics.metadata
+
+
+def test_the_report_shows_the_certificate_and_warns_where_noise_drowns_the_signal():
+    planned = plan(300, FAST)
+    module = torch.nn.Linear(3, 2)
+
+    def page(found: Plan, accuracy: float | None) -> str:
+        figures = certificate(found, FAST, module)
+        return "".join(certificate_section(SimpleNamespace(step="train", figures=figures), accuracy))
+
+    told = page(planned, 0.5)
+    assert "idealised real-valued noise" in told and "are not covered" in told
+    assert "take more rows" not in told and "accuracy 0.500" in told
+    drowned = page(dataclasses.replace(planned, noise_multiplier=1e3), None)
+    assert "The noise drowns the signal: take more rows" in drowned and "circle" not in drowned
+
+
+def test_the_curve_in_the_report_is_of_the_settings_that_are_shipped():
+    text = resources.files("portcullis.dp_training").joinpath("reference-curve.json").read_text()
+    curve = json.loads(text)
+    for point in curve["points"]:
+        config = ReferenceConfig.load(None, private=True, epsilon=point["epsilon"])
+        assert point["settings"] == dataclasses.asdict(config.dp_training), "run: python -m benchmarks.dp_training"
+        assert point["options"] == dict(config.options)
+        # What the policy asks for is what was measured, less a margin.
+        assert config.thresholds.clean_accuracy < point["accuracy"] < curve["not_private"]
+        assert config.thresholds.robust_accuracy < point["robust_accuracy"]

@@ -41,6 +41,7 @@ functional = torch.nn.functional
 _SHARES = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)  # of the canaries, about which the auditor dares to guess
 _MOST = 64.0  # epsilon that a bound is looked for below
 _WHOLE = 1 << 40  # bytes: the gradients of a batch are not computed in pieces, so that they can be followed
+_ESTIMATES = 40  # steps, about, in which each canary's gradient is looked for
 _RIDGE = 1e-6  # relative, against gradients that are the same
 _HAIR = 1e-5  # of the scaled input, by which a row that was looked up may differ for rounding
 
@@ -62,8 +63,8 @@ def audit(
         `epsilon_lower`, the lower bound of epsilon that the canaries give; how many of them there were (`canaries`),
         were guessed (`guesses`) and guessed right (`guessed_right`), where the bound is the largest;
         `sampling_p_value`; `noise_ratio`, the deviation of the noise as measured by the one that was stated, and
-        `noise_p_value`; `clipping_p_value`, of the noise having nothing to do with what clipping took off;
-        `steps_seen`.
+        `noise_p_value`; `clipping_p_value`, of that noise having nothing to do with the clipped gradients, nor with
+        what clipping took off; `steps_seen`.
 
     Raises:
         InconclusiveError: What the trainer did cannot be followed.
@@ -186,7 +187,7 @@ class Watch:
         self._drawn: list[NDArray[np.int64]] = []
         self._squares = self._products = 0.0
         self._count = self._pairs = 0
-        self._unclipped = self._excess = 0.0
+        self._along, self._lengths = np.zeros(2), np.zeros(2)
         self._last: torch.Tensor | None = None
         self.scores = np.zeros(len(canaries.kept))
 
@@ -212,10 +213,11 @@ class Watch:
         self._drawn.append(self._identified(self._batch.flatten(1)))
         weights = [it for group in optimizer.param_groups for it in group["params"]]
         released = self._released(weights)
-        self._estimate(weights, released)
-        noise, excess = self._noise(weights, released, len(self._batch))
-        self._unclipped += float(noise @ excess)
-        self._excess += float(excess @ excess)
+        if (len(self._drawn) - 1) % max(1, self._planned.steps // _ESTIMATES) == 0:
+            self._estimate(weights, released)
+        noise, clipped, excess = self._noise(weights, released, len(self._batch))
+        self._along += np.array([float(noise @ clipped), float(noise @ excess)])
+        self._lengths += np.array([float(clipped @ clipped), float(excess @ excess)])
         self._squares += float((noise * noise).sum())
         self._count += noise.numel()
         if self._last is not None:
@@ -269,10 +271,10 @@ class Watch:
 
     def _noise(
         self, weights: list[torch.nn.Parameter], released: torch.Tensor, size: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return what was added to the sum of the clipped gradients, and what clipping should have taken off it.
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return what was added to the sum of the clipped gradients, that sum, and what clipping took off it.
 
-        Both are flat, in units of the stated deviation.
+        All are flat, in units of the stated deviation.
         """
         gradients = [getattr(it, "grad_sample", None) for it in weights]
         flat = [it.reshape(size, -1).double() for it in gradients if isinstance(it, torch.Tensor) and len(it) == size]
@@ -281,7 +283,7 @@ class Watch:
         each = torch.cat(flat, dim=1)
         clipped = self._clipped(each).sum(dim=0)
         deviation = self._planned.noise_multiplier * self._settings.max_grad_norm
-        return (released - clipped) / deviation, (each.sum(dim=0) - clipped) / deviation
+        return (released - clipped) / deviation, clipped / deviation, (each.sum(dim=0) - clipped) / deviation
 
     def figures(self) -> dict[str, Figure]:
         """Return what was seen of sampling and noise.
@@ -291,7 +293,7 @@ class Watch:
         """
         if self._pairs == 0 or not math.isfinite(self._squares):
             raise InconclusiveError("too few steps were seen, or what they added is not finite")
-        if not self._excess > 0:
+        if not (self._lengths > 0).all():
             raise InconclusiveError("no gradient was above max_grad_norm, so that clipping cannot be seen; lower it")
         spread = _two_sided((self._squares - self._count) / math.sqrt(2 * self._count))
         repeated = _two_sided(self._products / math.sqrt(self._pairs))
@@ -300,7 +302,7 @@ class Watch:
             "sampling_p_value": sampling_p_value(self._drawn, len(self._rows), self._planned.sampling_rate),
             "noise_ratio": math.sqrt(self._squares / self._count),
             "noise_p_value": min(1.0, 2 * min(spread, repeated)),
-            "clipping_p_value": _two_sided(self._unclipped / math.sqrt(self._excess)),
+            "clipping_p_value": min(1.0, 2 * min(map(_two_sided, self._along / np.sqrt(self._lengths)))),
         }
 
 

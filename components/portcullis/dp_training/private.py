@@ -161,7 +161,8 @@ class NoisyOptimizer(DPOptimizer):  # type: ignore[misc]
         """Put the sum of the clipped gradients, with noise, into each parameter's `grad`."""
         deviation = self.noise_multiplier * self.max_grad_norm
         for weights in self.params:
-            noise = (deviation * self._stream.normal(weights.numel())).astype(np.float32)
+            with np.errstate(over="ignore"):  # what is not finite is refused in the end
+                noise = (deviation * self._stream.normal(weights.numel())).astype(np.float32)
             weights.grad = weights.summed_grad + torch.from_numpy(noise).reshape(weights.shape).to(weights.device)
 
 
