@@ -482,9 +482,7 @@ def _over_shards(whole: Any, training: Any, name: str) -> Any:
         *_parameters(whole),
         inspect.Parameter("shards", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=List[Dict[str, str]]),
     ]
-    summary = (
-        "From raw data, over shards, to a sealed, signed model; refuses wherever a check does not hold."
-    )
+    summary = "From raw data, over shards, to a sealed, signed model; refuses wherever a check does not hold."
     meaning = _meaning(whole) | {"shards": "For each shard, its name in each sharded step."}
     outputs: Any = NamedTuple("Outputs", _TRAINED)
     return _pipeline(_taking(parameters, training), name, summary, parameters, outputs, meaning)
