@@ -448,8 +448,8 @@ _REFERENCE_PRIVATE: Mapping[float, PrivateSettings] = {
 }
 # What a private model withstands: less. What benchmarks/dp_training.py measures, less a margin for the noise.
 _PRIVATE_THRESHOLDS: Mapping[float, Thresholds] = {
-    1.0: Thresholds(robust_accuracy=0.15, clean_accuracy=0.75, agreement=0.9, accuracy_drop=0.05),
-    3.0: Thresholds(robust_accuracy=0.45, clean_accuracy=0.85, agreement=0.95, accuracy_drop=0.03),
+    1.0: Thresholds(robust_accuracy=0.3, clean_accuracy=0.78, agreement=0.9, accuracy_drop=0.05),
+    3.0: Thresholds(robust_accuracy=0.48, clean_accuracy=0.84, agreement=0.95, accuracy_drop=0.03),
     8.0: Thresholds(robust_accuracy=0.55, clean_accuracy=0.88, agreement=0.95, accuracy_drop=0.03),
 }
 

@@ -384,7 +384,7 @@ def _audit_checks(config: ReferenceConfig) -> Bounds:
         "sampling_p_value": {"min": _HONEST, "max": 1},
         "clipping_p_value": {"min": _HONEST, "max": 1},
         "noise_p_value": {"min": _HONEST, "max": 1},
-        "noise_ratio": {"min": 0.98, "max": 1.02},
+        "noise_ratio": {"min": 0.9, "max": 1.1},
         "steps_missing": {"min": 0, "max": 0},
     }
 

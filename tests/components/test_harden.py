@@ -25,7 +25,7 @@ from portcullis.harden import (
 from portcullis.pii.component import residual_pii_gate
 from portcullis.split.component import split
 from portcullis_pipelines.compile import ROOT, compiled, one_task_pipeline, outputs
-from portcullis_pipelines.steps import STEPS
+from portcullis_pipelines.steps import PRIVATE_STEPS, STEPS
 
 
 def sealing(**settings):
@@ -177,15 +177,16 @@ def test_every_executor_of_what_is_shipped_as_a_pipeline_is_hardened():
     assert checked > 15
 
 
-def test_a_step_mounts_its_own_keys_and_no_other_steps():
-    _, settings = documents((ROOT / "pipelines" / "portcullis_pipelines" / "reference.yaml").read_bytes())
-    text = (ROOT / "pipelines" / "portcullis_pipelines" / "reference.yaml").read_text()
-    for step in STEPS:
+@pytest.mark.parametrize(("name", "steps"), [("reference.yaml", STEPS), ("private.yaml", PRIVATE_STEPS)])
+def test_a_step_mounts_its_own_keys_and_no_other_steps(name, steps):
+    _, settings = documents((ROOT / "pipelines" / "portcullis_pipelines" / name).read_bytes())
+    text = (ROOT / "pipelines" / "portcullis_pipelines" / name).read_text()
+    for step in steps:
         assert secret_name(step.name) in text, step.name
     assert all(len(config.secret_as_volume) <= 1 for config in settings.values())
     # What enforces a verdict needs the trust store only, but for a sealed data set, which it must open.
     enforcing = [config for name, config in settings.items() if name.startswith("exec-enforce")]
-    gates_on_data = [it for it in STEPS if it.kind == "gate" and it.outputs == ("dataset",)]
+    gates_on_data = [it for it in steps if it.kind == "gate" and it.outputs == ("dataset",)]
     assert sum(bool(config.secret_as_volume) for config in enforcing) == len(gates_on_data) < len(enforcing)
 
 
