@@ -34,3 +34,11 @@ def real_run(tmp_path_factory: pytest.TempPathFactory):
 def attacked(real_run, tmp_path: Path):
     """A copy of the real run for a test to attack."""
     return real_run.copy(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def sharded_run(tmp_path_factory: pytest.TempPathFactory):
+    """The one real run over shards that all tests share; never change it."""
+    from sharded_run import make_sharded_run
+
+    return make_sharded_run(tmp_path_factory.mktemp("sharded"))

@@ -49,6 +49,7 @@ class Resources:
 
 
 SMALL = Resources()
+LONG = Resources(timeout=24 * 3600)  # a day, for what streams any amount of data
 LARGE = Resources(cpu="4", memory="8Gi", scratch="4Gi", timeout=6 * 3600)
 
 

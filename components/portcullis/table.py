@@ -58,6 +58,8 @@ MAX_BLOCK_BYTES = 256 << 20  # of 1,024 rows, which a digest and a writer hold i
 MAX_UNFOLDING = 100  # times the file's size, and more than a block's bytes: such a row group is taken for a bomb
 PIECE_BYTES = 8 << 20
 
+HEAD_ROWS = 8 * LEAF_ROWS  # what is looked at to tell what a column holds
+
 _BATCH_ROWS = 64 * LEAF_ROWS
 _READ_ROWS = 16 * LEAF_ROWS
 _READ_AHEAD = 16 << 20  # over all columns of a Parquet file
@@ -146,9 +148,19 @@ def check_header(names: Sequence[str]) -> None:
         seen.add(name)
 
 
-def table_schema(table: "pa.Table | TableStream") -> tuple[tuple[str, str], ...]:
+def table_schema(table: "pa.Table | TableStream | pa.Schema") -> tuple[tuple[str, str], ...]:
     """Return a canonical table's columns in order: (name, one of int64, float64, bool, string)."""
-    return _described(table.schema)
+    return _described(table if isinstance(table, pa.Schema) else table.schema)
+
+
+def schema_of(columns: Sequence[Sequence[str]]) -> pa.Schema:
+    """Return the schema of which `table_schema` says this.
+
+    Raises:
+        KeyError: A type is none of the four.
+    """
+    types = {name: type_ for type_, name in _TYPES.items()}
+    return pa.schema([(name, types[kind]) for name, kind in columns])
 
 
 def _described(schema: pa.Schema) -> tuple[tuple[str, str], ...]:
@@ -186,6 +198,17 @@ def stream_of(table: pa.Table) -> TableStream:
     """
     table = canonical_table(table)
     return TableStream(table.schema, table.num_rows, lambda: _cut(table))
+
+
+def head_of(table: TableStream, rows: int = HEAD_ROWS) -> pa.Table:
+    """Return the first rows of a stream as a table; fewer where it has no more."""
+    parts, read = [table.schema.empty_table()], 0
+    for piece in table.pieces():
+        parts.append(piece.slice(0, rows - read))
+        read += parts[-1].num_rows
+        if read == rows:
+            break
+    return pa.concat_tables(parts)
 
 
 def row_bytes(table: pa.Table | pa.RecordBatch) -> NDArray[np.int64]:
@@ -542,7 +565,7 @@ def parse_parquet(data: bytes, what: str, *, limit: int = MAX_BYTES) -> pa.Table
     return table
 
 
-def stream_parquet(file: BinaryFile, what: str) -> TableStream:
+def stream_parquet(file: BinaryFile, what: str, *, part: tuple[int, int] = (0, 1)) -> TableStream:
     """Read untrusted Parquet as a canonical table in pieces, in bounded memory whatever its row groups.
 
     Arrow unpacks a page as a whole, so one page of each column comes on top; a file whose pages lie of their size can
@@ -551,6 +574,7 @@ def stream_parquet(file: BinaryFile, what: str) -> TableStream:
     Args:
         file: Seekable, and open as long as pieces are read; it must not change (see `PinnedFile`).
         what: Names it in messages.
+        part: Which of how many parts is read, from 0: of N row groups, those from N * place // number on.
 
     Returns:
         The stream. Reading its pieces raises `DataError` where what follows is damaged, where 1,024 rows take more than
@@ -560,18 +584,18 @@ def stream_parquet(file: BinaryFile, what: str) -> TableStream:
         DataError: Not Parquet, damaged, empty, or without a canonical form.
     """
     with _parquet_errors(what):
-        opened = _open_parquet(file)
-        schema, rows = canonical_schema(opened.schema), opened.metadata.num_rows
+        opened = _open_parquet(file, part)
+        schema, rows = canonical_schema(opened.schema), opened.rows
         if rows < 1:
             raise DataError("the table has 0 rows; at least 1 is needed")
 
     def pieces() -> Iterator[pa.Table]:
         with _parquet_errors(what):
             limit = _BlockLimit()
-            for batch in _open_parquet(file).batches():
+            for batch in _open_parquet(file, part).batches():
                 limit.add(row_bytes(batch))
-                for part in _cut(batch):
-                    yield canonical_table(pa.Table.from_batches([part]))
+                for piece in _cut(batch):
+                    yield canonical_table(pa.Table.from_batches([piece]))
 
     return TableStream(schema, rows, pieces)
 
@@ -586,7 +610,7 @@ def _parquet_errors(what: str) -> Iterator[None]:
         raise DataError(f"{what}: {error}") from error
 
 
-def _open_parquet(source: BinaryFile | pa.NativeFile) -> "_ParquetReader":
+def _open_parquet(source: BinaryFile | pa.NativeFile, part: tuple[int, int] = (0, 1)) -> "_ParquetReader":
     file = pq.ParquetFile(source)
     if file.metadata.num_columns > MAX_COLUMNS:
         raise DataError(f"more than {MAX_COLUMNS} columns")
@@ -595,7 +619,12 @@ def _open_parquet(source: BinaryFile | pa.NativeFile) -> "_ParquetReader":
     # Of the groups as a whole: to ask for a column's own figures makes Arrow abort where they are malformed.
     if any(file.metadata.row_group(it).total_byte_size > most for it in range(file.metadata.num_row_groups)):
         raise DataError(f"it unfolds to more than {MAX_UNFOLDING} times its size; write smaller row groups")
-    return _ParquetReader(source, file.metadata, file.schema_arrow)
+    groups = file.metadata.num_row_groups
+    place, number = part
+    chosen = range(groups * place // number, groups * (place + 1) // number)
+    if number > 1 and not chosen:
+        raise DataError(f"it has {groups} row groups, too few for {number} parts; use fewer shards")
+    return _ParquetReader(source, file.metadata, file.schema_arrow, chosen)
 
 
 @dataclass(frozen=True)
@@ -605,13 +634,20 @@ class _ParquetReader:
     source: BinaryFile | pa.NativeFile
     metadata: pq.FileMetaData
     schema: pa.Schema
+    groups: range
+
+    @property
+    def rows(self) -> int:
+        """How many rows the groups promise."""
+        whole = len(self.groups) == self.metadata.num_row_groups
+        return int(self.metadata.num_rows if whole else sum(self.metadata.row_group(it).num_rows for it in self.groups))
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """Yield the rows in batches of at least one, and refuse unless they are as many as promised."""
         # Not as dictionaries: Arrow would keep that of a whole row group, which may be all of its text.
         file = self._file(buffer_size=max(1 << 12, _READ_AHEAD // max(1, self.metadata.num_columns)))
-        left = promised = self.metadata.num_rows
-        for index in range(self.metadata.num_row_groups):
+        left = promised = self.rows
+        for index in self.groups:
             rows = self._batch_rows(index)
             for batch in file.iter_batches(batch_size=rows, row_groups=[index], use_threads=False):
                 left -= batch.num_rows

@@ -29,7 +29,7 @@ from portcullis.kubernetes_names import require_namespace, require_object_name
 from portcullis.ledger.settings import LOCAL
 from portcullis.ledger.stores import CONFIG_MAP_URI, config_maps
 from portcullis_pipelines.home import Home
-from portcullis_pipelines.steps import PRIVATE_STEPS, READS, STEPS
+from portcullis_pipelines.steps import PRIVATE_STEPS, READS, SHARD_STEPS, STEPS
 
 Object = dict[str, Any]
 Part = Literal["secure_training", "release", "all"]
@@ -44,7 +44,7 @@ MAX_OBJECT_BYTES = 1 << 20  # of a Secret's or ConfigMap's data, by the API serv
 PART_OF = {"app.kubernetes.io/part-of": "portcullis"}
 
 # Every use of a stage reads the same further keys and belongs to the same part.
-_STAGES = {step.stage: step for step in (*PRIVATE_STEPS, *STEPS)}
+_STAGES = {step.stage: step for step in (*PRIVATE_STEPS, *STEPS, *SHARD_STEPS)}
 
 
 def secrets_of(policy: Policy, part: Part) -> dict[str, tuple[str, ...]]:
@@ -61,15 +61,15 @@ def secrets_of(policy: Policy, part: Part) -> dict[str, tuple[str, ...]]:
     found: dict[str, tuple[str, ...]] = {}
     owners: dict[str, str] = {}
     for rule in policy.steps.values():
-        name, stage = secret_name(rule.name), _STAGES.get(rule.stage)
+        name, stage = secret_name(rule.base), _STAGES.get(rule.stage)
         require_object_name(name, "Secret")
-        if rule.name == "owner":
+        if rule.base == "owner":
             raise UsageError("a step called owner would sign with the policy owner's key, which is put nowhere")
-        if (other := owners.setdefault(name, rule.name)) != rule.name:
-            raise UsageError(f"the steps {other} and {rule.name} would share the Secret {name}; rename one of them")
+        if (other := owners.setdefault(name, rule.base)) != rule.base:
+            raise UsageError(f"the steps {other} and {rule.base} would share the Secret {name}; rename one of them")
         if part in (stage.part if stage else "secure_training", "all"):
             further = stage.keys if stage else (READS,) if rule.stage == "attest" else ()
-            found[name] = (f"{rule.name.replace(':', '.')}.pem", *further)
+            found[name] = (f"{rule.base.replace(':', '.')}.pem", *further)
     return found
 
 
@@ -107,7 +107,7 @@ def objects(
     if not secrets:
         raise UsageError(f"no step of policy {policy.name} belongs to the part {part}")
     deploy = next(
-        (it for it in policy.steps.values() if it.stage == "deploy" and secret_name(it.name) in secrets), None
+        (it for it in policy.steps.values() if it.stage == "deploy" and secret_name(it.base) in secrets), None
     )
     cluster: Mapping[str, Any] = deploy.parameters.get("cluster", {}) if deploy else {}
     server = deploy_namespace or str(cluster.get("namespace", namespace))

@@ -37,10 +37,13 @@ STAGES = {
     "deploy": "deploy",
     "attestation": "attest",
     "supply_chain": "model_scan_gate",
+    "sharding": "merge_shards",
 }
-# What shares a folder with another stage: gates with what they judge, `start_chain`, marking with data,
-# `convert_model`.
+# What shares a folder with another stage: gates with what they judge, what plans shards, what starts or converts,
+# marking with data.
 BESIDE = {
+    "ingest/survey.yaml": ("ingest", "survey_shard"),
+    "ingest/plan.yaml": ("ingest", "plan_shards"),
     "pii/gate.yaml": ("pii", "residual_pii_gate"),
     "dp_training/gate.yaml": ("dp_training", "privacy_audit_gate"),
     "watermark/gate.yaml": ("watermark", "verify_watermark_gate"),
@@ -102,10 +105,11 @@ def outputs() -> Iterator[tuple[Path, Any]]:
             yield folder / name / "pipeline.yaml", one_task_pipeline(component, HEAVY.get(stage, SMALL))
     for path, (name, stage) in BESIDE.items():
         yield folder / path, getattr(import_module(f"portcullis.{name}.component"), stage)
-    from portcullis_pipelines.reference import private_pipeline, reference_pipeline
+    from portcullis_pipelines.reference import private_pipeline, reference_pipeline, sharded_pipeline
 
     yield Path(__file__).parent / "reference.yaml", reference_pipeline
     yield Path(__file__).parent / "private.yaml", private_pipeline
+    yield Path(__file__).parent / "sharded.yaml", sharded_pipeline
 
 
 def one_task_pipeline(component: Any, resources: Resources = SMALL) -> Any:
@@ -114,7 +118,9 @@ def one_task_pipeline(component: Any, resources: Resources = SMALL) -> Any:
     Its inputs are the component's, all of them required, and those of `_SETTINGS`.
     """
     signature = inspect.signature(component.python_func)
-    taken = [it for it in signature.parameters.values() if it.name in component.component_spec.inputs]
+    inputs = component.component_spec.inputs
+    # What a component can do without is left out: a nested pipeline would take it from its caller, by name.
+    taken = [it for name, it in signature.parameters.items() if name in inputs and not _may_lack(inputs[name])]
     # No defaults: the local runner fills what a caller leaves out from the caller's own inputs, by name.
     parameters = [
         *(it.replace(default=inspect.Parameter.empty, kind=inspect.Parameter.POSITIONAL_OR_KEYWORD) for it in taken),
@@ -136,11 +142,15 @@ def one_task_pipeline(component: Any, resources: Resources = SMALL) -> Any:
         return outputs(**task.outputs)
 
     body.__signature__ = inspect.Signature(parameters, return_annotation=outputs)  # type: ignore[attr-defined]
-    described = {name: spec.description for name, spec in component.component_spec.inputs.items()} | _SETTINGS
+    described = {name: spec.description for name, spec in inputs.items()} | _SETTINGS
     arguments = "".join(f"    {it.name}: {described[it.name]}\n" for it in parameters)
     body.__doc__ = f"{component.description}\n\nArgs:\n{arguments}"
     # Under the component's own name, KFP would load the component out of it and leave the rest.
     return secure_pipeline(body, name=f"hardened-{component.name}")
+
+
+def _may_lack(spec: Any) -> bool:
+    return bool(spec.optional) and "@" in spec.type  # an artifact's type has a version
 
 
 def main() -> int:

@@ -19,6 +19,7 @@ and an unknown key is refused.
     watermark: {owner: …}
     thresholds: {robust_accuracy: 0.75, clean_accuracy: 0.9, samples: 100, agreement: 0.98, accuracy_drop: 0.01}
     deployment: {target: local, cluster: {}, environment: development}
+    shards: 1
 """
 
 import dataclasses
@@ -36,6 +37,7 @@ from portcullis.deploy.settings import ServingSettings, require_server_name
 from portcullis.digest import canonical_json
 from portcullis.dp_training.settings import AuditSettings, PrivateSettings
 from portcullis.errors import ConfigError, DataError
+from portcullis.evidence.shards import MAX_SHARDS, Shard
 from portcullis.files import read_bytes
 from portcullis.ledger.settings import LedgerSettings
 from portcullis.membership.settings import MembershipSettings
@@ -48,6 +50,7 @@ from portcullis.training.settings import TrainingSettings
 from portcullis.watermark.mark import MAX_OWNER
 
 MAX_SAMPLES = 1 << 30
+SHARDED = ("survey_shard", "ingest", "mask_pii", "residual_pii")  # the steps that are used once for each shard
 DEVELOPMENT = "development"
 _ENVIRONMENT = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
@@ -217,6 +220,7 @@ class ReferenceConfig:
         owner: Whose watermark the model carries; the data set's name when empty.
         deployment: Where it is deployed.
         recipients: Key ids of those who can open the sealed model; filled in from the serving key.
+        shards: Over how many shards the data are read and masked; 1 for the whole at once.
     """
 
     dataset: DatasetSpec
@@ -237,8 +241,15 @@ class ReferenceConfig:
     owner: str = ""
     deployment: Deployment = field(default_factory=Deployment)
     recipients: tuple[str, ...] = ()
+    shards: int = 1
 
     def __post_init__(self) -> None:
+        if type(self.shards) is not int or not 1 <= self.shards <= MAX_SHARDS:
+            raise ConfigError(f"shards is a whole number from 1 to {MAX_SHARDS}")
+        if self.shards > 1 and self.dataset.quarantine_at_most:
+            raise ConfigError("over shards no record is set aside; leave out shards, or dataset.quarantine_at_most")
+        if self.shards > 1 and self.dp_training is not None:
+            raise ConfigError("the private variant does not run over shards yet; leave out shards, or dp_training")
         if self.deployment.target == "kubernetes":
             require_server_name(self.policy_name)
         masking = self.masking.covering(self.dataset.sensitive)
@@ -283,17 +294,8 @@ class ReferenceConfig:
             ConfigError: A key is unknown, a value is of the wrong type, or `dataset` is missing.
         """
         names = {"dataset", "masking", "split", "model", "training", "robustness", "thresholds"}
-        names |= {
-            "dp_training",
-            "audit",
-            "membership",
-            "screening",
-            "quality",
-            "privacy",
-            "ledger",
-            "watermark",
-            "deployment",
-        }
+        names |= {"dp_training", "audit", "membership", "screening", "quality", "privacy", "ledger", "watermark"}
+        names |= {"deployment", "shards"}
         sections = _known(document, names, "the file")
         if "dataset" not in sections:
             raise ConfigError("the configuration has no section `dataset`")
@@ -321,6 +323,7 @@ class ReferenceConfig:
             ledger=_ledger(sections["ledger"], sections["dataset"]) if "ledger" in sections else None,
             owner=_owner(_known(sections.get("watermark", {}), {"owner"}, "watermark").get("owner", "")),
             deployment=_deployment(sections.get("deployment", {})),
+            shards=sections.get("shards", 1),
         )
 
     @property
@@ -361,7 +364,7 @@ class ReferenceConfig:
         }
 
     def arguments(self, uri: str, *, gpus: int = 0, gpu_resource: str = "nvidia.com/gpu") -> dict[str, Any]:
-        """Return the arguments that the reference pipeline is called with.
+        """Return the arguments that the reference pipeline is called with, or the one over shards.
 
         Args:
             uri: The data.
@@ -388,7 +391,12 @@ class ReferenceConfig:
             "cluster": dict(self.deployment.cluster),
             "gpus": str(gpus),
             "gpu_resource": gpu_resource,
+            **({"shards": self.loop_items()} if self.shards > 1 else {}),
         }
+
+    def loop_items(self) -> list[dict[str, str]]:
+        """Return what the loops over shards go over: for each, its name in each step of `SHARDED`."""
+        return [{step: Shard(index, self.shards).named(step) for step in SHARDED} for index in range(self.shards)]
 
 
 def _known(value: Any, names: set[str], where: str) -> Mapping[str, Any]:

@@ -151,6 +151,11 @@ def _file(role: str) -> str:
 STEP_NAMES = tuple(step.name for step in STEPS)
 
 
+def step_names(config: ReferenceConfig) -> tuple[str, ...]:
+    """Return the names of the steps of a configuration's policy."""
+    return tuple(step.name for step in steps_of(config))
+
+
 def generate_keys(home: Home, steps: Sequence[str] = STEP_NAMES) -> list[Path]:
     """Create every key that is missing, mode 0600, and return the files made; existing keys are left alone.
 
@@ -199,11 +204,6 @@ def _sealing_key(home: Home, name: str) -> SealingPrivateKey:
     return SealingPrivateKey.from_pem(resolve(f"file:{home.keys / name}"))
 
 
-def step_names(config: ReferenceConfig) -> tuple[str, ...]:
-    """Return the names of the steps of a configuration's policy."""
-    return tuple(step.name for step in steps_of(config))
-
-
 def list_keys(home: Home, steps: Sequence[str] = STEP_NAMES) -> list[dict[str, str]]:
     """Return role, algorithm, key id and file of every signing key; never a private key.
 
@@ -229,7 +229,7 @@ def revoke(home: Home, *, step: str | None = None, admission: Path | None = None
         KeyMaterialError: The step's key, or the owner's, is not here.
         TrustStoreError: There is no trust store yet.
     """
-    known = TrustStore.load(home.trust).policy.steps
+    known = dict.fromkeys(rule.base for rule in TrustStore.load(home.trust).policy.steps.values())
     if step is not None and step not in known:
         raise UsageError(f"there is no step {step!r}; the steps are {', '.join(known)}")
     keys = {home.signer(step).public_key.keyid} if step else set()

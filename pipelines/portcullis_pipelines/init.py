@@ -163,6 +163,7 @@ def configuration(suggestions: Sequence[str] = ()) -> str:
             "watermark", "Whose mark the model carries; the data set's name when empty.", {"owner": defaults.owner}
         ),
         _of("deployment", "Where an admitted model is deployed.", defaults.deployment, Deployment),
+        f"# Over how many shards the data are read and masked; 1 for the whole at once.\nshards: {defaults.shards}",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 

@@ -108,13 +108,14 @@ class _Events:
         table, read = None, None  # the table that the step worked on, and its dataset
         inputs = []
         for name, source in rule.inputs.items():
-            if source in self._digests:
-                inputs.append(self._dataset(source))
-                if source in self._tables:
-                    table, read = self._tables[source], (self._namespace, source)
-            elif source == EXTERNAL and statement.stage == "ingest":
+            if name == "raw" and statement.stage == "ingest":  # of a shard, what `survey_shard` looked at
                 table, read = _read(statement), _place(str(statement.figures["source"]))
                 inputs.append(self._raw(statement, table, read, self._version(statement.inputs[name])))
+            elif source in self._digests:
+                inputs.append(self._dataset(source))
+                if source in self._tables:
+                    joined = table if statement.stage == "merge_shards" else None
+                    table, read = _joined(joined, self._tables[source]), (self._namespace, source)
             elif source == EXTERNAL:
                 outside = f"{self._namespace}/external", f"{statement.step}.{name}"
                 inputs.append(self._named(outside, self._version(statement.inputs[name])))
@@ -234,6 +235,14 @@ def _read(statement: Statement) -> _Table:
     return _Table(columns, _count(statement, "rows"), spec)
 
 
+def _joined(table: _Table | None, other: _Table) -> _Table:
+    """Return the table of two shards of one: of a column in which either was masked, that is said."""
+    if table is None:
+        return other
+    pairs = zip(table.columns, other.columns, strict=True)
+    return replace(table, columns=tuple(two if two.masking else one for one, two in pairs))
+
+
 # By operator, what became of a cell as a whole.
 _BECAME = {
     "token": "became a keyed token",
@@ -294,6 +303,7 @@ def _noised(statement: Statement, _: str, table: _Table) -> _Table:
 _WORK: Mapping[str, Callable[[Statement, str, _Table], _Table]] = {
     "ingest": lambda _statement, _output, table: table,
     "mask_pii": _masked,
+    "merge_shards": lambda statement, _output, table: replace(table, rows=_count(statement, "rows")),
     "split": _split,
     "dp_noise": _noised,
 }

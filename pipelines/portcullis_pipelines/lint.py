@@ -7,7 +7,9 @@ Each rule is a way in which KFP 2.17 fails open without a word:
 2. A nested pipeline that is given artifacts but no parameter takes them from its caller by name, likewise.
 3. A cached task replays an old verdict, and its fingerprint does not cover the artifact's bytes.
 4. A task that ignores its upstream's failure runs after a gate that refused.
-5. An importer that does not import again takes what once lay at the URI for what lies there now.
+5. A text that a loop's item or a task's output is spliced into reaches a nested pipeline as `null` in the local runner.
+6. What a task puts out as a parameter is replaced by the loop's item in a loop beside it, in the local runner.
+7. An importer that does not import again takes what once lay at the URI for what lies there now.
 """
 
 from collections.abc import Iterator
@@ -73,5 +75,12 @@ def _nested_problems(where: str, task: dict[str, Any], component: dict[str, Any]
         missing = sorted(set(declared.get(kind, {})) - set(given.get(kind, {})) - items)
         for name in missing:
             yield f"{where} leaves out the input {name!r}, which would be filled from its caller by name"
+    for name, value in given.get("parameters", {}).items():
+        constant = value.get("runtimeValue", {}).get("constant")
+        over = task.get("parameterIterator", {}).get("items", {}).get("inputParameter")
+        if "parameterIterator" in task and "taskOutputParameter" in value and name != over:
+            yield f"{where} is a loop that takes a task's output {name!r}, for which its item may be put in"
+        if isinstance(constant, str) and "{{$" in constant:
+            yield f"{where} is given a text with something spliced in as {name!r}, which may arrive as null"
     if declared.get("artifacts") and not declared.get("parameters"):
         yield f"{where} is given artifacts but no parameter, and would take them from its caller by name"

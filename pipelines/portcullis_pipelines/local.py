@@ -30,7 +30,7 @@ def main() -> int:
         raise MissingDependencyError("running needs KFP; run: pip install 'kfp-portcullis[kfp]'") from error
 
     # The parent process reads the runner's log.
-    _, pipeline = variant(private=request["private"])
+    _, pipeline = variant(private=request["private"], sharded="shards" in request["arguments"])
     run_pipeline(pipeline, request["arguments"], Path(request["root"]), log=sys.stdout)
     return 0
 
@@ -102,8 +102,8 @@ def last_error(log: str) -> PortcullisError | None:
 
 
 def _reason(log: str) -> PortcullisError:
-    log = log.rpartition("Executing task")[2]  # the runner stops at the first task that fails
-    if error := last_error(log):
+    whole, log = log, log.rpartition("Executing task")[2]  # the runner stops at the first task that fails,
+    if error := last_error(log) or last_error(whole):  # but for a loop's tasks, which run side by side
         return error
     said = [line for line in log.splitlines() if line.startswith("    ") and line.strip()]  # what the tasks print
     last = " ".join(said[-1].split()) if said else "nothing"

@@ -26,6 +26,7 @@ WHOLE = ("reference.yaml",)
 SPLIT = ("secure_training.yaml", "release.yaml")
 DATA_MOUNT = "/data"
 IMAGE_ENV = "PORTCULLIS_IMAGE"  # what each statement declares as its image
+_READERS = ("exec-ingest", "exec-survey-shard")  # whose containers read the raw data
 DATA_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 
 
@@ -100,7 +101,7 @@ def package(
         raise UsageError(f"{gpus} is no number of GPUs")
     require_gpu_resource(gpu_resource)
     arguments = config.arguments(data.uri, gpus=gpus, gpu_resource=gpu_resource)
-    training, whole = variant(private=config.dp_training is not None)
+    training, whole = variant(private=config.dp_training is not None, sharded=config.shards > 1)
     parts = (training, release_from_storage) if split else (whole,)
     return {
         name: compiled(_placed(part, image, data), arguments)
@@ -142,17 +143,18 @@ def with_image(data: bytes, image: str) -> bytes:
 
 
 def _placed(pipeline: Any, image: str | None, data: DataAccess) -> Any:
-    """Return a copy of a pipeline whose containers run `image` and whose ingest reaches the data."""
+    """Return a copy of a pipeline whose containers run `image` and which reaches the data where it reads them."""
     pipeline = copy.copy(pipeline)
     pipeline.component_spec = copy.deepcopy(pipeline.component_spec)
     executors = pipeline.pipeline_spec.deployment_spec["executors"]
     if image is not None:
         _run_image(executors, image)
-    if "exec-ingest" in executors:
-        if data.endpoint:
-            _set_environment(executors["exec-ingest"]["container"], "AWS_ENDPOINT_URL_S3", data.endpoint)
-        settings = pipeline.platform_spec.platforms["kubernetes"].deployment_spec.executors["exec-ingest"]
-        settings.update(_data_volumes(data))
+    for name in _READERS:
+        if name in executors:
+            if data.endpoint:
+                _set_environment(executors[name]["container"], "AWS_ENDPOINT_URL_S3", data.endpoint)
+            settings = pipeline.platform_spec.platforms["kubernetes"].deployment_spec.executors[name]
+            settings.update(_data_volumes(data))
     return pipeline
 
 

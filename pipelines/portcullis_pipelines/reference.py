@@ -32,17 +32,23 @@ from portcullis.signing.component import sign
 from portcullis.split.component import split
 from portcullis.training.component import train
 from portcullis.watermark.component import verify_watermark_gate, watermark
+from portcullis_pipelines.sharded import masking_over_shards
 
 
-def _prepared(given: Any) -> Any:
-    """From raw data to the two sides of the split, and the training rows with noise in some columns."""
-    started = preflight()
-    raw = ingest(
-        nonce=started.outputs["nonce"],
-        evidence=started.outputs["evidence"],
-        uri=given.data_uri,
-        spec=given.dataset_spec,
-    )
+def _masked(given: Any, started: Any) -> Any:
+    """From raw data to the masked data set, and the evidence that its gate passed it."""
+    nonce, evidence = started.outputs["nonce"], started.outputs["evidence"]
+    if "shards" in vars(given):
+        merged = masking_over_shards(
+            evidence=evidence,
+            nonce=nonce,
+            data_uri=given.data_uri,
+            dataset_spec=given.dataset_spec,
+            masking=given.masking,
+            shards=given.shards,
+        )
+        return merged.outputs["dataset"], merged.outputs["evidence"]
+    raw = ingest(nonce=nonce, evidence=evidence, uri=given.data_uri, spec=given.dataset_spec)
     masked = mask_pii(
         dataset=raw.outputs["dataset"],
         evidence=raw.outputs["dataset_evidence"],
@@ -55,9 +61,18 @@ def _prepared(given: Any) -> Any:
         step="residual_pii",
         secret=secret_name("residual_pii"),
     )
+    harden(raw, secret=secret_name("ingest"), resources=SMALL)
+    harden(masked, secret=secret_name("mask_pii"), resources=SMALL)
+    return masked.outputs["masked"], clean.outputs["evidence"]
+
+
+def _prepared(given: Any) -> Any:
+    """From raw data to the two sides of the split, and the training rows with noise in some columns."""
+    started = preflight()
+    rows, judged = _masked(given, started)
     screened = data_quality_gate(
-        dataset=masked.outputs["masked"],
-        evidence=clean.outputs["evidence"],
+        dataset=rows,
+        evidence=judged,
         n_min=given.screen_n_min,
         outlier_distance=given.screen_outlier_distance,
         neighbours=given.screen_neighbours,
@@ -68,9 +83,7 @@ def _prepared(given: Any) -> Any:
         step="data_quality",
         secret=secret_name("data_quality"),
     )
-    sides = split(
-        dataset=masked.outputs["masked"], evidence=screened.outputs["evidence"], test_fraction=given.test_fraction
-    )
+    sides = split(dataset=rows, evidence=screened.outputs["evidence"], test_fraction=given.test_fraction)
     noised = dp_noise(
         dataset=sides.outputs["train"],
         evidence=sides.outputs["split_evidence"],
@@ -81,14 +94,7 @@ def _prepared(given: Any) -> Any:
         contribution=given.noise_contribution,
         ledger=given.ledger,
     )
-    small = {
-        "preflight": started,
-        "ingest": raw,
-        "mask_pii": masked,
-        "split": sides,
-        "dp_noise": noised,
-    }
-    for step, task in small.items():
+    for step, task in {"preflight": started, "split": sides, "dp_noise": noised}.items():
         harden(task, secret=secret_name(step), resources=SMALL)
     return sides, noised
 
@@ -164,6 +170,26 @@ def _shipped(given: Any, sides: Any, trained: Any, *, evidence: Any) -> Any:
         signature=signed.outputs["signature"],
         evidence=signed.outputs["signature_evidence"],
     )
+
+
+def _plainly(given: Any) -> Any:
+    """From raw data to a sealed and signed model that is trained as `train` does."""
+    sides, noised = _prepared(given)
+    trained = train(
+        dataset=noised.outputs["noised"],
+        evidence=noised.outputs["noised_evidence"],
+        architecture=given.architecture,
+        options=given.architecture_options,
+        method=given.train_method,
+        epsilon=given.train_epsilon,
+        steps=given.train_steps,
+        epochs=given.train_epochs,
+        batch_size=given.train_batch_size,
+        learning_rate=given.train_learning_rate,
+        seed=given.train_seed,
+        device=given.train_device,
+    )
+    return _shipped(given, sides, trained, evidence=trained.outputs["model_evidence"])
 
 
 @secure_pipeline(name="portcullis-secure-training")
@@ -264,23 +290,7 @@ def secure_training(
         signature: Its OpenSSF model signature.
         evidence: All evidence of the run.
     """
-    given = SimpleNamespace(**locals())
-    sides, noised = _prepared(given)
-    trained = train(
-        dataset=noised.outputs["noised"],
-        evidence=noised.outputs["noised_evidence"],
-        architecture=architecture,
-        options=architecture_options,
-        method=train_method,
-        epsilon=train_epsilon,
-        steps=train_steps,
-        epochs=train_epochs,
-        batch_size=train_batch_size,
-        learning_rate=train_learning_rate,
-        seed=train_seed,
-        device=train_device,
-    )
-    return _shipped(given, sides, trained, evidence=trained.outputs["model_evidence"])
+    return _plainly(SimpleNamespace(**locals()))
 
 
 @secure_pipeline(name="portcullis-release")
@@ -379,6 +389,26 @@ def _settings(of: Any, *, but: Any = ()) -> List[inspect.Parameter]:
     return [it for it in parameters if it.annotation in (int, float, str) and it.name not in left_out]
 
 
+_OVER_SHARDS = [
+    *_parameters(secure_training),
+    inspect.Parameter("shards", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=List[Dict[str, str]]),
+]
+
+
+def _over_shards(*values: Any) -> Any:
+    return _plainly(SimpleNamespace(**dict(zip((it.name for it in _OVER_SHARDS), values, strict=True))))
+
+
+sharded_training = _pipeline(
+    _over_shards,
+    "portcullis-sharded-training",
+    "From raw data, read and masked over shards, to a sealed, signed model; refuses wherever a check does not hold.",
+    _OVER_SHARDS,
+    NamedTuple("Outputs", [("sealed", Model), ("signature", Artifact), ("evidence", Artifact)]),
+    _meaning(secure_training) | {"shards": "For each shard, its name in each sharded step."},
+)
+
+
 # The private variant takes what `secure_training` takes, but for the settings of training, which are `dp_train`'s, and
 # besides those of the two gates on it.
 _PRIVATE_SETTINGS = _settings(dp_train)
@@ -464,8 +494,11 @@ def _whole(training: Any, name: str) -> Any:
 
 reference_pipeline = _whole(secure_training, "portcullis-reference")
 private_pipeline = _whole(secure_private_training, "portcullis-private-reference")
+sharded_pipeline = _whole(sharded_training, "portcullis-sharded-reference")
 
 
-def variant(*, private: bool) -> Any:
-    """Return `secure_training` and the whole of one variant, the private one or the other."""
+def variant(*, private: bool, sharded: bool) -> Any:
+    """Return the training and the whole of one variant: the private one, the one over shards, or neither."""
+    if sharded:
+        return sharded_training, sharded_pipeline
     return (secure_private_training, private_pipeline) if private else (secure_training, reference_pipeline)

@@ -106,7 +106,8 @@ def _publish(root: Path, store: TrustStore, output: Path, *, started: int) -> Ve
     with outcome.written(output) as temporary:
         shutil.copytree(_only(root, "encrypt*/sealed"), temporary / outcome.MODEL)
         shutil.copyfile(_only(root, "sign*/signature"), temporary / outcome.SIGNATURE)
-        shutil.copytree(_only(root, "ingest*/quarantine"), temporary / outcome.QUARANTINE)
+        if "ingest" in store.policy.steps:  # over shards nothing is set aside
+            shutil.copytree(_only(root, "ingest*/quarantine"), temporary / outcome.QUARANTINE)
         shutil.copyfile(_only(root, "sign*/signature_evidence"), temporary / outcome.EVIDENCE)
         shutil.copyfile(_only(root, "admit*/admission"), temporary / outcome.ADMISSION)
         shutil.copyfile(_only(root, "deploy*/deployment"), temporary / outcome.DEPLOYMENT)
@@ -146,7 +147,8 @@ def _reason(log: str, policy: Policy) -> tuple[str, PortcullisError | None]:
         name = failed[1].replace("-", "_")
         step = name if name in policy.steps else ""
         where = f"step {step!r}: " if step else f"task {failed[1]!r}: "
-    if error := last_error(said):
+    # A loop's tasks run side by side, so that another one's start may stand between.
+    if error := last_error(said) or (last_error(log[: failed.end()]) if failed else None):
         return step, error if "step '" in str(error) else type(error)(f"{where}{error}")
     if failed or not _WHOLE.search(log):
         last = " ".join(next((line for line in reversed(said.splitlines()) if line.strip()), "nothing").split())

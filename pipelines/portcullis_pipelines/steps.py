@@ -44,6 +44,7 @@ class ReferenceStep:
         checks: The bounds on its figures; a gate has some.
         keys: Further key files that it reads, beside its own signing key.
         part: The nested pipeline that it belongs to.
+        sharded: Whether it is used once for each shard.
     """
 
     name: str
@@ -59,6 +60,7 @@ class ReferenceStep:
     checks: Callable[[ReferenceConfig], Bounds] = field(default=_none)
     keys: tuple[str, ...] = ()
     part: Part = "secure_training"
+    sharded: bool = False
 
     @property
     def key_file(self) -> str:
@@ -422,6 +424,48 @@ _PRIVATE_GATES = (
 )
 
 
+# Those that only a run over shards has.
+SHARD_STEPS: tuple[ReferenceStep, ...] = (
+    ReferenceStep(
+        name="survey_shard",
+        stage="survey_shard",
+        kind="transform",
+        inputs={"nonce": "preflight.nonce", "raw": "external"},
+        outputs=("raw", "survey", "head"),
+        refuses="malformed rows, with their position; links",
+        threat="a part that is read otherwise than it was looked at",
+        limits="as ingest",
+        keys=(WRITES,),
+        parameters=lambda config: {"spec": config.dataset.to_dict()},
+        sharded=True,
+    ),
+    ReferenceStep(
+        name="plan_shards",
+        stage="plan_shards",
+        kind="transform",
+        inputs={"survey": "survey_shard.survey", "head": "survey_shard.head"},
+        outputs=("plan", "head"),
+        refuses="shards that saw different files, or cut them otherwise",
+        threat="a part of the source left out, read twice, or typed or masked otherwise than the rest",
+        limits="as ingest",
+        keys=(READS, WRITES),
+        parameters=lambda config: {"spec": config.dataset.to_dict()},
+    ),
+    ReferenceStep(
+        name="merge_shards",
+        stage="merge_shards",
+        kind="transform",
+        inputs={"dataset": "mask_pii.dataset"},
+        outputs=("dataset",),
+        requires=("residual_pii",),
+        refuses="a shard that is missing, repeated, of another run, or that its gate did not pass",
+        threat="rows put in or left out between the shards and what is learned from",
+        limits="whoever holds a sharded step's key can lie about any of its shards",
+        keys=(READS, WRITES),
+    ),
+)
+
+
 def _private(step: ReferenceStep) -> tuple[ReferenceStep, ...]:
     if step.name == "train":
         return (_DP_TRAIN, *_PRIVATE_GATES)
@@ -435,8 +479,30 @@ PRIVATE_STEPS: tuple[ReferenceStep, ...] = tuple(it for step in STEPS for it in 
 
 
 def steps_of(config: ReferenceConfig) -> tuple[ReferenceStep, ...]:
-    """Return the steps of a configuration's variant."""
-    return STEPS if config.dp_training is None else PRIVATE_STEPS
+    """Return the steps of a configuration's pipeline in order: `STEPS`, the private ones, or those over shards."""
+    if config.dp_training is not None:
+        return PRIVATE_STEPS
+    return STEPS if config.shards == 1 else _over_shards()
+
+
+def _over_shards() -> tuple[ReferenceStep, ...]:
+    survey, plan, merge = SHARD_STEPS
+    steps: list[ReferenceStep] = []
+    for step in STEPS:
+        if step.name == "ingest":
+            inputs = {**step.inputs, "raw": "survey_shard.raw", "plan": "plan_shards.plan"}
+            steps += [survey, plan, dataclasses.replace(step, inputs=inputs, sharded=True)]
+        elif step.name == "mask_pii":
+            inputs = {**step.inputs, "head": "plan_shards.head"}
+            steps.append(dataclasses.replace(step, inputs=inputs, sharded=True))
+        elif step.name == "residual_pii":
+            steps += [dataclasses.replace(step, sharded=True), merge]
+        else:
+            # What comes after takes the joined data set, which no gate judged as such: those of the shards did.
+            joined = {name: source.replace("mask_pii.", "merge_shards.") for name, source in step.inputs.items()}
+            requires = tuple(gate for gate in step.requires if gate != "residual_pii")
+            steps.append(dataclasses.replace(step, inputs=joined, requires=requires))
+    return tuple(steps)
 
 
 def policy_steps(config: ReferenceConfig, keys: Mapping[str, PublicKey]) -> list[Mapping[str, Any]]:
@@ -471,4 +537,5 @@ def _without_key(step: ReferenceStep, config: ReferenceConfig) -> dict[str, Any]
         "requires": list(step.requires),
         "parameters": dict(step.parameters(config)),
         "checks": {figure: dict(bounds) for figure, bounds in step.checks(config).items()},
+        **({"shards": config.shards} if step.sharded else {}),
     }

@@ -166,3 +166,50 @@ def test_an_importer_takes_an_older_import(tmp_path):
 
     with pytest.raises(PipelineError, match="reimport=True"):
         lint(text_of(pipeline, tmp_path))
+
+
+@component
+def name_shard() -> str:
+    """Return a name."""
+    return "1/2"
+
+
+@gate_pipeline("named-gate")
+def named_gate(data: Input[Dataset], threshold: float, step: str):
+    judge(data=data, threshold=threshold)
+
+
+def test_a_gate_in_a_loop_is_called_by_a_name_that_is_put_together(tmp_path):
+    @dsl.pipeline(name="spliced")
+    def pipeline(threshold: float, shards: list[str]):
+        with dsl.ParallelFor(shards) as shard:
+            made = make()
+            named_gate(data=made.outputs["data"], threshold=threshold, step=f"gate#{shard}")
+        never_cache()
+
+    with pytest.raises(PipelineError, match="something spliced in as 'step', which may arrive as null"):
+        lint(text_of(pipeline, tmp_path))
+
+
+def test_a_gate_in_a_loop_is_called_by_the_loops_item(tmp_path):
+    @dsl.pipeline(name="whole")
+    def pipeline(threshold: float, shards: list[dict[str, str]]):
+        with dsl.ParallelFor(shards) as shard:
+            made = make()
+            named_gate(data=made.outputs["data"], threshold=threshold, step=shard.gate)
+        never_cache()
+
+    lint(text_of(pipeline, tmp_path))
+
+
+def test_a_loop_takes_what_a_task_beside_it_puts_out(tmp_path):
+    @dsl.pipeline(name="replaced")
+    def pipeline(threshold: float, shards: list[str]):
+        told = name_shard()
+        with dsl.ParallelFor(shards):
+            made = make()
+            named_gate(data=made.outputs["data"], threshold=threshold, step=told.output)
+        never_cache()
+
+    with pytest.raises(PipelineError, match="is a loop that takes a task's output"):
+        lint(text_of(pipeline, tmp_path))

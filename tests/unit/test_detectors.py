@@ -20,7 +20,7 @@ import pytest
 
 import portcullis.pii.detectors
 from benchmarks.peers import peer_python
-from benchmarks.pii import VERSION as PRESIDIO_VERSION
+from benchmarks.pii_peers import PRESIDIO_VERSION
 from portcullis.errors import ConfigError, DataError, MissingDependencyError
 from portcullis.pii.detectors import GROUP, Detection
 from portcullis.pii.mask import mask_table

@@ -25,7 +25,7 @@ FLOORS = [
     {
         *("preflight", "ingest", "pii", "quality", "split", "privacy", "training", "dp_training", "robustness"),
         *("membership", "watermark", "budget", "equivalence", "encryption", "signing", "attestation", "admission"),
-        *("deploy", "serving", "supply_chain"),
+        *("deploy", "serving", "supply_chain", "sharding"),
     },
     {"container", "harden"},
 ]
@@ -33,6 +33,7 @@ FLOORS = [
 BETWEEN_STAGES = {
     ("admission", "signing"),
     ("dp_training", "training"),  # trains with its attack
+    ("sharding", "pii"),  # adds up the counts that masking states
     ("serving", "encryption"),  # opens what it sealed
     ("deploy", "serving"),  # starts and probes the server
 }

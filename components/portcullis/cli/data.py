@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from portcullis.cli.show import SHORT, say
-from portcullis.errors import MissingDependencyError
+from portcullis.errors import MissingDependencyError, UsageError
 from portcullis.files import atomic_path, write_bytes
 
 try:
@@ -104,7 +104,9 @@ def quarantine(directory: Path, trust: Path | None, output: Path) -> None:
     from portcullis_pipelines.outcome import QUARANTINE, verify_directory
 
     verified = verify_directory(directory, TrustStore.load(trust or homes.default_trust()))
-    (stated,) = (it for it in verified.statements if it.stage == "ingest")
+    stated = next((it for it in verified.statements if it.step == "ingest"), None)
+    if stated is None:
+        raise UsageError("this run read its data over shards, which set nothing aside")
     count = 0
     with (
         open_quarantine(directory / QUARANTINE, stated, key=pipeline_key()) as records,

@@ -1,5 +1,6 @@
 """The verbs of `portcullis`. Exit codes: 0 passed, 1 refused, 2 usage, 3 inconclusive, 4 internal error."""
 
+import dataclasses
 import json
 import math
 import os
@@ -23,6 +24,7 @@ from portcullis.cli.reveal import reveal
 from portcullis.cli.scan import convert, scan
 from portcullis.cli.show import Steps, chain_table, complain, key_table, say
 from portcullis.errors import ConfigError, MissingDependencyError, PortcullisError, UsageError
+from portcullis.evidence.shards import MAX_SHARDS
 
 try:
     from portcullis_pipelines import home as homes
@@ -77,6 +79,11 @@ def cli() -> None:
 )
 @click.option("--private", is_flag=True, help="Train under differential privacy (DP-SGD), by a policy of its own.")
 @click.option("--epsilon", type=float, help="What the private training may spend: 1, 3 or 8 of the reference (3).")
+@click.option(
+    "--shards",
+    type=click.IntRange(1, MAX_SHARDS),
+    help="Over how many shards to read and mask the data (default: what the configuration says, else 1).",
+)
 @_json
 def run(
     uri: str,
@@ -84,6 +91,7 @@ def run(
     output: Path,
     private: bool,  # noqa: FBT001
     epsilon: float | None,
+    shards: int | None,
     as_json: bool,  # noqa: FBT001
 ) -> None:
     """Run the reference pipeline on this machine with the kfp local runner.
@@ -101,6 +109,8 @@ def run(
     if epsilon is not None and not private:
         raise UsageError("--epsilon says how private a model is to be; add --private")
     chosen = ReferenceConfig.load(config, private=private, epsilon=epsilon)
+    if shards is not None:
+        chosen = dataclasses.replace(chosen, shards=shards)
     home = homes.home_of(chosen)
     made = homes.generate_keys(home, homes.step_names(chosen))
     store, chosen = homes.ensure_trust(home, chosen)
@@ -303,6 +313,10 @@ def _own_name() -> str:
 
 def _home(config: Path | None) -> homes.Home:
     return homes.home_of(ReferenceConfig.load(config))
+
+
+def _step_names(config: Path | None) -> tuple[str, ...]:
+    return homes.step_names(ReferenceConfig.load(config))
 
 
 def _use(trust: Path | None) -> Path:

@@ -8,6 +8,9 @@ A policy is a YAML text whose last line is its owner's signature, so that it can
 It names every step in order, the public key that may sign it, each edge (`step.output`, or the two sources outside the
 chain: `external`, and `policy` for this policy itself), each gate that must have passed before, each gate's checks and
 every step's parameters. Versions only grow; verifiers pin name and environment themselves (TUF specification 1.0, 5.3).
+
+A step with `shards: 4` stands for four, `mask_pii#0/4` to `mask_pii#3/4`, with one key and the same parameters. It is
+unfolded here, so that the chain's rules hold for each of them as for any step (see `portcullis.evidence.shards`).
 """
 
 import base64
@@ -15,7 +18,7 @@ import binascii
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -24,6 +27,7 @@ import yaml
 from portcullis.digest import MAX_EXACT_INTEGER, canonical_json, sha256
 from portcullis.errors import DataError, KeyMaterialError, PolicyError
 from portcullis.evidence.dsse import pre_authentication_encoding
+from portcullis.evidence.shards import MAX_SHARDS, Shard, base_step
 from portcullis.evidence.statement import Check, format_time, parse_time
 from portcullis.keys import PublicKey, Signer
 from portcullis.strict_yaml import load_yaml
@@ -45,7 +49,7 @@ class StepRule:
     """What the policy demands of one step.
 
     Attributes:
-        name: The step's unique name.
+        name: The step's unique name; of a shard, such as `mask_pii#3/64`.
         stage: The component it is a use of.
         kind: `transform`, `gate`, or `admission` for the one step that issues the admission.
         key: The only key whose signature counts for this step.
@@ -65,6 +69,11 @@ class StepRule:
     parameters: Mapping[str, Any]
     requires: tuple[str, ...]
     checks: Mapping[str, Check]
+
+    @property
+    def base(self) -> str:
+        """The step's name as the policy writes it: of a shard without its index. It names the key."""
+        return base_step(self.name)
 
     @cached_property
     def parents(self) -> frozenset[str]:
@@ -216,7 +225,10 @@ def parse_policy(body: bytes, *, digest: str) -> Policy:
         document = load_yaml(body)
         if document["format"] != POLICY_FORMAT:
             raise PolicyError(f"not a {POLICY_FORMAT}")
-        rules = [_parse_step(entry) for entry in document["steps"]]
+        declared = [_parse_step(entry) for entry in document["steps"]]
+        rules = _unfolded(
+            declared, {rule.name: _shards(entry) for rule, entry in zip(declared, document["steps"], strict=True)}
+        )
         policy = Policy(
             name=_matching(_NAME, document["name"]),
             environment=_matching(_NAME, document["environment"]),
@@ -231,8 +243,10 @@ def parse_policy(body: bytes, *, digest: str) -> Policy:
         extra = set(document) - _POLICY_FIELDS
     except (DataError, KeyMaterialError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise PolicyError(f"not a sound policy: {error}") from error
-    if extra or len(policy.steps) != len(rules):
+    if extra or len({rule.name for rule in declared}) != len(declared):
         raise PolicyError(f"the policy repeats a step or holds unknown fields {sorted(extra)}")
+    if len({rule.key for rule in declared}) != len(declared):
+        raise PolicyError("two steps share a key; every step has its own")
     _require_order(rules)
     return policy
 
@@ -248,7 +262,7 @@ _POLICY_FIELDS = {
     "development",
     "steps",
 }
-_STEP_FIELDS = {"name", "stage", "kind", "key", "inputs", "outputs", "parameters", "requires", "checks"}
+_STEP_FIELDS = {"name", "stage", "kind", "key", "inputs", "outputs", "parameters", "requires", "checks", "shards"}
 
 
 def _parse_step(entry: Mapping[str, Any]) -> StepRule:
@@ -278,6 +292,50 @@ def _parse_step(entry: Mapping[str, Any]) -> StepRule:
         requires=tuple(_matching(_STEP, gate) for gate in entry["requires"]),
         checks=checks,
     )
+
+
+def _shards(entry: Mapping[str, Any]) -> int:
+    """Return over how many shards a step runs, 0 where it does not."""
+    count = entry.get("shards")
+    if count is None:
+        return 0
+    if type(count) is not int or not 2 <= count <= MAX_SHARDS or entry["kind"] == "admission":
+        raise DataError(f"step {entry['name']}: shards is a whole number from 2 to {MAX_SHARDS}; admission has none")
+    return count
+
+
+def _unfolded(declared: list[StepRule], shards: Mapping[str, int]) -> list[StepRule]:
+    """Return the rules with each sharded step as its shards, in their order.
+
+    A shard takes what the shard of the same index made, and the whole of what is not sharded; a step that is not
+    sharded takes what every shard made, `dataset` as `dataset#0/4` to `dataset#3/4`.
+    """
+
+    def taken(rule: StepRule, shard: Shard | None) -> StepRule:
+        inputs: dict[str, str] = {}
+        for name, source in rule.inputs.items():
+            step, dot, output = source.partition(".")
+            for maker in makers(rule, step, shard):
+                joined = Shard.of(maker) if shard is None else None
+                inputs[joined.named(name) if joined else name] = f"{maker}{dot}{output}"
+        requires = tuple(gate for step in rule.requires for gate in makers(rule, step, shard))
+        return replace(rule, name=shard.named(rule.name) if shard else rule.name, inputs=inputs, requires=requires)
+
+    def makers(rule: StepRule, step: str, shard: Shard | None) -> list[str]:
+        count = shards.get(step, 0)
+        if not count:
+            return [step]
+        if shard is None:
+            return [Shard(index, count).named(step) for index in range(count)]
+        if shard.count != count:
+            raise DataError(f"step {rule.name} has {shard.count} shards, {step}, which comes before it, has {count}")
+        return [shard.named(step)]
+
+    rules: list[StepRule] = []
+    for rule in declared:
+        count = shards[rule.name]
+        rules += [taken(rule, Shard(index, count)) for index in range(count)] if count else [taken(rule, None)]
+    return rules
 
 
 def _require_order(rules: list[StepRule]) -> None:
@@ -311,9 +369,6 @@ def _require_order(rules: list[StepRule]) -> None:
             )
     if admissions and not any(earlier[name].kind == "gate" for name in _ancestors(earlier, admissions[0])):
         raise PolicyError("no gate stands before the admission step; all of nothing must never pass")
-    keys = [rule.key for rule in rules]
-    if len(set(keys)) != len(keys):
-        raise PolicyError("two steps share a key; every step has its own")
 
 
 def _json_object(value: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import importlib.metadata
 import os
 import platform
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -33,6 +33,7 @@ from portcullis.evidence.chain import (
 )
 from portcullis.evidence.dsse import seal_payload
 from portcullis.evidence.policy import EXTERNAL, POLICY, StepRule
+from portcullis.evidence.shards import Shard, base_step
 from portcullis.evidence.statement import INCONCLUSIVE, Figure, Statement, Verdict, judge
 from portcullis.evidence.trust import TrustStore, now_ms, observe
 from portcullis.files import read_bytes, write_bytes
@@ -55,6 +56,11 @@ class Step:
     started: int
     inputs: Mapping[str, str]
     signer: Signer
+
+    def of_shards(self, name: str) -> list[str]:
+        """Return the SHA-256 of what each shard gave to an input, in the order of the shards."""
+        found = {shard.index: self.inputs[it] for it in self.inputs if (shard := _shard_of(it, name))}
+        return [found[index] for index in sorted(found)]
 
     def finish(
         self,
@@ -129,6 +135,7 @@ def begin(
     nonce: str | None = None,
     store: TrustStore | None = None,
     started: int | None = None,
+    shards: Mapping[str, Sequence[str]] | None = None,
 ) -> Step:
     """Check everything that can be checked before a step's work.
 
@@ -141,6 +148,8 @@ def begin(
         nonce: Only for the first step, which mints it.
         started: When the work began, milliseconds since the epoch; now when None.
         store: The trust store; the one that PORTCULLIS_TRUST names when None.
+        shards: For a step that takes what all shards of another made: input name to the SHA-256 of each, in any order;
+            the evidence says which shard's it is.
 
     Raises:
         TrustStoreError: There is no trust store.
@@ -160,6 +169,7 @@ def begin(
         judged_at=now,
         revoked_keys=store.revocations.keys,
     )
+    inputs = {**inputs, **_of_shards(rule, chain, shards or {})}
     require_inputs(rule, chain, inputs, policy_digest=store.policy.digest)
     if nonce is None and not chain.nonce:
         raise EvidenceError(f"step {step!r} came without evidence")
@@ -177,6 +187,32 @@ def _rule(store: TrustStore, step: str, stage: str, parameters: Mapping[str, Any
     if canonical_json(dict(parameters)) != canonical_json(dict(rule.parameters)):
         raise PolicyError(f"step {step!r}: {parameter_difference(parameters, rule.parameters)}")
     return rule
+
+
+def _shard_of(shard_name: str, name: str) -> Shard | None:
+    """Return which shard's an input is, None where it is not a shard's of that name."""
+    return Shard.of(shard_name) if base_step(shard_name) == name else None
+
+
+def _of_shards(rule: StepRule, chain: Chain, found: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Return which digest is which shard's: each shard's exactly once, and no other.
+
+    Raises:
+        EvidenceError: A shard is missing, repeated, or none of this run.
+    """
+    inputs: dict[str, str] = {}
+    for name, digests in found.items():
+        left = list(digests)
+        for shard_name, source in rule.inputs.items():
+            if _shard_of(shard_name, name):
+                made = chain.output(source)
+                if made not in left:
+                    raise EvidenceError(f"step {rule.name!r}: {source} is not among its inputs; a shard is missing")
+                left.remove(made)
+                inputs[shard_name] = made
+        if left:
+            raise EvidenceError(f"step {rule.name!r}: {len(left)} of its inputs {name!r} are repeated, or no shard's")
+    return inputs
 
 
 def require_inputs(rule: StepRule, chain: Chain, inputs: Mapping[str, str], *, policy_digest: str) -> None:
@@ -261,7 +297,7 @@ def signer_for(store: TrustStore, rule: StepRule) -> Signer:
     """
     if rule.key.keyid in store.revocations.keys:
         raise PolicyError(f"the key of step {rule.name!r} is revoked")
-    signer = Signer.from_uri(role_uri(keys_base(), f"{rule.name}.pem"))
+    signer = Signer.from_uri(role_uri(keys_base(), f"{rule.base}.pem"))
     if signer.public_key != rule.key:
         raise PolicyError(f"the key of step {rule.name!r} here is not the one that the policy names")
     return signer

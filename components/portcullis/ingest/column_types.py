@@ -48,6 +48,16 @@ class Facts:
         if pa.types.is_floating(column.type):
             self.whole = self.whole and _whole(column)
 
+    def with_(self, other: "Facts") -> "Facts":
+        """Return what holds of this column's cells and of another part's together."""
+        return Facts(
+            filled=self.filled or other.filled,
+            integers=self.integers and other.integers,
+            decimals=self.decimals and other.decimals,
+            booleans=self.booleans and other.booleans,
+            whole=self.whole and other.whole,
+        )
+
 
 def _all(mask: pa.ChunkedArray) -> bool:
     return bool(pc.all(mask).as_py())
@@ -66,10 +76,11 @@ class Survey:
 
     Attributes:
         spec: What the columns mean; None where nobody says. Its glob is resolved by the first piece.
+        facts: Column to what holds of it so far.
     """
 
     spec: DatasetSpec | None
-    _facts: dict[str, Facts] = field(default_factory=dict)
+    facts: dict[str, Facts] = field(default_factory=dict)
     _names: list[str] = field(default_factory=list)
 
     def check(self, piece: pa.Table, refuse: Callable[[int], Refuse]) -> None:
@@ -110,7 +121,7 @@ class Survey:
     def add(self, piece: pa.Table) -> None:
         """Gather the facts of rows that were checked."""
         for name, column in zip(piece.column_names, piece.columns, strict=True):
-            self._facts.setdefault(name, Facts()).add(column)
+            self.facts.setdefault(name, Facts()).add(column)
 
     def schema(self, read: pa.Schema, spelled: frozenset[str]) -> pa.Schema:
         """Return the type of each column.
@@ -122,7 +133,7 @@ class Survey:
         return pa.schema([(it.name, self._type(it.name, it.type, spelled)) for it in read])
 
     def _type(self, name: str, read: pa.DataType, spelled: frozenset[str]) -> pa.DataType:
-        facts = self._facts[name]
+        facts = self.facts[name]
         if self.spec and name in self.spec.features.columns:
             typed = pa.float64() if pa.types.is_string(read) else read
         elif (self.spec and (name == self.spec.label.column or name in self.spec.sensitive)) or not facts.filled:

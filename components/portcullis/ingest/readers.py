@@ -27,7 +27,7 @@ sets the same ones aside, and the table is that of the source without them.
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import pyarrow as pa
@@ -36,7 +36,7 @@ import pyarrow.compute as pc
 from portcullis.dataset import DatasetSpec
 from portcullis.digest import FileEntry
 from portcullis.errors import DataError, PortcullisError
-from portcullis.ingest.column_types import Survey, marked_rows, typed
+from portcullis.ingest.column_types import Facts, Survey, marked_rows, typed
 from portcullis.ingest.csv_table import MAX_CELL_BYTES, read_csv
 from portcullis.ingest.jsonl_table import read_jsonl
 from portcullis.ingest.malformed import Check, Malformed, Reason
@@ -207,23 +207,70 @@ def _stream(
     Returns:
         The rows; how many records were set aside, by reason; and what sets the same ones aside again, if any were.
     """
-    survey = Survey(spec)
-    check = survey.faults if at_most else None
+    found = survey(sources, spec, at_most=at_most)
+    schema = found.schema(spec)
+    check = Survey(spec).faults if found.malformed else None
+    return TableStream(schema, found.rows, lambda: typed_pieces(sources, schema, check)), found.malformed, check
+
+
+@dataclass(frozen=True)
+class Surveyed:
+    """What a source, or a part of one, holds: every cell was checked.
+
+    Attributes:
+        columns: As they were read, in their order.
+        rows: How many.
+        facts: Column to what holds of all its cells.
+        kinds: Of JSON Lines, column to what it holds, and the path of the file that says so.
+        text: Whether cells are typed by how they are spelled: not Parquet's.
+        malformed: How many records are to be set aside, by reason.
+    """
+
+    columns: pa.Schema
+    rows: int
+    facts: Mapping[str, Facts]
+    kinds: Mapping[str, tuple[str, str]]
+    text: bool
+    malformed: Mapping[Reason, int] = field(default_factory=dict)
+
+    def schema(self, spec: DatasetSpec | None) -> pa.Schema:
+        """Return each column's type."""
+        words = {name for name, (_, holds) in self.kinds.items() if holds == "text"}
+        spelled = frozenset(self.columns.names) - words if self.text else frozenset()
+        resolved = spec.resolve(self.columns.names) if spec else None
+        return Survey(resolved, dict(self.facts)).schema(self.columns, spelled)
+
+
+def survey(
+    sources: SourceFiles, spec: DatasetSpec | None, *, columns: Sequence[str] | None = None, at_most: int = 0
+) -> Surveyed:
+    """Check every cell of a source, and gather what its columns hold.
+
+    Args:
+        sources: The files.
+        spec: What the columns mean; None where nobody says.
+        columns: Their names in order, where the files do not say it: parts of a JSON Lines file.
+        at_most: How many malformed records may be set aside.
+
+    Raises:
+        DataError: A malformed cell or record, or more of them than may be set aside; or files with different columns.
+        ConfigError: The description contradicts the header.
+    """
+    found = Survey(spec)
+    check = found.faults if at_most else None
     first: _Piece | None = None
     rows = records = 0
     malformed: Counter[Reason] = Counter()
     kinds: dict[str, tuple[str, str]] = {}
-    for piece in _pieces(sources, check):
+    for piece in _pieces(sources, check, columns):
         first = first or piece
         if piece.table.schema != first.table.schema:
             raise DataError(f"{piece.path} has other columns, or other types, than {first.path}")
         for name, holds in piece.kinds.items():
-            where, known = kinds.setdefault(name, (piece.path, holds))
-            if holds != known:
-                raise DataError(f"{piece.path}: column {name!r} is {holds}, in {where} it is {known}")
+            check_kind(kinds, name, piece.path, holds)
         if check is None:
-            survey.check(piece.table, partial(partial, _refuse, piece))
-        survey.add(piece.table)
+            found.check(piece.table, partial(partial, _refuse, piece))
+        found.add(piece.table)
         rows, records = rows + piece.table.num_rows, records + piece.records
         malformed.update(it.fault.reason for it in piece.malformed)
         if malformed.total() > at_most:
@@ -234,21 +281,50 @@ def _stream(
         raise PortcullisError(f"of {records} records, {rows} were read and {malformed.total()} set aside")
     if not rows:
         raise DataError("every record is malformed")
-    read = first.table.schema
-    text = {name for name, (_, holds) in kinds.items() if holds == "text"}
-    spelled = frozenset(read.names) - text if sources.kind != "parquet" else frozenset()
-    schema = survey.schema(read, spelled)
-    check = check if malformed else None
-
-    def given() -> Iterator[pa.Table]:
-        return (typed(piece.table, schema) for piece in _pieces(sources, check) if piece.table.num_rows)
-
-    return TableStream(schema, rows, given), malformed, check
+    return Surveyed(first.table.schema, rows, found.facts, kinds, sources.kind != "parquet", malformed)
 
 
-def _pieces(sources: SourceFiles, check: Check | None) -> Iterator[_Piece]:
+def check_kind(kinds: dict[str, tuple[str, str]], name: str, path: str, holds: str) -> None:
+    """Note what a column of JSON Lines holds.
+
+    Raises:
+        DataError: Elsewhere it holds something else.
+    """
+    where, known = kinds.setdefault(name, (path, holds))
+    if holds != known:
+        raise DataError(f"{path}: column {name!r} is {holds}, in {where} it is {known}")
+
+
+def read_pieces(sources: SourceFiles, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """Yield the rows of files as they are read, before any column is typed.
+
+    Raises:
+        DataError: As `survey`; so is what they take.
+    """
+    return (piece.table for piece in _pieces(sources, None, columns))
+
+
+def typed_pieces(sources: SourceFiles, schema: pa.Schema, check: Check | None = None) -> Iterator[pa.Table]:
+    """Yield the rows of files that were surveyed, under the types that the survey found.
+
+    Args:
+        sources: The files.
+        schema: The types.
+        check: What sets malformed records aside, where the survey did.
+
+    Raises:
+        DataError: They are not what was surveyed.
+    """
+    pieces = _pieces(sources, check, schema.names)
+    return (typed(piece.table, schema) for piece in pieces if piece.table.num_rows)
+
+
+def _pieces(sources: SourceFiles, check: Check | None, columns: Sequence[str] | None = None) -> Iterator[_Piece]:
     for file in sources.files:
-        yield from _PARSERS[sources.kind](file, check)
+        for piece in _PARSERS[sources.kind](file, check):
+            names = piece.table.column_names
+            in_order = columns is None or names == columns or set(names) != set(columns)
+            yield piece if in_order else replace(piece, table=piece.table.select(columns))
 
 
 def _csv(file: SourceFile, check: Check | None) -> Iterator[_Piece]:
@@ -275,7 +351,7 @@ def _parquet(file: SourceFile, _: Check | None) -> Iterator[_Piece]:
     path = file.entry.path
     first = 0
     with file.open() as opened:
-        for table in stream_parquet(opened, path).pieces():
+        for table in stream_parquet(opened, path, part=file.groups).pieces():
             piece = _Piece(path, table, partial(_row, first), {}, table.num_rows)
             for index, column in enumerate(table.columns):
                 if pa.types.is_string(column.type):

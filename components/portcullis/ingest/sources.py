@@ -9,7 +9,8 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from urllib.parse import unquote
@@ -32,21 +33,25 @@ class SourceFile:
 
     Attributes:
         entry: Path relative to the source, SHA-256 and size.
+        view: Given the open file, what is read of it: all, or a part (see `portcullis.ingest.parts`).
+        groups: The part of a Parquet file's row groups that is read, as place and number of equal parts.
     """
 
     entry: FileEntry
     _pinned: PinnedFile
     _opened: Callable[[], AbstractContextManager[BinaryFile]]
+    view: Callable[[PinnedFile], BinaryFile] = field(default=lambda opened: opened)
+    groups: tuple[int, int] = (0, 1)
 
     @contextlib.contextmanager
-    def open(self) -> Iterator[PinnedFile]:
+    def open(self) -> Iterator[BinaryFile]:
         """Open it again, at its start.
 
         Raises:
             DataError: It cannot be opened any more, or while it is read: it is no longer what was digested.
         """
         with self._opened() as handle:
-            yield self._pinned.over(handle)
+            yield self.view(self._pinned.over(handle))
 
 
 @dataclass(frozen=True)
@@ -66,32 +71,80 @@ class SourceFiles:
     digest: str
 
 
-def source_files(uri: str, *, limit: int | None = None) -> SourceFiles:
+def source_files(uri: str, *, limit: int | None = None, only: Collection[str] | None = None) -> SourceFiles:
     """Find and digest the files of a source.
 
     Args:
         uri: As for `readers.open_source`.
         limit: Most bytes of all files together.
+        only: Paths of those that are digested and returned; all when None.
 
     Raises:
         UsageError: Another scheme, a remote host, an unknown built-in, or a store's object that cannot be read.
         DataError: A link, a special or foreign file, nothing to read, or more than `limit`.
         MissingDependencyError: The built-in data needs scikit-learn.
     """
+    paths: list[str] = []
+    files: list[SourceFile] = []
     is_folder = False
+    for found in _found(uri, limit):
+        paths.append(found.path)
+        is_folder = found.in_folder
+        if only is None or found.path in only:
+            files.append(found.digest())
+    files.sort(key=lambda file: file.entry.path)
+    kind = _kind(paths)
+    digest = manifest_digest(file.entry for file in files) if is_folder else files[0].entry.sha256
+    return SourceFiles(tuple(files), kind, "builtin" if uri.startswith("builtin:") else kind, digest)
+
+
+@dataclass(frozen=True)
+class SourceListing:
+    """What a URI names, listed but not read.
+
+    Attributes:
+        sizes: Path to size in bytes, sorted by path.
+        kind: `csv`, `jsonl` or `parquet`.
+        in_folder: Whether the source is a folder.
+    """
+
+    sizes: dict[str, int]
+    kind: str
+    in_folder: bool
+
+
+def list_source(uri: str) -> SourceListing:
+    """List the files of a source without reading them.
+
+    Raises:
+        UsageError: As `source_files`; so are the others.
+        DataError: A link, a special or foreign file, or nothing to read.
+        MissingDependencyError: The built-in data needs scikit-learn.
+    """
+    found = sorted((it.path, it.size, it.in_folder) for it in _found(uri, None))
+    return SourceListing({path: size for path, size, _ in found}, _kind([it[0] for it in found]), found[0][2])
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A file of a source that was found; `digest` reads it, and must be called before the next one is asked for."""
+
+    path: str
+    size: int
+    digest: Callable[[], SourceFile]
+    in_folder: bool = False
+
+
+def _found(uri: str, limit: int | None) -> Iterator[_Found]:
     if uri.startswith("builtin:"):
         name, data = _builtin_name(uri), cheque_digits.csv_bytes()
-        files = [_digested(name, lambda: contextlib.nullcontext(BytesIO(data)))]
+        yield _Found(name, len(data), lambda: _digested(name, lambda: contextlib.nullcontext(BytesIO(data))))
     elif is_remote(uri) or (is_fsspec(uri) and not uri.startswith("file://")):
         objects, is_folder = remote_objects(uri, limit=limit)
-        files = [_stored(entry) for entry in objects]
+        for entry in objects:
+            yield _Found(entry.name, entry.size, partial(_stored, entry), is_folder)
     else:
-        files, is_folder = _local(_local_path(uri), limit)
-    files.sort(key=lambda file: file.entry.path)
-    kind = _kind([file.entry.path for file in files])
-    reader = "builtin" if uri.startswith("builtin:") else kind
-    digest = manifest_digest(file.entry for file in files) if is_folder else files[0].entry.sha256
-    return SourceFiles(tuple(files), kind, reader, digest)
+        yield from _local(_local_path(uri), limit)
 
 
 def _digested(path: str, opened: Callable[[], AbstractContextManager[BinaryFile]]) -> SourceFile:
@@ -131,8 +184,8 @@ def _local_path(uri: str) -> Path:
     return Path(path)
 
 
-def _local(path: Path, limit: int | None) -> tuple[list[SourceFile], bool]:
-    """Digest every file of the source: the files, and whether the source is a folder."""
+def _local(path: Path, limit: int | None) -> Iterator[_Found]:
+    """Find every file of a local source."""
     try:
         is_link, is_folder = path.is_symlink(), path.is_dir()
     except OSError as error:
@@ -140,8 +193,9 @@ def _local(path: Path, limit: int | None) -> tuple[list[SourceFile], bool]:
     if is_link:
         raise DataError(f"{path} is a link; links are refused")
     if not is_folder:
-        return [_local_file(path, path.name, None, limit)], False
-    files: list[SourceFile] = []
+        yield _local_file(path, path.name, None, limit)
+        return
+    empty = True
 
     def fail(error: OSError) -> None:
         raise DataError(f"cannot read {error.filename}: {error.strerror}") from error
@@ -155,22 +209,31 @@ def _local(path: Path, limit: int | None) -> tuple[list[SourceFile], bool]:
             relative = (here / name).relative_to(path).as_posix()
             if not relative.isprintable():
                 raise DataError(f"a file name below {path} is unprintable or not UTF-8")
-            files.append(_local_file(here / name, relative, descriptor, limit))
-            limit = None if limit is None else limit - files[-1].entry.size
-    if not files:
+            found = _local_file(here / name, relative, descriptor, limit)
+            limit = None if limit is None else limit - found.size
+            empty = False
+            yield found
+    if empty:
         raise DataError(f"{path} holds no file")
-    return files, True
 
 
-def _local_file(path: Path, relative: str, folder: int | None, limit: int | None) -> SourceFile:
+def _local_file(path: Path, relative: str, folder: int | None, limit: int | None) -> _Found:
     # The first time relative to the open folder, so that no folder on the way can be swapped for a link; later by
     # path, since any other bytes than the digested ones are refused.
     name = path if folder is None else path.name
     with open_regular_file(name, dir_fd=folder) as handle:
-        if limit is not None and os.fstat(handle.fileno()).st_size > limit:
+        size = os.fstat(handle.fileno()).st_size
+    if limit is not None and size > limit:
+        raise DataError(f"{path} is larger than the {limit} bytes allowed here")
+
+    def digest() -> SourceFile:
+        with open_regular_file(name, dir_fd=folder) as handle:
+            pinned = PinnedFile(handle, relative)
+        if limit is not None and pinned.size > limit:
             raise DataError(f"{path} is larger than the {limit} bytes allowed here")
-        pinned = PinnedFile(handle, relative)
-    return SourceFile(FileEntry(relative, pinned.sha256, pinned.size), pinned, lambda: open_regular_file(path))
+        return SourceFile(FileEntry(relative, pinned.sha256, pinned.size), pinned, lambda: open_regular_file(path))
+
+    return _Found(relative, size, digest, folder is not None)
 
 
 def _kind(paths: Collection[str]) -> str:

@@ -6,7 +6,7 @@ from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Output
 
 from portcullis.container import component, gate_pipeline
 from portcullis.evidence.component import enforce
-from portcullis.harden import harden
+from portcullis.harden import LONG, harden
 
 
 @component
@@ -18,6 +18,7 @@ def mask_pii(
     masked_evidence: Output[Artifact],
     metrics: Output[Metrics],
     step: str = "mask_pii",
+    head: Input[Dataset] = None,
 ) -> NamedTuple("Outputs", [("digest", str)]):
     """Mask identifiers in every text column, and whole columns, as the masking policy says.
 
@@ -27,7 +28,8 @@ def mask_pii(
         dataset: The data set.
         evidence: Its evidence.
         masking: The masking policy, every default written out: entities, columns, detection.
-        step: Name of this step in the policy.
+        step: Name of this step in the policy; of a shard `mask_pii#0/4`.
+        head: For a shard, the first rows of the whole, from `plan_shards`; what a column holds is judged by them.
         masked: The masked data set.
         masked_evidence: The evidence with this step's statement.
         metrics: How many were masked in each column.
@@ -47,6 +49,7 @@ def mask_pii(
         masking=masking,
         masked=Path(masked.path),
         bundle=Path(masked_evidence.path),
+        head=Path(head.path) if head else None,
     )
     log_figures(metrics, statement)
     outputs = NamedTuple("Outputs", [("digest", str)])
@@ -115,7 +118,7 @@ def residual_pii_gate(
     """
     judged = evaluate_residual_pii(dataset=dataset, evidence=evidence, masking=masking, step=step)
     held = enforce(subject=dataset, evidence=judged.outputs["verdict_evidence"], gate=step)
-    harden(judged, secret=secret)
-    harden(held, secret=secret)  # it opens the data set, to see that it is the one that was judged
+    harden(judged, secret=secret, resources=LONG)
+    harden(held, secret=secret, resources=LONG)  # it opens the data set, to see that it is the one that was judged
     outputs = NamedTuple("Outputs", [("evidence", Artifact)])
     return outputs(evidence=held.outputs["passed"])

@@ -27,14 +27,14 @@ from portcullis.pii.folding import fold
 from portcullis.pii.generalise import generalised, generalised_numbers
 from portcullis.pii.operators import VALUE, Operator
 from portcullis.pii.plan import MaskingPlan
-from portcullis.pii.profile import HEAD_ROWS, profile
+from portcullis.pii.profile import profile
 from portcullis.pii.reading import Ints, buffers, looked_up
 from portcullis.pii.rules import named_by
 from portcullis.pii.scan import Finder, Findings, named_identifier, rows_of, scan, scan_values
 from portcullis.pii.spelling import masked_spelling
 from portcullis.pii.synthetic import synthetic
 from portcullis.pii.tokens import MaskingKeys, hashed, label, redacted, reversible, tokens
-from portcullis.table import TableStream
+from portcullis.table import HEAD_ROWS, TableStream, head_of
 
 # How many rows are named to show where something was found.
 MOST_POSITIONS = 5
@@ -157,19 +157,23 @@ class MaskedStream:
         return self._masker.report(self._tally[-1])
 
 
-def mask_stream(table: TableStream, plan: MaskingPlan, *, key: bytes) -> MaskedStream:
+def mask_stream(table: TableStream, plan: MaskingPlan, *, key: bytes, head: TableStream | None = None) -> MaskedStream:
     """Return the table, masked as it is read; the same rows as `mask_table` gives, however it is cut.
 
     Args:
         table: As for `mask_table`; so are the others. Its head is read at once.
         plan: What to mask.
         key: The masking key.
+        head: The first rows of the whole, where `table` is a part of it; its own where None.
 
     Raises:
         KeyMaterialError: As `mask_table`; so are the others, while the pieces are read.
         DataError: As `mask_table`.
     """
-    masker = _Masker.of(_head(table), plan, key)
+    head = table if head is None else head
+    if head.schema != table.schema:
+        raise DataError("the head has other columns than the table; it is that of another one")
+    masker = _Masker.of(head_of(head), plan, key)
     done: list[_Tally] = []
 
     def pieces() -> Iterator[pa.Table]:
@@ -179,16 +183,6 @@ def mask_stream(table: TableStream, plan: MaskingPlan, *, key: bytes) -> MaskedS
         done[:] = [tally]
 
     return MaskedStream(TableStream(masker.schema(table.schema), table.rows, pieces), masker, done)
-
-
-def _head(table: TableStream) -> pa.Table:
-    parts, rows = [table.schema.empty_table()], 0
-    for piece in table.pieces():
-        parts.append(piece.slice(0, HEAD_ROWS - rows))
-        rows += parts[-1].num_rows
-        if rows == HEAD_ROWS:
-            break
-    return pa.concat_tables(parts)
 
 
 @dataclass(frozen=True)

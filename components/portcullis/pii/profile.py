@@ -26,8 +26,8 @@ from portcullis.pii.columns import Kind, kind, text_of
 from portcullis.pii.entities import IN_TEXT, PRIORITY, Entity
 from portcullis.pii.person_names import GIVEN, known_as, possible_names, shaped_as_name, single
 from portcullis.pii.scan import ENTITIES, named_identifier, scan_values
+from portcullis.table import HEAD_ROWS
 
-HEAD_ROWS = 8_192
 MOST_VALUES = 1_000
 # Of a longer text, what is searched for possible names.
 _LONGEST_TEXT = 4_096

@@ -1,4 +1,4 @@
-"""Where the user's rules find something: exact bytes, in text as it is written, folded, and without accents.
+"""Where the user's rules find something: exact bytes, in text as it is written, folded, without accents, and unbroken.
 
 Arrow's RE2 tells at once which values hold a match; only those are read one by one.
 """
@@ -73,7 +73,7 @@ def _readings(values: Any) -> Iterator[tuple[Ints, Any, Callable[[str], str]]]:
     """Yield how values that are not printable ASCII may be read: which they are, their texts, and one character's."""
     odd = np.flatnonzero(pc.match_substring_regex(values, _ODD))
     texts = values.take(pa.array(odd)).to_pylist()
-    for fold_one in (fold, _bare):
+    for fold_one in (fold, _bare, _unbroken):
         yield odd, pa.array(["".join(map(fold_one, text)) for text in texts], pa.large_string()), fold_one
 
 
@@ -81,6 +81,11 @@ def _readings(values: Any) -> Iterator[tuple[Ints, Any, Callable[[str], str]]]:
 def _bare(character: str) -> str:
     """Return a character, folded, without the accent that is part of it."""
     return fold(unicodedata.normalize("NFKD", character))
+
+
+def _unbroken(character: str) -> str:
+    """Return a character without its accent; of a line break or another blank, a space: so the gate reads it."""
+    return " " if character in "\t\n\r\u2028\u2029" else _bare(character)
 
 
 def _matching(values: Any, pattern: str) -> Any:

@@ -1,5 +1,6 @@
 """`mask_pii` and its gate: identifiers out, then measured again by another path."""
 
+import contextlib
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +22,14 @@ from portcullis.report import gate_page
 
 
 def mask_pii(
-    *, step: str, dataset: Path, evidence: Path, masking: Mapping[str, Any], masked: Path, bundle: Path
+    *,
+    step: str,
+    dataset: Path,
+    evidence: Path,
+    masking: Mapping[str, Any],
+    masked: Path,
+    bundle: Path,
+    head: Path | None = None,
 ) -> Statement:
     """Mask a data set with the masking key, consistently across columns, files and runs, a piece at a time.
 
@@ -32,6 +40,8 @@ def mask_pii(
         masking: The masking policy, whole: `MaskingPlan.to_dict`.
         masked: Where the masked data set goes.
         bundle: Where the evidence goes.
+        head: For a shard, the first rows of the whole table, as `plan_shards` wrote them: what a column holds is judged
+            by them, and so is the same in every shard. The data set's own where None.
 
     Raises:
         EvidenceError: The evidence does not hold for this very data set.
@@ -40,18 +50,20 @@ def mask_pii(
         SealError: The data set was altered at rest, or lies in plain text.
         KeyMaterialError: There is no masking key, or no key to open or to seal for.
     """
-    with open_input(step, "dataset", dataset) as source:
+    with contextlib.ExitStack() as opened:
+        source = opened.enter_context(open_input(step, "dataset", dataset))
+        first = opened.enter_context(open_input(step, "head", head)) if head else None
         begun = begin(
             step,
             stage="mask_pii",
-            inputs={"dataset": source.digest},
+            inputs={"dataset": source.digest} | ({"head": first.digest} if first else {}),
             parameters={"masking": dict(masking)},
             evidence=[evidence],
         )
         spec = source.spec
         plan = masking_plan(spec, masking)
         key = symmetric_key(role_uri(keys_base(), "masking.key"))
-        stream = mask_stream(source.table, plan, key=key)
+        stream = mask_stream(source.table, plan, key=key, head=first.table if first else None)
         digest = seal_dataset(masked, stream.table, spec, recipient=pipeline_recipient())
     report = stream.report()
     figures = {f"masked_{column}": sum(counts.values()) for column, counts in report.counts.items()}

@@ -1,0 +1,1 @@
+"""Joining what the shards of a step made into one data set."""
