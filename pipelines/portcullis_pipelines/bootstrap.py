@@ -44,7 +44,7 @@ MAX_OBJECT_BYTES = 1 << 20  # of a Secret's or ConfigMap's data, by the API serv
 PART_OF = {"app.kubernetes.io/part-of": "portcullis"}
 
 # Every use of a stage reads the same further keys and belongs to the same part.
-_STAGES = {step.stage: step for step in (*PRIVATE_STEPS, *STEPS, *SHARD_STEPS)}
+_STAGES = {step.stage: step for step in (*PRIVATE_STEPS, *SHARD_STEPS, *STEPS)}
 
 
 def secrets_of(policy: Policy, part: Part) -> dict[str, tuple[str, ...]]:

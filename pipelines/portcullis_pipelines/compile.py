@@ -39,8 +39,8 @@ STAGES = {
     "supply_chain": "model_scan_gate",
     "sharding": "merge_shards",
 }
-# What shares a folder with another stage: gates with what they judge, what plans shards, what starts or converts,
-# marking with data.
+# What shares a folder with another stage: gates with what they judge, what plans shards, `start_chain`, marking with
+# data, `convert_model`.
 BESIDE = {
     "ingest/survey.yaml": ("ingest", "survey_shard"),
     "ingest/plan.yaml": ("ingest", "plan_shards"),

@@ -248,8 +248,6 @@ class ReferenceConfig:
             raise ConfigError(f"shards is a whole number from 1 to {MAX_SHARDS}")
         if self.shards > 1 and self.dataset.quarantine_at_most:
             raise ConfigError("over shards no record is set aside; leave out shards, or dataset.quarantine_at_most")
-        if self.shards > 1 and self.dp_training is not None:
-            raise ConfigError("the private variant does not run over shards yet; leave out shards, or dp_training")
         if self.deployment.target == "kubernetes":
             require_server_name(self.policy_name)
         masking = self.masking.covering(self.dataset.sensitive)
@@ -294,8 +292,18 @@ class ReferenceConfig:
             ConfigError: A key is unknown, a value is of the wrong type, or `dataset` is missing.
         """
         names = {"dataset", "masking", "split", "model", "training", "robustness", "thresholds"}
-        names |= {"dp_training", "audit", "membership", "screening", "quality", "privacy", "ledger", "watermark"}
-        names |= {"deployment", "shards"}
+        names |= {
+            "dp_training",
+            "audit",
+            "membership",
+            "screening",
+            "quality",
+            "privacy",
+            "ledger",
+            "watermark",
+            "deployment",
+            "shards",
+        }
         sections = _known(document, names, "the file")
         if "dataset" not in sections:
             raise ConfigError("the configuration has no section `dataset`")

@@ -4,6 +4,8 @@ It is two nested pipelines. `secure_training` makes a signed, sealed model and i
 deploys it. `reference_pipeline` runs one after the other, for one machine and for simple clusters. In production the
 two are submitted apart, `release_from_storage` in a namespace of its own, whose keys, trust store and policy whoever
 may submit to the training namespace cannot mount.
+
+Over shards, the same run but for the steps on raw data, which are in loops (`portcullis_pipelines.sharded`).
 """
 
 import inspect
@@ -35,20 +37,63 @@ from portcullis.watermark.component import verify_watermark_gate, watermark
 from portcullis_pipelines.sharded import masking_over_shards
 
 
-def _masked(given: Any, started: Any) -> Any:
-    """From raw data to the masked data set, and the evidence that its gate passed it."""
-    nonce, evidence = started.outputs["nonce"], started.outputs["evidence"]
-    if "shards" in vars(given):
+def _prepared(given: Any) -> Any:
+    """From raw data to the two sides of the split, and the training rows with noise in some columns."""
+    started = preflight()
+    masked, clean = _masked(started, given)
+    screened = data_quality_gate(
+        dataset=masked,
+        evidence=clean,
+        n_min=given.screen_n_min,
+        outlier_distance=given.screen_outlier_distance,
+        neighbours=given.screen_neighbours,
+        crowding=given.screen_crowding,
+        suspected=given.screen_suspected,
+        epochs=given.screen_epochs,
+        seed=given.screen_seed,
+        step="data_quality",
+        secret=secret_name("data_quality"),
+    )
+    sides = split(dataset=masked, evidence=screened.outputs["evidence"], test_fraction=given.test_fraction)
+    noised = dp_noise(
+        dataset=sides.outputs["train"],
+        evidence=sides.outputs["split_evidence"],
+        columns=given.noise_columns,
+        budget=given.noise_budget,
+        others=given.noise_others,
+        rows=given.noise_rows,
+        contribution=given.noise_contribution,
+        ledger=given.ledger,
+    )
+    small = {
+        "preflight": started,
+        "split": sides,
+        "dp_noise": noised,
+    }
+    for step, task in small.items():
+        harden(task, secret=secret_name(step), resources=SMALL)
+    return sides, noised
+
+
+def _masked(started: Any, given: Any) -> Any:
+    """From raw data, whole or over shards, to the masked data set and the evidence that its gate passed it."""
+    shards = vars(given).get("shards")
+    if shards is not None:
         merged = masking_over_shards(
-            evidence=evidence,
-            nonce=nonce,
+            evidence=started.outputs["evidence"],
+            nonce=started.outputs["nonce"],
             data_uri=given.data_uri,
             dataset_spec=given.dataset_spec,
             masking=given.masking,
-            shards=given.shards,
+            shards=shards,
         )
         return merged.outputs["dataset"], merged.outputs["evidence"]
-    raw = ingest(nonce=nonce, evidence=evidence, uri=given.data_uri, spec=given.dataset_spec)
+    raw = ingest(
+        nonce=started.outputs["nonce"],
+        evidence=started.outputs["evidence"],
+        uri=given.data_uri,
+        spec=given.dataset_spec,
+    )
     masked = mask_pii(
         dataset=raw.outputs["dataset"],
         evidence=raw.outputs["dataset_evidence"],
@@ -66,37 +111,24 @@ def _masked(given: Any, started: Any) -> Any:
     return masked.outputs["masked"], clean.outputs["evidence"]
 
 
-def _prepared(given: Any) -> Any:
-    """From raw data to the two sides of the split, and the training rows with noise in some columns."""
-    started = preflight()
-    rows, judged = _masked(given, started)
-    screened = data_quality_gate(
-        dataset=rows,
-        evidence=judged,
-        n_min=given.screen_n_min,
-        outlier_distance=given.screen_outlier_distance,
-        neighbours=given.screen_neighbours,
-        crowding=given.screen_crowding,
-        suspected=given.screen_suspected,
-        epochs=given.screen_epochs,
-        seed=given.screen_seed,
-        step="data_quality",
-        secret=secret_name("data_quality"),
+def _trained(given: Any) -> Any:
+    """From raw data to a sealed and signed model."""
+    sides, noised = _prepared(given)
+    trained = train(
+        dataset=noised.outputs["noised"],
+        evidence=noised.outputs["noised_evidence"],
+        architecture=given.architecture,
+        options=given.architecture_options,
+        method=given.train_method,
+        epsilon=given.train_epsilon,
+        steps=given.train_steps,
+        epochs=given.train_epochs,
+        batch_size=given.train_batch_size,
+        learning_rate=given.train_learning_rate,
+        seed=given.train_seed,
+        device=given.train_device,
     )
-    sides = split(dataset=rows, evidence=screened.outputs["evidence"], test_fraction=given.test_fraction)
-    noised = dp_noise(
-        dataset=sides.outputs["train"],
-        evidence=sides.outputs["split_evidence"],
-        columns=given.noise_columns,
-        budget=given.noise_budget,
-        others=given.noise_others,
-        rows=given.noise_rows,
-        contribution=given.noise_contribution,
-        ledger=given.ledger,
-    )
-    for step, task in {"preflight": started, "split": sides, "dp_noise": noised}.items():
-        harden(task, secret=secret_name(step), resources=SMALL)
-    return sides, noised
+    return _shipped(given, sides, trained, evidence=trained.outputs["model_evidence"])
 
 
 def _shipped(given: Any, sides: Any, trained: Any, *, evidence: Any) -> Any:
@@ -170,26 +202,6 @@ def _shipped(given: Any, sides: Any, trained: Any, *, evidence: Any) -> Any:
         signature=signed.outputs["signature"],
         evidence=signed.outputs["signature_evidence"],
     )
-
-
-def _plainly(given: Any) -> Any:
-    """From raw data to a sealed and signed model that is trained as `train` does."""
-    sides, noised = _prepared(given)
-    trained = train(
-        dataset=noised.outputs["noised"],
-        evidence=noised.outputs["noised_evidence"],
-        architecture=given.architecture,
-        options=given.architecture_options,
-        method=given.train_method,
-        epsilon=given.train_epsilon,
-        steps=given.train_steps,
-        epochs=given.train_epochs,
-        batch_size=given.train_batch_size,
-        learning_rate=given.train_learning_rate,
-        seed=given.train_seed,
-        device=given.train_device,
-    )
-    return _shipped(given, sides, trained, evidence=trained.outputs["model_evidence"])
 
 
 @secure_pipeline(name="portcullis-secure-training")
@@ -290,7 +302,7 @@ def secure_training(
         signature: Its OpenSSF model signature.
         evidence: All evidence of the run.
     """
-    return _plainly(SimpleNamespace(**locals()))
+    return _trained(SimpleNamespace(**locals()))
 
 
 @secure_pipeline(name="portcullis-release")
@@ -389,26 +401,6 @@ def _settings(of: Any, *, but: Any = ()) -> List[inspect.Parameter]:
     return [it for it in parameters if it.annotation in (int, float, str) and it.name not in left_out]
 
 
-_OVER_SHARDS = [
-    *_parameters(secure_training),
-    inspect.Parameter("shards", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=List[Dict[str, str]]),
-]
-
-
-def _over_shards(*values: Any) -> Any:
-    return _plainly(SimpleNamespace(**dict(zip((it.name for it in _OVER_SHARDS), values, strict=True))))
-
-
-sharded_training = _pipeline(
-    _over_shards,
-    "portcullis-sharded-training",
-    "From raw data, read and masked over shards, to a sealed, signed model; refuses wherever a check does not hold.",
-    _OVER_SHARDS,
-    NamedTuple("Outputs", [("sealed", Model), ("signature", Artifact), ("evidence", Artifact)]),
-    _meaning(secure_training) | {"shards": "For each shard, its name in each sharded step."},
-)
-
-
 # The private variant takes what `secure_training` takes, but for the settings of training, which are `dp_train`'s, and
 # besides those of the two gates on it.
 _PRIVATE_SETTINGS = _settings(dp_train)
@@ -425,9 +417,8 @@ _PRIVATE_PARAMETERS = [
 ]
 
 
-def _privately(*values: Any) -> Any:
-    arguments = dict(zip((it.name for it in _PRIVATE_PARAMETERS), values, strict=True))
-    given = SimpleNamespace(**arguments)
+def _trained_privately(given: Any) -> Any:
+    arguments = vars(given)
     sides, noised = _prepared(given)
     trained = dp_train(
         dataset=noised.outputs["noised"],
@@ -460,18 +451,46 @@ def _privately(*values: Any) -> Any:
     return _shipped(given, sides, trained, evidence=attacked.outputs["evidence"])
 
 
+def _taking(parameters: List[inspect.Parameter], training: Any) -> Any:
+    """Return a training as a function that takes its arguments in order."""
+
+    def body(*values: Any) -> Any:
+        return training(SimpleNamespace(**dict(zip((it.name for it in parameters), values, strict=True))))
+
+    return body
+
+
+_TRAINED = [("sealed", Model), ("signature", Artifact), ("evidence", Artifact)]
 secure_private_training = _pipeline(
-    _privately,
+    _taking(_PRIVATE_PARAMETERS, _trained_privately),
     "portcullis-secure-private-training",
     "From raw data to a sealed, signed model that is differentially private; refuses wherever a check does not hold.",
     _PRIVATE_PARAMETERS,
-    NamedTuple("Outputs", [("sealed", Model), ("signature", Artifact), ("evidence", Artifact)]),
+    NamedTuple("Outputs", _TRAINED),
     _meaning(secure_training)
     | {
         f"{prefix}_{it.name}": of.component_spec.inputs[it.name].description
         for prefix, of, settings in _OWN
         for it in settings
     },
+)
+
+
+def _over_shards(whole: Any, training: Any, name: str) -> Any:
+    """Return a training whose steps on raw data run over shards; `whole` is the one whose do not."""
+    parameters = [
+        *_parameters(whole),
+        inspect.Parameter("shards", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=List[Dict[str, str]]),
+    ]
+    summary = "From raw data, over shards, to a sealed, signed model; refuses wherever a check does not hold."
+    meaning = _meaning(whole) | {"shards": "For each shard, its name in each sharded step."}
+    outputs: Any = NamedTuple("Outputs", _TRAINED)
+    return _pipeline(_taking(parameters, training), name, summary, parameters, outputs, meaning)
+
+
+sharded_training = _over_shards(secure_training, _trained, "portcullis-sharded-training")
+sharded_private_training = _over_shards(
+    secure_private_training, _trained_privately, "portcullis-sharded-private-training"
 )
 
 
@@ -495,10 +514,11 @@ def _whole(training: Any, name: str) -> Any:
 reference_pipeline = _whole(secure_training, "portcullis-reference")
 private_pipeline = _whole(secure_private_training, "portcullis-private-reference")
 sharded_pipeline = _whole(sharded_training, "portcullis-sharded-reference")
+sharded_private_pipeline = _whole(sharded_private_training, "portcullis-sharded-private-reference")
 
 
-def variant(*, private: bool, sharded: bool) -> Any:
-    """Return the training and the whole of one variant: the private one, the one over shards, or neither."""
+def variant(*, private: bool, sharded: bool = False) -> Any:
+    """Return the training and the whole of one variant: private or not, over shards or not."""
     if sharded:
-        return sharded_training, sharded_pipeline
+        return (sharded_private_training, sharded_private_pipeline) if private else (sharded_training, sharded_pipeline)
     return (secure_private_training, private_pipeline) if private else (secure_training, reference_pipeline)

@@ -424,6 +424,18 @@ _PRIVATE_GATES = (
 )
 
 
+def _private(step: ReferenceStep) -> tuple[ReferenceStep, ...]:
+    if step.name == "train":
+        return (_DP_TRAIN, *_PRIVATE_GATES)
+    if step.name == "budget":
+        return (dataclasses.replace(step, requires=tuple(gate.name for gate in _PRIVATE_GATES)),)
+    return (step,)
+
+
+# The private variant: the same steps, but for how the model is trained, and two gates on that.
+PRIVATE_STEPS: tuple[ReferenceStep, ...] = tuple(it for step in STEPS for it in _private(step))
+
+
 # Those that only a run over shards has.
 SHARD_STEPS: tuple[ReferenceStep, ...] = (
     ReferenceStep(
@@ -466,29 +478,16 @@ SHARD_STEPS: tuple[ReferenceStep, ...] = (
 )
 
 
-def _private(step: ReferenceStep) -> tuple[ReferenceStep, ...]:
-    if step.name == "train":
-        return (_DP_TRAIN, *_PRIVATE_GATES)
-    if step.name == "budget":
-        return (dataclasses.replace(step, requires=tuple(gate.name for gate in _PRIVATE_GATES)),)
-    return (step,)
-
-
-# The private variant: the same steps, but for how the model is trained, and two gates on that.
-PRIVATE_STEPS: tuple[ReferenceStep, ...] = tuple(it for step in STEPS for it in _private(step))
-
-
 def steps_of(config: ReferenceConfig) -> tuple[ReferenceStep, ...]:
-    """Return the steps of a configuration's pipeline in order: `STEPS`, the private ones, or those over shards."""
-    if config.dp_training is not None:
-        return PRIVATE_STEPS
-    return STEPS if config.shards == 1 else _over_shards()
+    """Return the steps of a configuration's variant, in order: private or not, over shards or not."""
+    whole = STEPS if config.dp_training is None else PRIVATE_STEPS
+    return whole if config.shards == 1 else _over_shards(whole)
 
 
-def _over_shards() -> tuple[ReferenceStep, ...]:
+def _over_shards(whole: tuple[ReferenceStep, ...]) -> tuple[ReferenceStep, ...]:
     survey, plan, merge = SHARD_STEPS
     steps: list[ReferenceStep] = []
-    for step in STEPS:
+    for step in whole:
         if step.name == "ingest":
             inputs = {**step.inputs, "raw": "survey_shard.raw", "plan": "plan_shards.plan"}
             steps += [survey, plan, dataclasses.replace(step, inputs=inputs, sharded=True)]

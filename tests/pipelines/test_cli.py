@@ -59,7 +59,8 @@ def commands(group: click.Group = cli, path: tuple[str, ...] = ()) -> Iterator[t
 
 
 def every(kind: type[PortcullisError]) -> Iterator[type[PortcullisError]]:
-    yield kind
+    if kind.__module__ == errors.__name__:  # those of a module of its own never reach the command
+        yield kind
     for below in kind.__subclasses__():
         yield from every(below)
 

@@ -24,16 +24,16 @@ FLOORS = [
     {"at_rest"},
     {
         *("preflight", "ingest", "pii", "quality", "split", "privacy", "training", "dp_training", "robustness"),
-        *("membership", "watermark", "budget", "equivalence", "encryption", "signing", "attestation", "admission"),
-        *("deploy", "serving", "supply_chain", "sharding"),
+        *("membership", "watermark", "budget", "equivalence", "encryption", "signing", "attestation", "sharding"),
+        *("admission", "deploy", "serving", "supply_chain"),
     },
     {"container", "harden"},
 ]
 # Stages do not import one another's insides, but for what is the very interface between two of them.
 BETWEEN_STAGES = {
     ("admission", "signing"),
-    ("dp_training", "training"),  # trains with its attack
     ("sharding", "pii"),  # adds up the counts that masking states
+    ("dp_training", "training"),  # trains with its attack
     ("serving", "encryption"),  # opens what it sealed
     ("deploy", "serving"),  # starts and probes the server
 }

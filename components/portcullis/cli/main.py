@@ -77,21 +77,21 @@ def cli() -> None:
     show_default=True,
     help="Directory to write; an earlier run there is replaced, also by a refusal.",
 )
-@click.option("--private", is_flag=True, help="Train under differential privacy (DP-SGD), by a policy of its own.")
-@click.option("--epsilon", type=float, help="What the private training may spend: 1, 3 or 8 of the reference (3).")
 @click.option(
     "--shards",
     type=click.IntRange(1, MAX_SHARDS),
     help="Over how many shards to read and mask the data (default: what the configuration says, else 1).",
 )
+@click.option("--private", is_flag=True, help="Train under differential privacy (DP-SGD), by a policy of its own.")
+@click.option("--epsilon", type=float, help="What the private training may spend: 1, 3 or 8 of the reference (3).")
 @_json
 def run(
     uri: str,
     config: Path | None,
     output: Path,
+    shards: int | None,
     private: bool,  # noqa: FBT001
     epsilon: float | None,
-    shards: int | None,
     as_json: bool,  # noqa: FBT001
 ) -> None:
     """Run the reference pipeline on this machine with the kfp local runner.
@@ -313,10 +313,6 @@ def _own_name() -> str:
 
 def _home(config: Path | None) -> homes.Home:
     return homes.home_of(ReferenceConfig.load(config))
-
-
-def _step_names(config: Path | None) -> tuple[str, ...]:
-    return homes.step_names(ReferenceConfig.load(config))
 
 
 def _use(trust: Path | None) -> Path:

@@ -119,6 +119,7 @@ def residual_pii_gate(
     judged = evaluate_residual_pii(dataset=dataset, evidence=evidence, masking=masking, step=step)
     held = enforce(subject=dataset, evidence=judged.outputs["verdict_evidence"], gate=step)
     harden(judged, secret=secret, resources=LONG)
-    harden(held, secret=secret, resources=LONG)  # it opens the data set, to see that it is the one that was judged
+    # As every gate's: KFP makes one executor of those that are alike, and keeps the settings of one of them.
+    harden(held, secret=secret)  # it opens the data set, to see that it is the one that was judged
     outputs = NamedTuple("Outputs", [("evidence", Artifact)])
     return outputs(evidence=held.outputs["passed"])

@@ -246,7 +246,7 @@ class _Masker:
             elif operator.name != "drop":
                 findings = scan(text_of(values), self.plan.entities, column=name, recall=self._recall, finders=finders)
                 mask = self._in_text if operator.name == "scan" else self._whole_cells
-                masked = mask(name, treatment, findings, tally).take(findings.codes)
+                masked = _of_rows(mask(name, treatment, findings, tally), findings.codes)
                 columns[name] = _cast(name, masked, _masked_type(name, treatment, values.type))
         tally.rows += piece.num_rows
         return pa.table(columns)
@@ -386,6 +386,12 @@ class _Masker:
                 codes = cmac(self.keys.synthetic, label(kind_), canonical_values(kind_, texts))
                 return synthetic(kind_, codes, texts)
         return redacted(entity, len(texts))
+
+
+def _of_rows(masked: pa.LargeStringArray, codes: Any) -> pa.LargeStringArray:
+    """Return what became of each row, by the code of its distinct value."""
+    alone = len(codes) == len(masked) and not codes.null_count
+    return masked if alone and (codes.to_numpy() == np.arange(len(codes))).all() else masked.take(codes)
 
 
 def starred(texts: pa.LargeStringArray, keep_last: int) -> pa.LargeStringArray:
