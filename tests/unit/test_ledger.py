@@ -256,7 +256,7 @@ def test_a_charge_of_another_data_set_or_unit_is_refused(tmp_path, changes: dict
 
 def test_a_budget_per_person_does_not_count_what_was_charged_per_row(tmp_path) -> None:
     charge(file_ledger(tmp_path), wanted(1), SIGNER)
-    with pytest.raises(EvidenceError, match="entry 1 .* is counted per row, and the policy's budget per person"):
+    with pytest.raises(EvidenceError, match=r"entry 1 .* is counted per row, and the policy's budget per person"):
         charge(file_ledger(tmp_path, unit="person"), wanted(2, unit="person"), SIGNER)
 
 
