@@ -254,6 +254,12 @@ def test_a_charge_of_another_data_set_or_unit_is_refused(tmp_path, changes: dict
     assert not (tmp_path / "ledgers").exists()
 
 
+def test_a_budget_per_person_does_not_count_what_was_charged_per_row(tmp_path) -> None:
+    charge(file_ledger(tmp_path), wanted(1), SIGNER)
+    with pytest.raises(EvidenceError, match=r"entry 1 .* is counted per row, and the policy's budget per person"):
+        charge(file_ledger(tmp_path, unit="person"), wanted(2, unit="person"), SIGNER)
+
+
 @pytest.mark.parametrize("mechanism", MECHANISMS[1:], ids=describe)
 def test_without_a_delta_only_pure_mechanisms_are_charged(tmp_path, mechanism) -> None:
     with pytest.raises(BudgetError, match="with this one inf at delta 0"):

@@ -50,6 +50,27 @@ def two_at_once(one: Ledger, other: Ledger) -> None:
     assert one.read() == other.read()
 
 
+class Overtaken:
+    """A store before whose first write another run makes a whole charge of its own."""
+
+    def __init__(self, store, other: Ledger) -> None:
+        self.store, self.other = store, other
+        self.read = store.read
+
+    def replace(self, data: bytes, *, over: Held) -> None:
+        if self.other:
+            other, self.other = self.other, None
+            charge(other, wanted(1), SIGNER)
+        self.store.replace(data, over=over)
+
+
+def one_overtakes_the_other(one: Ledger, other: Ledger) -> None:
+    """Between the other's read and write: neither charge is lost, and the one that no longer fits is refused."""
+    late = Ledger(other.settings, Overtaken(other.store, one), other.memory)
+    assert charge(late, wanted(2), SIGNER).number == 2
+    assert [entry.charge.run for entry in one.read()] == [wanted(1).run, wanted(2).run]
+
+
 # A file.
 
 
@@ -77,6 +98,10 @@ def test_a_link_or_a_folder_is_no_ledger(tmp_path: Path) -> None:
             FileStore(tmp_path / name).read()
     with pytest.raises(UsageError, match="cannot write the ledger"):
         FileStore(tmp_path / "real" / "below").replace(b"x", over=NONE)
+
+
+def test_a_run_overtakes_another_on_a_file(tmp_path: Path) -> None:
+    one_overtakes_the_other(file_ledger(tmp_path), file_ledger(tmp_path))
 
 
 CHARGER = """
@@ -182,6 +207,10 @@ def test_two_runs_charge_one_config_map_at_once(cluster: Cluster) -> None:
     two_at_once(cluster.ledger(), cluster.ledger())
 
 
+def test_a_run_overtakes_another_on_a_config_map(cluster: Cluster) -> None:
+    one_overtakes_the_other(cluster.ledger(), cluster.ledger())
+
+
 def test_a_config_map_that_is_missing_or_forbidden_is_refused(cluster: Cluster) -> None:
     with pytest.raises(UsageError, match=r"cannot read ConfigMap team-a/gone: there is none.*bootstrap"):
         cluster.store("gone").read()
@@ -266,6 +295,10 @@ def test_an_object_is_written_over_the_tag_that_was_read(s3) -> None:
 
 def test_two_runs_charge_one_object_at_once(s3) -> None:
     two_at_once(s3_ledger(s3), s3_ledger(s3))
+
+
+def test_a_run_overtakes_another_on_an_object(s3) -> None:
+    one_overtakes_the_other(s3_ledger(s3), s3_ledger(s3))
 
 
 def test_a_store_that_ignores_conditions_is_refused_and_nothing_is_written(s3) -> None:

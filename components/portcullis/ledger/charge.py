@@ -48,7 +48,7 @@ class Ledger:
         """Return all entries.
 
         Raises:
-            EvidenceError: The ledger was altered, rolled back or exchanged.
+            EvidenceError: The ledger was altered, rolled back or exchanged, or an entry is per another unit.
             UsageError: It cannot be read.
             InconclusiveError: It cannot be reached for now.
         """
@@ -60,6 +60,11 @@ class Ledger:
         held = self.store.read()
         entries = read_entries(held.data, dataset)
         require_extends(entries, seen, dataset)
+        if other := next((entry for entry in entries if entry.charge.unit != self.settings.unit), None):
+            raise EvidenceError(
+                f"entry {other.number} of the ledger of {dataset} is counted per {other.charge.unit}, and the policy's "
+                f"budget per {self.settings.unit}; the two cannot be added up"
+            )
         return held, entries
 
     def spent(self, entries: tuple[Entry, ...], *more: Mechanism) -> float:
