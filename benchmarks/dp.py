@@ -24,11 +24,11 @@ from scipy.stats import chisquare
 
 from benchmarks import Record, command
 from benchmarks.peers import peer_python
-from portcullis.privacy.bits import RandomBits
 from portcullis.privacy.mechanism import TOTAL, laplace_table
 from portcullis.privacy.nulls import nullable_table
 from portcullis.privacy.response import randomised_response
 from portcullis.privacy.samplers import discrete_gaussian, discrete_laplace
+from portcullis.random_bits import RandomBits
 
 VERSION = "0.16.0"
 OPENDP = f"OpenDP {VERSION}"

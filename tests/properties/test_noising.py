@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from portcullis.dataset import Dataset, DatasetSpec, Features, Label
 from portcullis.errors import ConfigError, DataError
-from portcullis.privacy.bits import RandomBits
 from portcullis.privacy.mechanism import TOTAL, NoiseTable, float_up, laplace_table, logarithm_up, total_epsilon
 from portcullis.privacy.noise import noise_dataset
 from portcullis.privacy.nulls import NullableTable, nullable_table
 from portcullis.privacy.response import RandomisedResponse, randomised_response
 from portcullis.privacy.settings import NoisedColumn, NoisePlan
 from portcullis.privacy.unbounded import GREATEST, IntegerNoise, integer_noise
+from portcullis.random_bits import RandomBits
 
 SEED = b"a seed that every test knows"
 SPEC = DatasetSpec("x", Label("label", ("0", "1")), Features(("pixel",), (1,), 0, 1))

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from portcullis.errors import UsageError
 from portcullis.privacy import samplers
-from portcullis.privacy.bits import RandomBits
 from portcullis.privacy.samplers import (
     LIMIT,
     bernoulli_exp,
@@ -21,6 +20,7 @@ from portcullis.privacy.samplers import (
     discrete_laplace,
     uniform_below,
 )
+from portcullis.random_bits import RandomBits
 
 COUNT = 200_000
 

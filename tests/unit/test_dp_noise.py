@@ -25,12 +25,12 @@ from portcullis.ledger.entries import read_entries
 from portcullis.ledger.mechanisms import Pure
 from portcullis.ledger.settings import LedgerSettings
 from portcullis.preflight.stage import preflight
-from portcullis.privacy.bits import RandomBits
 from portcullis.privacy.component import dp_noise as dp_noise_component
 from portcullis.privacy.mechanism import TOTAL, NoiseTable, laplace_table
 from portcullis.privacy.noise import CLAIM, MAX_NAMES, NO_CLAIM, Noised, noise_dataset
 from portcullis.privacy.settings import NoisedColumn, NoisePlan, noised_columns
 from portcullis.privacy.stage import dp_noise
+from portcullis.random_bits import RandomBits
 
 SEED = b"known"
 AGE = {"low": 18, "high": 90, "epsilon": 1, "steps": 73}

@@ -11,10 +11,10 @@ import pytest
 from portcullis.dataset import Dataset, DatasetSpec, Features, Label
 from portcullis.digest import canonical_json
 from portcullis.errors import ConfigError, DataError
-from portcullis.privacy.bits import RandomBits
 from portcullis.privacy.handling import permutation
 from portcullis.privacy.noise import CLAIM, WHOLE_CLAIM, Noised, noise_dataset
 from portcullis.privacy.settings import NoisePlan
+from portcullis.random_bits import RandomBits
 
 SEED = b"known"
 CITIES = ("Paris", "Rome", "elsewhere")

@@ -14,12 +14,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from portcullis.errors import DataError
-from portcullis.privacy.bits import RandomBits
 from portcullis.privacy.mechanism import TOTAL, NoiseTable, float_up, laplace_table
 from portcullis.privacy.nulls import NullableTable, nullable_table
 from portcullis.privacy.response import RandomisedResponse, randomised_response
 from portcullis.privacy.settings import CategoryColumn, ColumnNoise, IntegerColumn, NoisedColumn
 from portcullis.privacy.unbounded import IntegerNoise, integer_noise
+from portcullis.random_bits import RandomBits
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from portcullis.dataset import DatasetSpec, Treatment
 from portcullis.errors import DataError
-from portcullis.privacy.bits import RandomBits
 from portcullis.privacy.settings import DROP, KEEP, ROLES, SHUFFLE, Contribution, NoisePlan
+from portcullis.random_bits import RandomBits
 
 
 def treatments(spec: DatasetSpec, names: Sequence[str], plan: NoisePlan) -> Mapping[str, str]:

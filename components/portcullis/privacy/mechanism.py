@@ -25,8 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from portcullis.errors import ConfigError, DataError
-from portcullis.privacy.bits import WORD_BITS, RandomBits
 from portcullis.privacy.settings import MAX_STEPS, MIN_STEPS
+from portcullis.random_bits import WORD_BITS, RandomBits
 
 BITS = 62  # one below int64's 63, so that sums and differences of weights stay exact in it
 TOTAL = 1 << BITS

@@ -9,11 +9,11 @@ import pyarrow as pa
 from portcullis.dataset import Dataset, DatasetSpec
 from portcullis.errors import DataError
 from portcullis.evidence.statement import Figure
-from portcullis.privacy.bits import RandomBits
 from portcullis.privacy.columns import ColumnMechanism, mechanism_of
 from portcullis.privacy.handling import chosen_rows, treatments, without
 from portcullis.privacy.mechanism import float_up, total_epsilon
 from portcullis.privacy.settings import DROP, KEEP, SHUFFLE, CategoryColumn, ColumnNoise, IntegerColumn, NoisePlan
+from portcullis.random_bits import RandomBits
 
 MAX_NAMES = 200
 

@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from portcullis.errors import ConfigError, DataError
-from portcullis.privacy.bits import RandomBits
 from portcullis.privacy.mechanism import TOTAL, NoiseTable, ceiling, exponential, laplace_table, logarithm_up, uniform
 from portcullis.privacy.samplers import uniform_below
+from portcullis.random_bits import RandomBits
 
 
 @dataclass(frozen=True)

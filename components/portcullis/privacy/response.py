@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from portcullis.errors import ConfigError, DataError
-from portcullis.privacy.bits import RandomBits
 from portcullis.privacy.mechanism import TOTAL, ceiling, exponential, logarithm_up, uniform
 from portcullis.privacy.settings import MAX_CATEGORIES
+from portcullis.random_bits import RandomBits
 
 _CHUNK = 1 << 16
 

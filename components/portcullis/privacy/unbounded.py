@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from portcullis.errors import ConfigError, DataError
-from portcullis.privacy.bits import RandomBits
 from portcullis.privacy.mechanism import float_up
 from portcullis.privacy.samplers import LIMIT, MAX_SCALE_PART, discrete_laplace
+from portcullis.random_bits import RandomBits
 
 GREATEST = 2**53 - 1  # the greatest integer that every reader of a table holds exactly
 
