@@ -198,7 +198,8 @@ def test_the_scale_of_integer_noise_keeps_its_epsilon(low: int, width: int, epsi
         assert "too small" in str(error) and width / epsilon > 2**51  # noqa: PT017 - both outcomes are right
     else:
         assert Fraction(noise.epsilon) >= width / noise.scale
-        assert epsilon * (1 - 1 / 256) - 1e-9 <= noise.epsilon <= epsilon
+        # The scale is at most 1/256 above the one that was asked for.
+        assert width / (width / epsilon + 1 / 256) * (1 - 1e-9) <= noise.epsilon <= epsilon
 
 
 # The samples.

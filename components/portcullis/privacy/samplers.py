@@ -3,7 +3,7 @@
 The algorithms are those of Canonne, Kamath and Steinke, The Discrete Gaussian for Differential Privacy (2020,
 arXiv:2004.00010), algorithms 1 to 3. They are built of nothing but comparisons of uniform random integers with rational
 numbers, so what comes out follows the distribution itself, and not a rounded one: no floating-point number and no
-logarithm or exponential is computed anywhere. What is left to trust is that the bits are uniform (`portcullis.random_bits`).
+logarithm or exponential is computed anywhere. What is left to trust is the bits (`random_bits`).
 
 Why an array changes nothing: every candidate is made of random words of its own, and a sampler that rejects takes the
 candidates that are left in the order in which they were made, and throws none of them away by its value. So the values
