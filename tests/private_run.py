@@ -25,6 +25,7 @@ from portcullis.keys import Signer
 from portcullis.ledger.entries import Entry, read_entries
 from portcullis.ledger.settings import LedgerSettings
 from portcullis.preflight.stage import preflight
+from portcullis.privacy.settings import NoisePlan
 from portcullis.privacy.stage import dp_noise
 
 AGE = {"age": {"low": 18, "high": 90, "epsilon": 1, "steps": 73}}
@@ -59,9 +60,15 @@ class PrivateRun:
     columns: dict = field(default_factory=lambda: AGE)
     world: World = field(default_factory=World)
 
+    @property
+    def plan(self) -> dict:
+        """What the step is told, beside its ledger."""
+        rest = {"others": {"features": "keep", "label": "keep"}, "rows": "keep"} if self.columns else {}
+        return NoisePlan.parse({"columns": self.columns, "budget": 2.0, **rest}).to_dict()
+
     def __post_init__(self) -> None:
         named = self.ledger.to_dict() if self.columns else {}
-        noise = {"columns": self.columns, "budget": 2.0, "ledger": named}
+        noise = {**self.plan, "ledger": named}
         # As `portcullis_pipelines.steps` derives them.
         charges = len(self.charging)
         checks = {"charges": {"min": charges, "max": charges}, "unmatched": {"min": 0, "max": 0}}
@@ -132,10 +139,10 @@ class PrivateRun:
                 step="dp_noise",
                 dataset=self.root / "data",
                 evidence=self.root / "source_evidence",
-                columns=self.columns,
-                budget=2.0,
+                plan=self.plan,
                 ledger=self.ledger.to_dict() if self.columns else {},
                 noised=self.root / "noised",
+                report=self.root / "noise.html",
                 bundle=self.root / "evidence",
             )
 

@@ -18,6 +18,7 @@ from typing import Any, TextIO
 from portcullis import errors
 from portcullis.errors import MissingDependencyError, PipelineError, PortcullisError
 
+_CRASHED = "Traceback (most recent call last)"
 _ERROR = re.compile(r"^\s*portcullis\.errors\.(\w+): (.*)$", re.MULTILINE)
 
 
@@ -92,9 +93,16 @@ class _Copy(io.StringIO):
         return super().write(text)
 
 
-def last_error(log: str) -> PortcullisError | None:
-    """Return the last of our errors in a log: a traceback begins with the causes of what was raised in the end."""
-    for name, message in reversed(_ERROR.findall(log)):
+def last_error(said: str, before: str = "") -> PortcullisError | None:
+    """Return the last of our errors in a log: a traceback begins with the causes of what was raised in the end.
+
+    Args:
+        said: What was logged since the last task was started.
+        before: What was logged before. A loop's tasks run side by side, so where nothing crashed in `said`, one that
+            was started earlier did, and its error may stand here.
+    """
+    errors_said = _ERROR.findall(said) or ([] if _CRASHED in said else _ERROR.findall(before))
+    for name, message in reversed(errors_said):
         kind = getattr(errors, name, None)
         if isinstance(kind, type) and issubclass(kind, PortcullisError):
             return kind(message)
@@ -102,8 +110,8 @@ def last_error(log: str) -> PortcullisError | None:
 
 
 def _reason(log: str) -> PortcullisError:
-    whole, log = log, log.rpartition("Executing task")[2]  # the runner stops at the first task that fails,
-    if error := last_error(log) or last_error(whole):  # but for a loop's tasks, which run side by side
+    before, _, log = log.rpartition("Executing task")  # the runner stops at the first task that fails
+    if error := last_error(log, before):
         return error
     said = [line for line in log.splitlines() if line.startswith("    ") and line.strip()]  # what the tasks print
     last = " ".join(said[-1].split()) if said else "nothing"

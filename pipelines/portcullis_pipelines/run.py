@@ -139,16 +139,16 @@ def _all_evidence(root: Path) -> list[bytes]:
 def _reason(log: str, policy: Policy) -> tuple[str, PortcullisError | None]:
     """Return the step whose task failed first, `""` if none did, and what it or the runner said, None for nothing."""
     failed = next((match for match in _FINISHED.finditer(log) if match[2] == "FAILURE"), None)
-    step = where = ""
+    step = where = before = ""
     said = log
     if failed:
         began = max((match.start() for match in _STARTED.finditer(log, 0, failed.start())), default=0)
+        before = log[:began]
         said = log[began : log.rfind("\n", 0, failed.start()) + 1]
         name = failed[1].replace("-", "_")
         step = name if name in policy.steps else ""
         where = f"step {step!r}: " if step else f"task {failed[1]!r}: "
-    # A loop's tasks run side by side, so that another one's start may stand between.
-    if error := last_error(said) or (last_error(log[: failed.end()]) if failed else None):
+    if error := last_error(said, before):
         return step, error if "step '" in str(error) else type(error)(f"{where}{error}")
     if failed or not _WHOLE.search(log):
         last = " ".join(next((line for line in reversed(said.splitlines()) if line.strip()), "nothing").split())

@@ -161,10 +161,10 @@ def test_a_task_of_a_real_run_is_repeated(attacked) -> None:
             step="dp_noise",
             dataset=attacked.task("split*/train"),
             evidence=attacked.task("split*/split_evidence"),
-            columns=config.privacy.to_dict()["columns"],
-            budget=config.privacy.budget,
+            plan=config.privacy.to_dict(),
             ledger=config.ledger_parameters(),
             noised=attacked.output / "noised",
+            report=attacked.output / "noise.html",
             bundle=attacked.output / "bundle",
         )
     assert not (attacked.output / "noised").exists()
