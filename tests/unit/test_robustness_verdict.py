@@ -2,19 +2,24 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from chains import STEPS, World
 from digits_models import digits, hardened_model, plain_model
 from hypothesis import given
 from hypothesis import strategies as st
 
 from portcullis.errors import InconclusiveError
+from portcullis.evidence.chain import Chain
+from portcullis.evidence.step import Step
 from portcullis.keys import Signer
 from portcullis.models.pytorch import reproducible
 from portcullis.models.store import LoadedModel
+from portcullis.robustness import stage
 from portcullis.robustness.attacks import CHEAP, planned_attacks
 from portcullis.robustness.evaluate import evaluate
 from portcullis.robustness.page import robustness_details
@@ -30,6 +35,7 @@ from portcullis.robustness.verdict import (
 )
 from portcullis.robustness.verify import adversarial, margin, untouched
 
+GATE = "robustness:trained"
 KEY = bytes(range(32))
 SUBJECTS = ("a" * 64, "b" * 64, "c" * 64)
 QUICK = RobustnessSettings(
@@ -214,3 +220,42 @@ class TestEvaluation:
     def test_refuses_to_decide_without_a_question(self, rows) -> None:
         with pytest.raises(InconclusiveError, match="needs a bound"):
             evaluate(plain_model(), *rows, dataclasses.replace(QUICK, mode="verdict"))
+
+
+class TestPolicy:
+    """What the gate's step asks, from its rule in the policy."""
+
+    def begun(self, tmp_path: Path, checks: Mapping[str, object], model: str = "a" * 64) -> Step:
+        world = World()
+        steps = [
+            {"parameters": {}, "requires": [], "checks": {}, **step, "key": world.keys[step["name"]].public_key.pem}
+            for step in STEPS
+        ]
+        next(step for step in steps if step["name"] == GATE)["checks"] = checks
+        store = world.store(tmp_path, steps=steps)
+        inputs = {"model": model, "test": "b" * 64}
+        return Step(store.policy.step(GATE), store, Chain({}, {}, ""), (), "0" * 32, 0, inputs, world.keys[GATE])
+
+    def test_asks_for_the_policys_bound_with_a_key_of_its_own(self, tmp_path: Path) -> None:
+        begun = self.begun(tmp_path, {"robust_accuracy": {"min": 0.75, "max": 1}})
+        question = stage._question(begun)
+        assert question.threshold == 0.75 and question.subjects == ("a" * 64, "b" * 64, begun.store.policy.digest)
+        assert question.key == begun.signer.derive(b"robustness-order")
+        again = dataclasses.replace(begun, nonce="1" * 32, started=5)
+        assert stage._question(again) == question, "another run of the same must judge in the same order"
+        other = dataclasses.replace(begun, inputs={**begun.inputs, "model": "e" * 64})
+        assert stage._question(other).order(100).tolist() != question.order(100).tolist()
+
+    @pytest.mark.parametrize(
+        "checks",
+        [
+            pytest.param({"samples": {"min": 100}}, id="none"),
+            pytest.param({"robust_accuracy": {"max": 1}}, id="from above only"),
+            pytest.param({"robust_accuracy": {"min": 0.5, "max": 0.9}}, id="from both sides"),
+            pytest.param({"robust_accuracy": {"min": 0, "max": 1}}, id="zero"),
+            pytest.param({"robust_accuracy": {"min": 2}}, id="above one"),
+        ],
+    )
+    def test_refuses_a_policy_that_an_interval_cannot_answer(self, tmp_path: Path, checks) -> None:
+        with pytest.raises(InconclusiveError, match="mode=verdict needs a policy"):
+            stage._question(self.begun(tmp_path, checks))

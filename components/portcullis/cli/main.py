@@ -16,6 +16,7 @@ import click
 
 from portcullis import __version__
 from portcullis.cli import cluster, data
+from portcullis.cli.attack import attack
 from portcullis.cli.ledger import ledger
 from portcullis.cli.mask import mask
 from portcullis.cli.reveal import reveal
@@ -290,7 +291,7 @@ def rollback(directory: Path, config: Path | None) -> None:
 
 for command in (cluster.init, cluster.compile_package, cluster.bootstrap, cluster.doctor, cluster.submit):
     cli.add_command(command)
-for command in (data.diff, data.lineage, data.quarantine, mask, reveal, ledger, scan, convert):
+for command in (data.diff, data.lineage, data.quarantine, mask, reveal, ledger, scan, convert, attack):
     cli.add_command(command)
 
 

@@ -24,7 +24,8 @@ from scipy.special import betaln, gammaln
 from portcullis.errors import InconclusiveError
 
 ALPHA = 0.01
-FIRST_CHUNK = 64
+# Each chunk is half of what was judged before: few looks, and little is judged in vain.
+LEAST_CHUNK = 32
 # Beta prior of the share of the pool that is robust: most of what withstands the cheap attacks withstands the others.
 PRIOR = (4.0, 0.5)
 
@@ -122,7 +123,7 @@ def judge_in_turn(
     need: int,
     n_min: int,
 ) -> Conclusion:
-    """Judge the pool in chunks that double, until there is a conclusion.
+    """Judge the pool in growing chunks, the first of `n_min` rows, until there is a conclusion.
 
     Args:
         order: Places of the pool's rows, in the order in which they are judged.
@@ -131,12 +132,11 @@ def judge_in_turn(
         n_min: Rows that are judged before the sequential test may decide.
     """
     judged = withstood = 0
-    size = FIRST_CHUNK
     while (found := conclude(len(order), judged, withstood, need=need, n_min=n_min)) is None:
+        size = max(judged // 2, LEAST_CHUNK) if judged else n_min
         chunk = order[judged : judged + size]
         withstood += int(judge(chunk).sum())
         judged += len(chunk)
-        size *= 2
     return found
 
 
