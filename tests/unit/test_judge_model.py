@@ -3,7 +3,9 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from xml.dom import minidom
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
@@ -14,7 +16,9 @@ from portcullis.cli.main import cli
 from portcullis.dataset import DatasetSpec, Features, Label, write_dataset
 from portcullis.errors import DataError, GateFailedError, InconclusiveError, ModelError, UsageError
 from portcullis.models.store import save_model
+from portcullis.robustness.evaluate import Example, RobustnessReport
 from portcullis.robustness.judge import judge_model
+from portcullis.robustness.page import pixels_of, robustness_details
 from portcullis.robustness.settings import RobustnessSettings
 
 QUICK = RobustnessSettings(
@@ -62,6 +66,23 @@ def test_judges_what_lies_on_disk(model: Path, data: Path) -> None:
     assert len(judged.report.examples) == 6
     for example in judged.report.examples:
         assert example.answer != example.label and (example.clean != example.adversarial).any()
+
+
+def test_the_page_shows_images_but_no_rows_of_a_table() -> None:
+    wide = np.random.default_rng(0).random((3, 64, 40), dtype=np.float32)
+    pixels = pixels_of(wide)
+    assert (len(pixels), len(pixels[0])) == (32, 20)
+    assert pixels[1][2] == tuple(wide[:, 2, 4].tolist())
+    figures = dict.fromkeys(
+        ("unbounded_success", "planted_found", "gradient_agreement", "smallest_gradient", "gradient_free"), 1
+    )
+    figures |= {"batch_difference": 0.0, "samples": 4, "robust_accuracy": 0.5, "forward_equivalents": 9}
+    for clean, drawn in ((wide, 2), (np.full(6, 0.123, np.float32), 1)):
+        example = Example("pgd", clean, clean, "<a>", "<b>")
+        report = RobustnessReport(figures, curve={0.0: 1.0, 0.1: 0.5}, examples=(example,))
+        html = "".join(robustness_details(report, RobustnessSettings()))
+        assert html.count("<svg") == drawn and "<a>" not in html
+        minidom.parseString(f"<a>{html}</a>")
 
 
 def test_refuses_what_cannot_be_judged(model: Path, data: Path, tmp_path: Path) -> None:

@@ -56,31 +56,28 @@ def robustness_details(report: RobustnessReport, settings: RobustnessSettings) -
         ),
         section("Soundness of the measurement"),
         table(("check", "figure"), checks),
-        *([section("Samples"), _pictures(report)] if report.examples else []),
+        *_samples(report),
     ]
 
 
-def _pictures(report: RobustnessReport) -> str:
-    return pictures(
+def _samples(report: RobustnessReport) -> list[str]:
+    # Rows that are no images may be of persons, and nobody could see in a picture what changed.
+    shown = [example for example in report.examples if example.clean.ndim == 3]
+    drawn = (
         (
             f"{example.label} becomes {example.answer}",
             [("clean", pixels_of(example.clean)), (example.attack, pixels_of(example.adversarial))],
         )
-        for example in report.examples
+        for example in shown
     )
+    return [section("Samples"), pictures(drawn)] if shown else []
 
 
-def pixels_of(values: NDArray[Any]) -> Pixels:
-    """Return an input as a picture of at most 32 by 32 pixels; the features of one that is no image, as a square."""
-    image = values if values.ndim == 3 else _squared(values.reshape(-1))[None]
+def pixels_of(image: NDArray[Any]) -> Pixels:
+    """Return an image (channels, height, width) as a picture of at most 32 by 32 pixels."""
     colours = image[:3] if len(image) >= 3 else np.repeat(image[:1], 3, axis=0)
     step = math.ceil(max(image.shape[1:]) / LARGEST_SIDE)
     return [
         [(float(red), float(green), float(blue)) for red, green, blue in line]
         for line in colours[:, ::step, ::step].transpose(1, 2, 0)
     ]
-
-
-def _squared(values: NDArray[Any]) -> NDArray[Any]:
-    side = math.ceil(math.sqrt(len(values)))
-    return np.concatenate([values, np.zeros(side * side - len(values), values.dtype)]).reshape(side, side)
