@@ -14,6 +14,7 @@ from portcullis.evidence.policy import StepRule
 from portcullis.evidence.statement import Check, Figure, Statement, format_time
 
 Counts = Mapping[str, Mapping[str, int]]
+Pixels = Sequence[Sequence[tuple[float, float, float]]]
 
 _STYLE = resources.files("portcullis").joinpath("report.css").read_text("utf-8")
 
@@ -69,6 +70,55 @@ def bar_chart(values: Mapping[str, float], lows: Mapping[str, float]) -> str:
             x = label + low * width
             parts.append(f'<path d="M{x:.1f} {y - 3} v{row}" stroke="var(--ink)" stroke-dasharray="4 3"/>')
     return f'<div class="scroll">{"".join(parts)}</svg></div>'
+
+
+def line_chart(points: Mapping[float, float], *, across: str, marked: float) -> str:
+    """Draw shares (0..1) by a number above or equal to 0 as a line in SVG, with a dashed line at `marked`."""
+    width, height, left, top = 420, 160, 40, 10
+    most = max(points)
+    places = [(left + x / most * width, top + (1 - points[x]) * height) for x in sorted(points)]
+    drawn = " ".join(f"{'L' if index else 'M'}{x:.1f} {y:.1f}" for index, (x, y) in enumerate(places))
+    line = left + marked / most * width
+    parts = [
+        f'<svg viewBox="0 0 {left + width + 40} {top + height + 40}" role="img" style="width:{left + width + 40}px">',
+        *(f'<text x="0" y="{top + (1 - share) * height + 5:.1f}">{share:g}</text>' for share in (0, 0.5, 1)),
+        *(
+            f'<text x="{x:.1f}" y="{top + height + 18}">{value:.3g}</text>'
+            for value, (x, _) in zip(sorted(points), places, strict=True)
+        ),
+        f'<text x="{left}" y="{top + height + 36}">{html.escape(across)}</text>',
+        f'<path d="M{line:.1f} {top} v{height}" stroke="var(--ink)" stroke-dasharray="4 3"/>',
+        f'<path d="{drawn}" fill="none" stroke="var(--bar)" stroke-width="2"/>',
+        *(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="var(--bar)"/>' for x, y in places),
+    ]
+    return f'<div class="scroll">{"".join(parts)}</svg></div>'
+
+
+def pictures(rows: Iterable[tuple[str, Sequence[tuple[str, Pixels]]]]) -> str:
+    """Draw small pictures side by side in SVG, one row below the other.
+
+    Args:
+        rows: A text below each row, and its pictures: a text above each, and lines of pixels of red, green and blue in
+            0..1.
+    """
+    size, gap = 96, 24
+    drawn = []
+    for below, row in rows:
+        whole = (size + gap) * len(row)
+        parts = [f'<svg viewBox="0 0 {whole} {size + 44}" role="img" style="width:{whole}px">']
+        for place, (above, pixels) in enumerate(row):
+            parts.append(f'<text class="small" x="{place * (size + gap)}" y="12">{html.escape(above)}</text>')
+            side = size / max(len(pixels), len(pixels[0]))
+            for down, line in enumerate(pixels):
+                for right, colour in enumerate(line):
+                    x, y = place * (size + gap) + right * side, 18 + down * side
+                    fill = "".join(f"{round(min(max(part, 0.0), 1.0) * 255):02x}" for part in colour)
+                    parts.append(
+                        f'<rect x="{x:.1f}" y="{y:.1f}" width="{side:.1f}" height="{side:.1f}" fill="#{fill}"/>'
+                    )
+        parts.append(f'<text class="small" x="0" y="{size + 36}">{html.escape(below)}</text></svg>')
+        drawn.append("".join(parts))
+    return f'<div class="scroll tiles">{"".join(drawn)}</div>'
 
 
 def budget_bar(parts: Mapping[str, float], budget: float) -> str:

@@ -145,8 +145,11 @@ def _shipped(given: Any, sides: Any, trained: Any, *, evidence: Any) -> Any:
         "cw_learning_rate": given.attack_cw_learning_rate,
         "deepfool_steps": given.attack_deepfool_steps,
         "deepfool_overshoot": given.attack_deepfool_overshoot,
+        "apgd_steps": given.attack_apgd_steps,
+        "apgd_targets": given.attack_apgd_targets,
         "n_min": given.attack_n_min,
         "seed": given.attack_seed,
+        "mode": given.attack_mode,
     }
     spent = budget_gate(
         model=trained.outputs["model"],
@@ -236,8 +239,11 @@ def secure_training(
     attack_cw_learning_rate: float,
     attack_deepfool_steps: int,
     attack_deepfool_overshoot: float,
+    attack_apgd_steps: int,
+    attack_apgd_targets: int,
     attack_n_min: int,
     attack_seed: int,
+    attack_mode: str,
     noise_columns: Dict[str, Dict[str, Any]],
     noise_budget: float,
     noise_others: Dict[str, str],
@@ -274,7 +280,7 @@ def secure_training(
         train_learning_rate: Peak learning rate.
         train_seed: Seed of the training.
         train_device: `auto`, `cpu` or `cuda`.
-        attack_epsilon: Linf radius of FGSM and PGD in the gate.
+        attack_epsilon: Linf radius of FGSM, PGD and APGD in the gate.
         attack_l2_budget: L2 radius within which CW and DeepFool count.
         attack_pgd_steps: Steps of PGD.
         attack_pgd_step_size: Step size of PGD.
@@ -283,8 +289,11 @@ def secure_training(
         attack_cw_learning_rate: CW's learning rate.
         attack_deepfool_steps: Steps of DeepFool.
         attack_deepfool_overshoot: DeepFool's overshoot.
+        attack_apgd_steps: Steps of each APGD.
+        attack_apgd_targets: Other classes that APGD aims at.
         attack_n_min: Fewest samples that are judged.
-        attack_seed: Seed of the attacks.
+        attack_seed: Of random starts.
+        attack_mode: `full` for a number, `verdict` to stop as soon as the verdict is known.
         noise_columns: Columns of the training rows that get noise, and the noise of each.
         noise_budget: The most that a row may spend, or a person where contributions are bounded.
         noise_others: What becomes of the columns without noise.

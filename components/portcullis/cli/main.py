@@ -17,6 +17,7 @@ import click
 
 from portcullis import __version__
 from portcullis.cli import cluster, data
+from portcullis.cli.attack import attack
 from portcullis.cli.ledger import ledger
 from portcullis.cli.mask import mask
 from portcullis.cli.ownership import claim, watermark
@@ -301,7 +302,9 @@ def rollback(directory: Path, config: Path | None) -> None:
 
 for command in (cluster.init, cluster.compile_package, cluster.bootstrap, cluster.doctor, cluster.submit):
     cli.add_command(command)
-for command in (data.diff, data.lineage, data.quarantine, mask, reveal, ledger, scan, convert, watermark, claim):
+for command in (
+    *(data.diff, data.lineage, data.quarantine, mask, reveal, ledger, scan, convert, attack, watermark, claim),
+):
     cli.add_command(command)
 
 

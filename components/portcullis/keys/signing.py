@@ -3,6 +3,7 @@
 Formats: PEM, PKCS #8 (RFC 5958) for private and SubjectPublicKeyInfo (RFC 5280) for public keys.
 """
 
+import hmac
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -112,6 +113,14 @@ class Signer:
             KeyMaterialError: As `resolve` and `from_pem`.
         """
         return cls.from_pem(resolve(uri))
+
+    def derive(self, purpose: bytes) -> bytes:
+        """Return 32 secret bytes for one purpose: HMAC-SHA-256 under the private key, of which they say nothing."""
+        if isinstance(self._key, ed25519.Ed25519PrivateKey):
+            secret = self._key.private_bytes_raw()
+        else:
+            secret = self._key.private_numbers().private_value.to_bytes(32)
+        return hmac.digest(secret, b"portcullis-derived-key/v1|" + purpose, "sha256")
 
     @classmethod
     def _of(cls, key: object) -> "Signer":

@@ -1,4 +1,4 @@
-"""The attacks: torchattacks 3.3.0 proposes, this module works around that release's known faults.
+"""The attacks of the plan: torchattacks 3.3.0 proposes, and this module works around that release's known faults.
 
 - PGD and FGSM climb the cross-entropy, whose float32 gradient vanishes where margins are large and points nowhere in
   particular where they are small. A positive factor changes no decision, so all attacks see logits scaled to a median
@@ -7,6 +7,7 @@
 - CW takes the largest other logit to be at least 0. Here it gets the margin itself.
 - DeepFool clips each step to [0, 1], so it often stops short of the boundary. It is given a large overshoot, and what
   it finds is drawn back towards the clean input by bisection. CW's finds are, too.
+- APGD is our own; `portcullis.robustness.native` says why.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 
 from portcullis.errors import MissingDependencyError
 from portcullis.models.pytorch import torch
+from portcullis.robustness import native
 from portcullis.robustness.settings import RobustnessSettings
 from portcullis.robustness.verify import Ball, correct, margin
 
@@ -25,6 +27,8 @@ except ModuleNotFoundError as error:
 MARGIN = 10.0
 NUDGE = 0.01
 BISECTIONS = 10
+# Those that run on every sample whatever the mode.
+CHEAP = ("fgsm", "pgd")
 
 # Maps clean inputs (n, ...) in [0, 1] and labels (n,) to candidates (n, ...).
 Proposal = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -41,10 +45,11 @@ class Attack:
 def planned_attacks(
     module: torch.nn.Module, median_margin: float, settings: RobustnessSettings
 ) -> Mapping[str, Attack]:
-    """Return the attacks of the plan by name, cheapest first.
+    """Return the attacks of the plan by name; `CHEAP` ones first.
 
     FGSM: Goodfellow et al. 2015, arXiv:1412.6572. PGD: Madry et al. 2018, arXiv:1706.06083. CW: Carlini and Wagner
-    2017, arXiv:1608.04644. DeepFool: Moosavi-Dezfooli et al. 2016, arXiv:1511.04599.
+    2017, arXiv:1608.04644. DeepFool: Moosavi-Dezfooli et al. 2016, arXiv:1511.04599. APGD: Croce and Hein 2020,
+    arXiv:2003.01690.
 
     Args:
         module: The network under attack, in `eval()` mode.
@@ -63,11 +68,27 @@ def planned_attacks(
     def propose_deepfool(clean: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return _draw_back(module, clean, deepfool(clean, labels), labels)
 
+    generators: dict[torch.device, torch.Generator] = {}
+
+    def propose_apgd(clean: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        generator = generators.setdefault(clean.device, native.generator_of(settings.seed, clean.device))
+        return native.apgd_ensemble(
+            module,
+            clean,
+            labels,
+            epsilon=settings.epsilon,
+            steps=settings.apgd_steps,
+            targets=settings.apgd_targets,
+            scale=MARGIN / median_margin,
+            generator=generator,
+        )
+
     return {
         "fgsm": Attack(torchattacks.FGSM(scaled, eps=settings.epsilon), linf),
         "pgd": Attack(
             torchattacks.PGD(scaled, eps=settings.epsilon, alpha=settings.pgd_step_size, steps=settings.pgd_steps), linf
         ),
+        "apgd": Attack(propose_apgd, linf),
         "cw": Attack(propose_cw, l2),
         "deepfool": Attack(propose_deepfool, l2),
     }

@@ -23,20 +23,23 @@ def evaluate_robustness(
     cw_learning_rate: float,
     deepfool_steps: int,
     deepfool_overshoot: float,
+    apgd_steps: int,
+    apgd_targets: int,
     n_min: int,
     seed: int,
+    mode: str,
     step: str,
     verdict_evidence: Output[Artifact],
     report: Output[HTML],
     metrics: Output[Metrics],
 ):
-    """Attack a model with FGSM, PGD, CW and DeepFool on the attested test rows, and sign the verdict.
+    """Attack a model with FGSM, PGD, APGD, CW and DeepFool on the attested test rows, and sign the verdict.
 
     Args:
         model: The model.
         test: The attested test rows.
         evidence: Evidence of both.
-        epsilon: Linf radius of FGSM and PGD, inputs scaled to 0..1.
+        epsilon: Linf radius of FGSM, PGD and APGD, inputs scaled to 0..1.
         l2_budget: L2 radius within which CW and DeepFool count.
         pgd_steps: Steps of PGD.
         pgd_step_size: Step size of PGD.
@@ -45,8 +48,11 @@ def evaluate_robustness(
         cw_learning_rate: CW's learning rate.
         deepfool_steps: Steps of DeepFool.
         deepfool_overshoot: DeepFool's overshoot.
+        apgd_steps: Steps of each APGD.
+        apgd_targets: Other classes that APGD aims at.
         n_min: Fewest samples that are judged.
-        seed: Of PGD's random starts.
+        seed: Of random starts.
+        mode: `full` for a number, `verdict` to stop as soon as the verdict is known.
         step: Name of this gate in the policy.
         verdict_evidence: The evidence with the signed verdict.
         report: The verdict and its figures.
@@ -73,8 +79,11 @@ def evaluate_robustness(
             cw_learning_rate=cw_learning_rate,
             deepfool_steps=deepfool_steps,
             deepfool_overshoot=deepfool_overshoot,
+            apgd_steps=apgd_steps,
+            apgd_targets=apgd_targets,
             n_min=n_min,
             seed=seed,
+            mode=mode,
         ),
         report=Path(report.path),
         bundle=Path(verdict_evidence.path),
@@ -96,14 +105,17 @@ def robustness_gate(
     cw_learning_rate: float,
     deepfool_steps: int,
     deepfool_overshoot: float,
+    apgd_steps: int,
+    apgd_targets: int,
     n_min: int,
     seed: int,
+    mode: str,
     step: str,
     secret: str,
     gpus: str,
     gpu_resource: str,
 ) -> NamedTuple("Outputs", [("evidence", Artifact)]):
-    """Refuse a model that FGSM, PGD, CW or DeepFool break too often, and whatever cannot be judged soundly.
+    """Refuse a model that FGSM, PGD, APGD, CW or DeepFool break too often, and whatever cannot be judged soundly.
 
     The bounds that it must keep are the policy's. PASSED means that these attacks found no more within these budgets on
     the attested test rows.
@@ -112,7 +124,7 @@ def robustness_gate(
         model: The model.
         test: The attested test rows.
         evidence: Evidence of both.
-        epsilon: Linf radius of FGSM and PGD, inputs scaled to 0..1.
+        epsilon: Linf radius of FGSM, PGD and APGD, inputs scaled to 0..1.
         l2_budget: L2 radius within which CW and DeepFool count.
         pgd_steps: Steps of PGD.
         pgd_step_size: Step size of PGD.
@@ -121,8 +133,11 @@ def robustness_gate(
         cw_learning_rate: CW's learning rate.
         deepfool_steps: Steps of DeepFool.
         deepfool_overshoot: DeepFool's overshoot.
+        apgd_steps: Steps of each APGD.
+        apgd_targets: Other classes that APGD aims at.
         n_min: Fewest samples that are judged.
-        seed: Of PGD's random starts.
+        seed: Of random starts.
+        mode: `full` for a number, `verdict` to stop as soon as the verdict is known.
         step: Name of this gate in the policy.
         secret: Name of the Kubernetes Secret with the keys of its `evaluate`.
         gpus: How many GPUs `evaluate` asks for, spelt as text: `0`, `1`, …
@@ -144,8 +159,11 @@ def robustness_gate(
         cw_learning_rate=cw_learning_rate,
         deepfool_steps=deepfool_steps,
         deepfool_overshoot=deepfool_overshoot,
+        apgd_steps=apgd_steps,
+        apgd_targets=apgd_targets,
         n_min=n_min,
         seed=seed,
+        mode=mode,
         step=step,
     )
     held = enforce(subject=model, evidence=judged.outputs["verdict_evidence"], gate=step)

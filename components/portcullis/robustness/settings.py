@@ -11,13 +11,13 @@ MAX_SEED = 2**53 - 1
 class RobustnessSettings:
     """The plan of `portcullis.robustness.evaluate.evaluate`; the defaults suit 8x8 images of digits.
 
-    Lengths are in units of the scaled input [0, 1]. FGSM and PGD are bounded by `epsilon`. CW and DeepFool look for the
-    nearest misclassified input in L2, however far it is, so each success counts only within `l2_budget`. Its default is
-    the radius at which the L2 ball has the volume of the Linf ball: 2 epsilon Gamma(D/2 + 1)^(1/D) / sqrt(pi), which
-    is 0.404 for epsilon = 0.1 and D = 64 inputs, so that neither threat is the smaller set.
+    Lengths are in units of the scaled input [0, 1]. FGSM, PGD and APGD are bounded by `epsilon`. CW and DeepFool look
+    for the nearest misclassified input in L2, however far it is, so each success counts only within `l2_budget`. Its
+    default is the radius at which the L2 ball has the volume of the Linf ball: 2 epsilon Gamma(D/2 + 1)^(1/D) /
+    sqrt(pi), which is 0.404 for epsilon = 0.1 and D = 64 inputs, so that neither threat is the smaller set.
 
     Attributes:
-        epsilon: Linf radius of FGSM and PGD, above 0 and below 0.5, where every input could become grey.
+        epsilon: Linf radius of FGSM, PGD and APGD, above 0 and below 0.5, where every input could become grey.
         l2_budget: L2 radius within which CW and DeepFool count.
         pgd_steps: Steps of PGD.
         pgd_step_size: Step size of PGD; the steps together must cross the ball.
@@ -26,8 +26,13 @@ class RobustnessSettings:
         cw_learning_rate: Learning rate of CW's optimiser, in tanh space.
         deepfool_steps: Steps of DeepFool.
         deepfool_overshoot: Share by which DeepFool oversteps the boundary; the excess is taken back afterwards.
+        apgd_steps: Steps of each APGD; AutoAttack's standard plan has 100.
+        apgd_targets: Other classes that APGD aims at, likeliest first; AutoAttack's standard plan has 9.
         n_min: Fewest samples that are judged.
-        seed: Of PGD's random starts.
+        seed: Of random starts.
+        mode: `full` runs every attack on every sample and reports a number. `verdict` stops as soon as it is known,
+            with certainty or at an error of at most 1 %, on which side of the policy's bound the number lies, and
+            reports an interval.
 
     Raises:
         ConfigError: A value is out of its range, or PGD could not reach the ends of its ball.
@@ -42,8 +47,11 @@ class RobustnessSettings:
     cw_learning_rate: float = 0.05
     deepfool_steps: int = 20
     deepfool_overshoot: float = 0.5
+    apgd_steps: int = 20
+    apgd_targets: int = 3
     n_min: int = 100
     seed: int = 0
+    mode: str = "full"
 
     def __post_init__(self) -> None:
         for name, high in (
@@ -60,11 +68,15 @@ class RobustnessSettings:
             ("pgd_steps", 1, 100_000),
             ("cw_steps", 1, 100_000),
             ("deepfool_steps", 1, 100_000),
+            ("apgd_steps", 10, 100_000),
+            ("apgd_targets", 0, 1_000),
             ("n_min", 1, 1 << 30),
             ("seed", 0, MAX_SEED),
         ):
             value = getattr(self, name)
             if type(value) is not int or not low <= value <= most:
                 raise ConfigError(f"robustness: {name} must be a whole number from {low} to {most}")
+        if self.mode not in ("full", "verdict"):
+            raise ConfigError("robustness: mode must be full or verdict")
         if self.pgd_steps * self.pgd_step_size < 2 * self.epsilon:
             raise ConfigError("robustness: pgd_steps times pgd_step_size must be at least twice epsilon")
