@@ -295,13 +295,12 @@ class _Masker:
         A pattern may match what only stands together once an identifier is out, or the characters that `star` keeps;
         an encoded identifier may only then stand apart. The text may have been masked before.
         """
-        suspect = np.zeros(len(masked), np.bool_)
-        touched = np.unique(findings.values)
+        touched = np.zeros(len(masked), np.bool_)
+        touched[findings.values] = True
         if self.plan.rules:
-            suspect |= pc.match_substring_regex(masked, "[<*]").to_numpy(zero_copy_only=False)
-            suspect[touched] = True
+            suspect = touched | pc.match_substring_regex(masked, "[<*]").to_numpy(zero_copy_only=False)
         else:
-            suspect[touched] = may_be_encoded(findings.distinct)[touched]
+            suspect = touched & may_be_encoded(findings.distinct)
         which = np.flatnonzero(suspect)
         if not len(which):
             return masked
