@@ -198,4 +198,4 @@ def test_the_glance_sees_what_lies_across_two_blocks(text: str) -> None:
     for place in range(BLOCK - 14, BLOCK + 2):
         before = ["x" * (BLOCK // 2), " " * (place - BLOCK // 2)]
         assert may_be_encoded(pa.array([*before, text, "x"], pa.large_string())).tolist() == [False, False, True, False]
-        assert may_be_encoded(pa.array([" ".join(before)[1:] + text], pa.large_string())).tolist() == [" " in before[1]]
+        assert may_be_encoded(pa.array([" ".join(before)[1:] + text], pa.large_string())).tolist() == [True]

@@ -30,6 +30,7 @@ from portcullis.pii.reading import Bytes, Ints, buffers
 from portcullis.pii.scan import Found
 
 LEVELS = 2
+Bools = npt.NDArray[np.bool_]
 
 _ANY = "[A-Za-z0-9+/_-]"
 _FIRST, _SECOND, _THIRD = "[I-Za-f]", "[C-HS-Xi-nyz0-3]", "[ABEFIJMNQRUVYZcdghklopstwx014589]"
@@ -39,9 +40,8 @@ _ASCII_BASE64 = f"(?:{_ANY}{{4}})*?(?:{_GROUP}){{2}}"
 # number is, they are only where they spell hexadecimal digits, blanks and `%`.
 _PAIR, _LETTER = "[2-7][0-9A-Fa-f]", "[2-7][A-Fa-f]"
 _SPELT = "3[0-9]|2[05]|[46][1-6]"
-_ASCII_HEX = (
-    f"(?:[2-9A-Fa-f][0-9A-Fa-f]|0[9ADad])*?(?:(?:{_SPELT}){{6}}|{_LETTER}(?:{_PAIR}){{5}}|(?:{_PAIR}){{5}}{_LETTER})"
-)
+_SIX = f"(?:{_SPELT}){{6}}|{_LETTER}(?:{_PAIR}){{5}}|(?:{_PAIR}){{5}}{_LETTER}"
+_ASCII_HEX = f"(?:[2-9A-Fa-f][0-9A-Fa-f]|0[9ADad])*?(?:{_SIX})"
 # Looked for in values where a glance shows that it may be; the rest is done where it is found.
 _SUSPECT = re2.compile(
     r"%[0-9A-Fa-f]{2}|&[#A-Za-z]|[0-9)]\+[0-9(]"
@@ -93,28 +93,37 @@ class EncodedFinder:
 
     Args:
         search: What finds identifiers in decoded texts.
+        noted: Where each call appends which of its values may hold anything encoded.
     """
 
-    def __init__(self, search: Callable[[Any, str], Found]) -> None:
+    def __init__(self, search: Callable[[Any, str], Found], noted: list[Bools] | None = None) -> None:
         self._search = search
+        self._noted = noted
+
+    def noting(self, noted: list[Bools]) -> "EncodedFinder":
+        """Return the same, which appends to a list which values of each call may hold anything encoded."""
+        return EncodedFinder(self._search, noted)
 
     def __call__(self, values: Any, column: str) -> Found:
         """Return the encoded identifiers in a large_string array without nulls, in a column of this name."""
-        suspects = np.flatnonzero(may_be_encoded(values))
-        views = [view for value in suspects.tolist() for view in _views(value, values[value].as_py().encode())]
+        suspects = may_be_encoded(values)
+        if self._noted is not None:
+            self._noted.append(suspects)
+        which = np.flatnonzero(suspects).tolist()
+        views = [view for value in which for view in _views(value, values[value].as_py().encode())]
         if not views:
             nothing = np.zeros(0, np.intp)
             return nothing, nothing, nothing, np.zeros(0, np.uint8)
         texts = pa.array([view.text.decode() for view in views], pa.large_string())
-        which, starts, ends, ranks = self._search(texts, column)
+        shown, starts, ends, ranks = self._search(texts, column)
         numbers = np.array([view.value for view in views], np.intp)
-        rows = [(views[view], start, end) for view, start, end in zip(which, starts, ends - 1, strict=True)]
+        rows = [(views[view], start, end) for view, start, end in zip(shown, starts, ends - 1, strict=True)]
         begins = np.array([view.begins[start] for view, start, _ in rows], np.intp)
         stops = np.array([view.ends[end] for view, _, end in rows], np.intp)
-        return numbers[which], begins, stops, ranks
+        return numbers[shown], begins, stops, ranks
 
 
-def may_be_encoded(values: Any) -> npt.NDArray[np.bool_]:
+def may_be_encoded(values: Any) -> Bools:
     """Return which values of a large_string array without nulls may hold anything encoded."""
     offsets, data = buffers(values)
     suspects = np.zeros(len(values), np.bool_)
@@ -153,11 +162,11 @@ def _hexadecimal(data: Bytes, places: Ints) -> Ints:
     """Return those places of six pairs of hexadecimal where letters say so, or where they spell what encodes."""
     pairs = data[places[:, None] + np.arange(12)].reshape(-1, 6, 2)
     letters = (pairs[:, (0, -1), 1] > ord("9")).any(axis=1)
-    spelt = _IS_SPELT[pairs[..., 0], pairs[..., 1]].all(axis=1)
-    return places[letters | spelt]
+    there: Ints = places[letters | _IS_SPELT[pairs[..., 0], pairs[..., 1]].all(axis=1)]
+    return there
 
 
-def _set(there: Bytes) -> Ints:
+def _set(there: npt.NDArray[Any]) -> Ints:
     """Return where the lowest bit is set."""
     found = (there & 1).view(np.bool_)
     return np.flatnonzero(found) if found.any() else _NONE
