@@ -7,13 +7,15 @@ from collections.abc import Callable
 from urllib.parse import quote, quote_plus
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from identifiers import identifiers
 
 from portcullis.pii.decoding import decoded_texts
-from portcullis.pii.encoded import EncodedFinder
+from portcullis.pii.encoded import _BLOCK as BLOCK
+from portcullis.pii.encoded import _SUSPECT, EncodedFinder, may_be_encoded
 from portcullis.pii.entities import IN_TEXT, Entity
 from portcullis.pii.mask import mask_table
 from portcullis.pii.plan import MaskingPlan
@@ -23,6 +25,7 @@ from portcullis.pii.scan import Found, find, found_of
 KEY = bytes(range(32))
 REDACTED = MaskingPlan.parse({"entities": dict.fromkeys(IN_TEXT, "redact")})
 
+SUSPECT = _SUSPECT.pattern
 RUNS = {"base64", "base64 for URLs", "hexadecimal", "hexadecimal, capitals"}
 Encoding = Callable[[str], str]
 ENCODINGS: dict[str, Encoding] = {
@@ -174,3 +177,25 @@ def test_levels_are_two() -> None:
         deep = base64.b64encode(deep.encode()).decode()
     assert masked(deep) == [deep]
     assert residual_figures(pa.table({"a": [deep]}), REDACTED)["residual_identifiers"] == 0
+
+
+runs = st.text("%&+#()=;0123456789abcdefABCDEFGXmxYZz-_/ é", max_size=40)
+encoded = st.builds(lambda it, text: ENCODINGS[it](text), st.sampled_from(sorted(ENCODINGS)), runs)
+
+
+@settings(max_examples=300)
+@given(st.lists(st.one_of(runs, encoded, st.builds("{}{}".format, runs, encoded)), max_size=8), st.integers(0, 3))
+@example(["61", "6a6a6a6a6a"], 0)
+@example(["2", "+1", "%", "41", "&"], 0)
+@example(["333333333333", "353333333535", "373733333737", "4111111111111111", "7a3333333333", "33333333337a"], 0)
+def test_the_glance_leaves_out_nothing_that_the_pattern_finds(texts: list[str], skipped: int) -> None:
+    values = pa.array(texts, pa.large_string()).slice(skipped)
+    assert may_be_encoded(values).tolist() == pc.match_substring_regex(values, SUSPECT).to_pylist()
+
+
+@pytest.mark.parametrize("text", ["YUBiLmV4", "6a6261636465", "333333333333", "%41", "&a", "1+1"])
+def test_the_glance_sees_what_lies_across_two_blocks(text: str) -> None:
+    for place in range(BLOCK - 14, BLOCK + 2):
+        before = ["x" * (BLOCK // 2), " " * (place - BLOCK // 2)]
+        assert may_be_encoded(pa.array([*before, text, "x"], pa.large_string())).tolist() == [False, False, True, False]
+        assert may_be_encoded(pa.array([" ".join(before)[1:] + text], pa.large_string())).tolist() == [True]

@@ -15,6 +15,7 @@ and runs that are broken over lines, are not seen.
 
 import base64
 import html
+import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,23 +24,26 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
+import re2
 
-from portcullis.pii.reading import Bytes, Ints
+from portcullis.pii.reading import Bytes, Ints, buffers
 from portcullis.pii.scan import Found
 
 LEVELS = 2
+Bools = npt.NDArray[np.bool_]
 
 _ANY = "[A-Za-z0-9+/_-]"
-_GROUP = f"[I-Za-f][C-HS-Xi-nyz0-3][ABEFIJMNQRUVYZcdghklopstwx014589]{_ANY}"
+_FIRST, _SECOND, _THIRD = "[I-Za-f]", "[C-HS-Xi-nyz0-3]", "[ABEFIJMNQRUVYZcdghklopstwx014589]"
+_GROUP = f"{_FIRST}{_SECOND}{_THIRD}{_ANY}"
 _ASCII_BASE64 = f"(?:{_ANY}{{4}})*?(?:{_GROUP}){{2}}"
 # Six bytes of ASCII in a row, and no control character but tab and line breaks before them. All digits, as many a
 # number is, they are only where they spell hexadecimal digits, blanks and `%`.
 _PAIR, _LETTER = "[2-7][0-9A-Fa-f]", "[2-7][A-Fa-f]"
-_SPELT = "(?:3[0-9]|2[05]|[46][1-6]){6}"
-_ASCII_HEX = f"(?:[2-9A-Fa-f][0-9A-Fa-f]|0[9ADad])*?(?:{_SPELT}|{_LETTER}(?:{_PAIR}){{5}}|(?:{_PAIR}){{5}}{_LETTER})"
-# What Arrow looks for in all values at once; the rest is done where it finds something.
-_SUSPECT = (
+_SPELT = "3[0-9]|2[05]|[46][1-6]"
+_SIX = f"(?:{_SPELT}){{6}}|{_LETTER}(?:{_PAIR}){{5}}|(?:{_PAIR}){{5}}{_LETTER}"
+_ASCII_HEX = f"(?:[2-9A-Fa-f][0-9A-Fa-f]|0[9ADad])*?(?:{_SIX})"
+# Looked for in values where a glance shows that it may be; the rest is done where it is found.
+_SUSPECT = re2.compile(
     r"%[0-9A-Fa-f]{2}|&[#A-Za-z]|[0-9)]\+[0-9(]"
     rf"|(?:^|[^A-Za-z0-9])(?:{_ASCII_BASE64}|(?:0[xX])?{_ASCII_HEX})"
 )
@@ -52,6 +56,17 @@ _IS_ASCII_BASE64 = re.compile(_ASCII_BASE64.encode())
 _HEX = re.compile(rb"(?<![0-9A-Za-z])(?:0[xX])?((?:[0-9A-Fa-f]{2}){6,})(?![0-9A-Za-z])")
 _IS_ASCII_HEX = re.compile(_ASCII_HEX.encode())
 _STANDARD = bytes.maketrans(b"-_", b"+/")
+# What each byte may be in a match of `_SUSPECT`, as bits: of a group of base64; the first of a pair of hexadecimal; the
+# second, or what stands before a plus; the plus; what alone is enough.
+_PARTS = (_FIRST, _SECOND, _THIRD, _ANY, "[2-7]", "[0-9A-Fa-f)]", r"\+", "[%&]")
+_PART_OF = bytes(sum(1 << bit for bit, it in enumerate(_PARTS) if re.match(it, chr(code))) for code in range(256))
+_PLUS = 1 << 6
+_IS_SPELT = np.zeros((256, 256), np.bool_)
+for _first, _second in itertools.product(b"0123456789", repeat=2):
+    _IS_SPELT[_first, _second] = re.match(_SPELT, chr(_first) + chr(_second)) is not None
+# Looked through at a time, so that what is made on the way stays in the cache; and more than the longest run needs.
+_BLOCK, _BEYOND = 1 << 16, 16
+_NONE = np.zeros(0, np.intp)
 
 
 @dataclass(frozen=True)
@@ -78,31 +93,88 @@ class EncodedFinder:
 
     Args:
         search: What finds identifiers in decoded texts.
+        noted: Where each call appends which of its values may hold anything encoded.
     """
 
-    def __init__(self, search: Callable[[Any, str], Found]) -> None:
+    def __init__(self, search: Callable[[Any, str], Found], noted: list[Bools] | None = None) -> None:
         self._search = search
+        self._noted = noted
+
+    def noting(self, noted: list[Bools]) -> "EncodedFinder":
+        """Return the same, which appends to a list which values of each call may hold anything encoded."""
+        return EncodedFinder(self._search, noted)
 
     def __call__(self, values: Any, column: str) -> Found:
         """Return the encoded identifiers in a large_string array without nulls, in a column of this name."""
-        suspects = np.flatnonzero(may_be_encoded(values))
-        views = [view for value in suspects.tolist() for view in _views(value, values[value].as_py().encode())]
+        suspects = may_be_encoded(values)
+        if self._noted is not None:
+            self._noted.append(suspects)
+        which = np.flatnonzero(suspects).tolist()
+        views = [view for value in which for view in _views(value, values[value].as_py().encode())]
         if not views:
             nothing = np.zeros(0, np.intp)
             return nothing, nothing, nothing, np.zeros(0, np.uint8)
         texts = pa.array([view.text.decode() for view in views], pa.large_string())
-        which, starts, ends, ranks = self._search(texts, column)
+        shown, starts, ends, ranks = self._search(texts, column)
         numbers = np.array([view.value for view in views], np.intp)
-        rows = [(views[view], start, end) for view, start, end in zip(which, starts, ends - 1, strict=True)]
+        rows = [(views[view], start, end) for view, start, end in zip(shown, starts, ends - 1, strict=True)]
         begins = np.array([view.begins[start] for view, start, _ in rows], np.intp)
         stops = np.array([view.ends[end] for view, _, end in rows], np.intp)
-        return numbers[which], begins, stops, ranks
+        return numbers[shown], begins, stops, ranks
 
 
-def may_be_encoded(values: Any) -> npt.NDArray[np.bool_]:
+def may_be_encoded(values: Any) -> Bools:
     """Return which values of a large_string array without nulls may hold anything encoded."""
-    suspects: npt.NDArray[np.bool_] = pc.match_substring_regex(values, _SUSPECT).to_numpy(zero_copy_only=False)
+    offsets, data = buffers(values)
+    suspects = np.zeros(len(values), np.bool_)
+    places = _promising(data)
+    if len(places):
+        cells = np.searchsorted(offsets, places, "right") - 1
+        which = np.unique(cells[places + 1 < offsets[cells + 1]])  # no match is of one byte
+        texts = values.take(pa.array(which)).to_pylist()
+        suspects[which] = [_SUSPECT.search(text.encode()) is not None for text in texts]
     return suspects
+
+
+def _promising(data: Bytes) -> Ints:
+    """Return where `_SUSPECT` may match in the bytes of all values: at least one place in each value where it does."""
+    places, numerals = [_NONE], [_NONE]
+    for at in range(0, len(data), _BLOCK):
+        read = data[at : at + _BLOCK + _BEYOND].tobytes().translate(_PART_OF)
+        parts = np.frombuffer(read.ljust(_BLOCK + _BEYOND, b"\0"), np.uint8)
+        # In the lowest bit: whether two groups of base64 begin there; whether six pairs of hexadecimal do.
+        both = parts[: _BLOCK + 8] & parts[4 : _BLOCK + 12]
+        there = both[:_BLOCK]
+        for bit in (1, 2, 3):
+            there = there & _lowered(both, bit)[bit : _BLOCK + bit]
+        second = _lowered(parts, 5)
+        pair = _lowered(parts, 4)[:-1] & second[1:]
+        pairs = pair[:-2] & pair[2:]
+        six = pairs[:_BLOCK] & pairs[4 : _BLOCK + 4] & pairs[8 : _BLOCK + 8]
+        if parts.max() >= _PLUS:
+            there |= second[:_BLOCK] & _lowered(parts, 6)[1 : _BLOCK + 1] | _lowered(parts, 7)[:_BLOCK]
+        places.append(_set(there) + at)
+        numerals.append(_set(six) + at)
+    return np.concatenate((*places, _hexadecimal(data, np.concatenate(numerals))))
+
+
+def _hexadecimal(data: Bytes, places: Ints) -> Ints:
+    """Return those places of six pairs of hexadecimal where letters say so, or where they spell what encodes."""
+    pairs = data[places[:, None] + np.arange(12)].reshape(-1, 6, 2)
+    letters = (pairs[:, (0, -1), 1] > ord("9")).any(axis=1)
+    there: Ints = places[letters | _IS_SPELT[pairs[..., 0], pairs[..., 1]].all(axis=1)]
+    return there
+
+
+def _set(there: npt.NDArray[Any]) -> Ints:
+    """Return where the lowest bit is set."""
+    found = (there & 1).view(np.bool_)
+    return np.flatnonzero(found) if found.any() else _NONE
+
+
+def _lowered(parts: Bytes, bit: int) -> Bytes:
+    """Return bytes with one bit of each as its lowest; eight at a time, which leaves others' bits in the rest."""
+    return (parts.view(np.uint64) >> np.uint64(bit)).view(np.uint8)
 
 
 def _views(value: int, text: bytes) -> Iterator[_View]:

@@ -11,16 +11,21 @@ from portcullis.pii.rule_scan import RuleFinder
 from portcullis.pii.scan import Finder, Found, scan_values
 
 
-def text_finders(plan: MaskingPlan) -> Sequence[Finder]:
-    """Return what finds by form: the plan's rules, and identifiers and rules in encoded text."""
-    rules = (RuleFinder({rule: plan.kinds.index(name) for name, rule in plan.rules.items()}),) if plan.rules else ()
+def rule_finders(plan: MaskingPlan) -> Sequence[Finder]:
+    """Return what finds what the plan's rules say, if it has any."""
+    rules = {rule: plan.kinds.index(name) for name, rule in plan.rules.items()}
+    return (RuleFinder(rules),) if rules else ()
+
+
+def encoded_finder(plan: MaskingPlan, rules: Sequence[Finder]) -> EncodedFinder:
+    """Return what finds identifiers, and what rules find, in encoded text."""
     recall = plan.detection == "recall"
 
     def search(texts: Any, column: str) -> Found:
         found = scan_values(texts, plan.entities, column=column, recall=recall, finders=rules)
         return found.values, found.starts, found.ends, found.ranks
 
-    return (*rules, EncodedFinder(search))
+    return EncodedFinder(search)
 
 
 def detector_finders(plan: MaskingPlan) -> Sequence[Finder]:
