@@ -21,6 +21,7 @@ from portcullis.cli.mask import mask
 from portcullis.cli.reveal import reveal
 from portcullis.cli.scan import convert, scan
 from portcullis.cli.show import Steps, chain_table, complain, key_table, say
+from portcullis.cli.signed import sign_pipeline, verify_pipeline
 from portcullis.errors import ConfigError, MissingDependencyError, PortcullisError, UsageError
 
 try:
@@ -290,7 +291,18 @@ def rollback(directory: Path, config: Path | None) -> None:
 
 for command in (cluster.init, cluster.compile_package, cluster.bootstrap, cluster.doctor, cluster.submit):
     cli.add_command(command)
-for command in (data.diff, data.lineage, data.quarantine, mask, reveal, ledger, scan, convert):
+for command in (
+    data.diff,
+    data.lineage,
+    data.quarantine,
+    mask,
+    reveal,
+    ledger,
+    scan,
+    convert,
+    sign_pipeline,
+    verify_pipeline,
+):
     cli.add_command(command)
 
 
