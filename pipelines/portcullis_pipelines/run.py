@@ -79,13 +79,13 @@ def run_reference(
         try:
             verified = _publish(root, store, output, started=started)
             _keep_checkpoints(root / outcome.AUDIT, home.state / outcome.AUDIT / f"{verified.admission.nonce}.jsonl")
-            return verified
         except PortcullisError as error:
             step, reason = _reason(log, store.policy)
             publish_refusal(
                 output, store.policy, reason or error, _all_evidence(root), step=step, audit=root / outcome.AUDIT
             )
             raise reason or error from error
+        return verified
 
 
 def _require_replaceable(output: Path) -> None:

@@ -91,13 +91,14 @@ def parse_event(line: bytes) -> dict[str, Any]:
         DataError: Not what `AuditLog.append` writes.
     """
     said = parse_canonical_json(line, limit=MAX_LINE_BYTES)
-    if not isinstance(said, dict) or said.get("event") not in EVENTS:
+    event = said.get("event") if isinstance(said, dict) else None
+    if not isinstance(event, str) or event not in EVENTS:
         raise DataError("not an event of an audit log")
-    fields = EVENTS[said["event"]]
+    fields = EVENTS[event]
     if set(said) != fields | _ALWAYS or not _matches(_TIME)(said["time"]):
         raise DataError("an event of an audit log has other fields")
-    _require_fields(said["event"], {name: said[name] for name in fields})
-    return said
+    _require_fields(event, {name: said[name] for name in fields})
+    return dict(said)
 
 
 def _require_fields(event: str, fields: Mapping[str, object]) -> None:

@@ -16,6 +16,7 @@ import click
 
 from portcullis import __version__
 from portcullis.cli import cluster, data
+from portcullis.cli.audit import audit
 from portcullis.cli.ledger import ledger
 from portcullis.cli.mask import mask
 from portcullis.cli.reveal import reveal
@@ -202,15 +203,24 @@ def deploy(directory: Path, trust: Path | None) -> None:
     help="TCP port; 0 lets the system choose.",
 )
 @click.option("--ready-file", type=click.Path(path_type=Path), help="Where to write the port once it is listened on.")
-def serve(directory: Path, trust: Path | None, host: str, port: int, ready_file: Path | None) -> None:
+@click.option(
+    "--audit",
+    "log",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for the audit log, signed by the key of `deploy` (default: PORTCULLIS_AUDIT's, else none).",
+)
+def serve(directory: Path, trust: Path | None, host: str, port: int, ready_file: Path | None, log: Path | None) -> None:
     """Serve a run's admitted model (Open Inference Protocol v2, bearer token) until told to stop.
 
     Verifies chain and admission first, by your own trust store, and decrypts the model in memory only. Needs the
     serving key and token (PORTCULLIS_KEYS, or `keys` beside the trust store).
     """
+    from portcullis.audit.log import AUDIT_ENV
     from portcullis.serving.stage import serve_admitted
 
     store = _use(trust)
+    if log:
+        os.environ[AUDIT_ENV] = str(log.absolute())
     say(f"verifying {directory}, then listening on {host} port {port}; stop with Ctrl-C")
     serve_admitted(
         sealed=directory / "model",
@@ -292,16 +302,8 @@ def rollback(directory: Path, config: Path | None) -> None:
 for command in (cluster.init, cluster.compile_package, cluster.bootstrap, cluster.doctor, cluster.submit):
     cli.add_command(command)
 for command in (
-    data.diff,
-    data.lineage,
-    data.quarantine,
-    mask,
-    reveal,
-    ledger,
-    scan,
-    convert,
-    sign_pipeline,
-    verify_pipeline,
+    *(data.diff, data.lineage, data.quarantine, mask, reveal, ledger, scan, convert),
+    *(sign_pipeline, verify_pipeline, audit),
 ):
     cli.add_command(command)
 
