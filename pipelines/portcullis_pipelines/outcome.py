@@ -10,6 +10,7 @@
 | `quarantine/` | the malformed rows that were set aside, sealed for the pipeline's key |
 | `admission.json` | the signed admission |
 | `deployment.json` | the signed statement of the deployment |
+| `audit/` | the audit log of the run's processes, and its signed checkpoints |
 | `run.json` | the same facts for a program |
 
 Private keys never lie here. `run.json` and the report are functions of the evidence; they are made again and compared
@@ -17,6 +18,7 @@ when the directory is verified, so that a reader of either is not told something
 """
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from portcullis.admission.stage import require_signature
+from portcullis.audit.verify import log_head, verify_log
 from portcullis.digest import path_digest, sha256
 from portcullis.dp_training.page import certificate_section
 from portcullis.errors import DataError, EvidenceError, PolicyError, PortcullisError, SealError, UsageError
@@ -50,21 +53,23 @@ QUARANTINE = "quarantine"
 ADMISSION = "admission.json"
 DEPLOYMENT = "deployment.json"
 REPORT = "report.html"
+AUDIT = "audit"
 RUN = "run.json"
-PARTS = frozenset({EVIDENCE, POLICY, MODEL, SIGNATURE, QUARANTINE, ADMISSION, DEPLOYMENT, REPORT, RUN})
+PARTS = frozenset({EVIDENCE, POLICY, MODEL, SIGNATURE, QUARANTINE, ADMISSION, DEPLOYMENT, REPORT, AUDIT, RUN})
 MAX_RUN_BYTES = 16 << 20
 MAX_FIGURES = 12
 
 
 @dataclass(frozen=True)
 class Verified:
-    """An outcome that verified: the policy, the chain, the admission and the deployment."""
+    """An outcome that verified: the policy, the chain, the admission, the deployment, and the audit log's head."""
 
     policy: Policy
     chain: Chain
     admission: Admission
     admission_digest: str
     deployment: Statement
+    audit: str = ""
 
     @property
     def statements(self) -> tuple[Statement, ...]:
@@ -106,7 +111,8 @@ def verify_directory(directory: Path, store: TrustStore, *, published: bool = Tr
         admission_digest=sha256(data),
         now=now,
     )
-    verified = Verified(store.policy, chain, admission, sha256(data), deployment)
+    audit = _audit_head(directory, store)
+    verified = Verified(store.policy, chain, admission, sha256(data), deployment, audit)
     require_signature(directory / SIGNATURE, chain, store, sealed=directory / MODEL)
     _require_recipients(directory / MODEL, chain)
     _require_quarantine(directory / QUARANTINE, chain)
@@ -114,6 +120,22 @@ def verify_directory(directory: Path, store: TrustStore, *, published: bool = Tr
         _require_told(directory / RUN, run_json(verified))
         _require_told(directory / REPORT, _page_of(verified))
     return verified
+
+
+def _audit_head(directory: Path, store: TrustStore) -> str:
+    """Verify the audit log, if the run left one, and return its head: it must tell of every piece of evidence."""
+    folder = directory / AUDIT
+    if not (folder.is_symlink() or folder.exists()):
+        return ""
+    try:
+        segments = verify_log(folder, store)
+    except UsageError as error:
+        raise EvidenceError(f"the audit log cannot be read: {error}") from error
+    told = {record.said.get("statement") for it in segments for record in it.records}
+    for line in read_evidence([directory / EVIDENCE]):
+        if sha256(line) not in told:
+            raise EvidenceError("the audit log does not tell of all the evidence; a segment of it was deleted")
+    return log_head(segments)
 
 
 def _require_recipients(sealed: Path, chain: Chain) -> None:
@@ -169,6 +191,8 @@ def run_json(verified: Verified) -> bytes:
             "expires": format_time(admission.expires),
         },
     }
+    if verified.audit:
+        document["audit"] = {"head": verified.audit}
     return _pretty(document)
 
 
@@ -179,7 +203,7 @@ def write_reports(directory: Path, verified: Verified) -> None:
 
 
 def _page_of(verified: Verified) -> bytes:
-    return run_page(verified.policy, verified.statements, admission=verified.admission).encode()
+    return run_page(verified.policy, verified.statements, admission=verified.admission, audit=verified.audit).encode()
 
 
 @contextmanager
@@ -198,7 +222,13 @@ def written(directory: Path) -> Iterator[Path]:
 
 
 def publish_refusal(
-    directory: Path, policy: Policy, error: PortcullisError, lines: Sequence[bytes], *, step: str = ""
+    directory: Path,
+    policy: Policy,
+    error: PortcullisError,
+    lines: Sequence[bytes],
+    *,
+    step: str = "",
+    audit: Path | None = None,
 ) -> None:
     """Replace `directory` by what a refused run leaves: report, evidence so far, run.json. Nothing in it deploys.
 
@@ -208,6 +238,7 @@ def publish_refusal(
         error: Why it was refused.
         lines: The evidence so far.
         step: The step that refused, if one did.
+        audit: The audit log so far, if there is one.
 
     Raises:
         UsageError: The directory cannot be written.
@@ -223,6 +254,8 @@ def publish_refusal(
     }
     with written(directory) as temporary:
         write_bytes(temporary / EVIDENCE, join_bundle(lines))
+        if audit is not None and audit.is_dir():
+            shutil.copytree(audit, temporary / AUDIT)
         write_bytes(temporary / REPORT, run_page(policy, statements, error=error, step=step).encode())
         write_bytes(temporary / RUN, _pretty(facts))
 
@@ -234,6 +267,7 @@ def run_page(
     admission: Admission | None = None,
     error: PortcullisError | None = None,
     step: str = "",
+    audit: str = "",
 ) -> str:
     """Return the report of a run: the chain, every verdict with its figures, and every digest.
 
@@ -243,6 +277,7 @@ def run_page(
         admission: The admission of an admitted run.
         error: Why a refused run was refused.
         step: The step that refused, if one did.
+        audit: Head of the audit log that lies beside the report, if one does.
     """
     gates = [statement for statement in statements if statement.kind == "gate"]
     went = {it.step: it.verdict or "PASSED" for it in statements}
@@ -258,7 +293,7 @@ def run_page(
             paragraph(
                 f"Policy {policy.name} version {policy.version} for {policy.environment}{development}.", kind="dim"
             ),
-            *(_admission_section(admission) if admission else []),
+            *(_admission_section(admission, audit) if admission else []),
             section("The chain"),
             chain_picture(policy, went),
             table(
@@ -274,7 +309,7 @@ def run_page(
     )
 
 
-def _admission_section(admission: Admission) -> list[str]:
+def _admission_section(admission: Admission, audit: str) -> list[str]:
     return [
         section("Admission"),
         table(
@@ -285,6 +320,7 @@ def _admission_section(admission: Admission) -> list[str]:
                 ("issued", format_time(admission.issued)),
                 ("expires", format_time(admission.expires)),
                 ("run nonce", admission.nonce),
+                *([("audit log", f"{AUDIT}/, head {audit}")] if audit else []),
             ],
         ),
     ]

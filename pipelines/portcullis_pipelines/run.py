@@ -19,6 +19,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from portcullis.audit.log import AUDIT_ENV, CHECKPOINTS, CHECKPOINTS_ENV
+from portcullis.audit.verify import read_checkpoints
 from portcullis.errors import EvidenceError, PipelineError, PortcullisError, UsageError
 from portcullis.evidence.policy import Policy
 from portcullis.evidence.step import read_evidence
@@ -75,11 +77,15 @@ def run_reference(
         root = scratch / "root"
         log = _run_child(config, uri, home, root, scratch, progress)
         try:
-            return _publish(root, store, output, started=started)
+            verified = _publish(root, store, output, started=started)
+            _keep_checkpoints(root / outcome.AUDIT, home.state / outcome.AUDIT / f"{verified.admission.nonce}.jsonl")
         except PortcullisError as error:
             step, reason = _reason(log, store.policy)
-            publish_refusal(output, store.policy, reason or error, _all_evidence(root), step=step)
+            publish_refusal(
+                output, store.policy, reason or error, _all_evidence(root), step=step, audit=root / outcome.AUDIT
+            )
             raise reason or error from error
+        return verified
 
 
 def _require_replaceable(output: Path) -> None:
@@ -111,6 +117,7 @@ def _publish(root: Path, store: TrustStore, output: Path, *, started: int) -> Ve
         shutil.copyfile(_only(root, "sign*/signature_evidence"), temporary / outcome.EVIDENCE)
         shutil.copyfile(_only(root, "admit*/admission"), temporary / outcome.ADMISSION)
         shutil.copyfile(_only(root, "deploy*/deployment"), temporary / outcome.DEPLOYMENT)
+        shutil.copytree(root / outcome.AUDIT, temporary / outcome.AUDIT)
         write_bytes(temporary / outcome.POLICY, store.policy_bytes)
         verified = verify_directory(temporary, store, published=False)
         old = [statement.step for statement in verified.statements if statement.started < started]
@@ -118,6 +125,13 @@ def _publish(root: Path, store: TrustStore, output: Path, *, started: int) -> Ve
             raise EvidenceError(f"evidence of {', '.join(old)} is older than this run; was a task's result cached?")
         outcome.write_reports(temporary, verified)
     return verified
+
+
+def _keep_checkpoints(audit: Path, path: Path) -> None:
+    """Keep the audit log's checkpoints apart from it, so that what is taken from it later shows."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    kept = [it.envelope.encode() for it in read_checkpoints(audit / CHECKPOINTS)]
+    write_bytes(path, b"".join(line + b"\n" for line in kept), mode=0o600)
 
 
 def _only(root: Path, pattern: str) -> Path:
@@ -171,6 +185,8 @@ def _run_child(config: ReferenceConfig, uri: str, home: Home, root: Path, scratc
         "TMPDIR": str(scratch),
         "PYTHONUNBUFFERED": "1",
         **home.environment,
+        AUDIT_ENV: str(root / outcome.AUDIT),
+        CHECKPOINTS_ENV: str(root / outcome.AUDIT / CHECKPOINTS),
     }
     log: list[str] = []
     with subprocess.Popen(

@@ -19,7 +19,7 @@ FLOORS = [
         *("digest", "files", "isolation", "strict_yaml", "keys", "remote", "sealing", "kubernetes_names"),
         *("kubernetes_api", "hash_chain", "random_bits"),
     },
-    {"evidence", "table", "report"},
+    {"evidence", "audit", "table", "report"},
     {"dataset", "models", "ledger"},
     {"at_rest"},
     {

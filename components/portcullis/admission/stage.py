@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from portcullis.audit.log import open_log, recording
 from portcullis.digest import sha256
 from portcullis.errors import AdmissionError, EvidenceError, SealError, UsageError
 from portcullis.evidence.admission import content_source, issue_admission
@@ -35,16 +36,21 @@ def admit(*, sealed: Path, signature: Path, evidence: Path, admission: Path, tru
         PolicyError: The policy is not in force, or older than one seen before.
     """
     store = TrustStore.load(trust)
-    observe(store)
-    envelope, chain = issue_admission(
-        read_evidence([evidence]),
-        store,
-        sealed=sealed_digest(sealed),
-        signer=signer_for(store, store.policy.admission_step()),
-        now=now_ms(),
-    )
-    require_signature(signature, chain, store, sealed=sealed)
-    write_bytes(admission, envelope.encode())
+    rule = store.policy.admission_step()
+    audit = open_log(rule.name, lambda: signer_for(store, rule))
+    with recording(audit):
+        observe(store)
+        envelope, chain = issue_admission(
+            read_evidence([evidence]),
+            store,
+            sealed=sealed_digest(sealed),
+            signer=signer_for(store, rule),
+            now=now_ms(),
+        )
+        require_signature(signature, chain, store, sealed=sealed)
+        write_bytes(admission, envelope.encode())
+        if audit is not None:
+            audit.append("step.finished", verdict="PASSED", statement=sha256(envelope.encode()))
     return chain.output(content_source(store.policy))
 
 

@@ -39,17 +39,22 @@ _PARTS = click.Choice(["secure_training", "release", "all"])
 _DAY = 24 * 3600
 _MAX_OUTPUT_BYTES = 8 << 20
 
-_config = click.option("--config", type=_FILE, help="Your configuration, YAML (default: the reference data's).")
-_home = click.option(
+config_option = click.option("--config", type=_FILE, help="Your configuration, YAML (default: the reference data's).")
+home_option = click.option(
     "--home",
     "folder",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Folder of keys/ and trust/ of a pipeline of your own, instead of --config.",
 )
-_image = click.option(
+image_option = click.option(
     "--image", help="Image of what runs the release's own by a tag, REFERENCE@sha256:… (default: as compiled)."
 )
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON for a program to read.")
+trust_option = click.option(
+    "--trust",
+    type=click.Path(path_type=Path),
+    help="Trust store whose owner signed (default: PORTCULLIS_TRUST, or the only one below PORTCULLIS_HOME).",
+)
 _host = click.option(
     "--host",
     required=True,
@@ -96,7 +101,7 @@ def init(output: Path, data: Path | None) -> None:
     type=click.Path(path_type=Path),
     help="File to write (default: reference.yaml), or with --split a folder (default: portcullis-package).",
 )
-@_config
+@config_option
 @click.option(
     "--data",
     "uri",
@@ -167,8 +172,8 @@ def compile_package(
 @click.command()
 @click.option("--namespace", required=True, help="Where the steps run; it exists already.")
 @click.option("--part", type=_PARTS, default="all", show_default=True, help="Which steps run there.")
-@_config
-@_home
+@config_option
+@home_option
 @click.option(
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -207,7 +212,7 @@ def bootstrap(
         _require_private(sys.stdout)
     if output is not None:
         _require_replaceable(output, is_rendered)
-    home = _existing(config, folder) or _prepared(config)[0]
+    home = existing(config, folder) or _prepared(config)[0]
     rendered = objects(
         home, part=part, namespace=namespace, service_account=service_account, deploy_namespace=deploy_namespace
     )
@@ -230,9 +235,9 @@ def bootstrap(
 @click.option("--namespace", default="kubeflow", show_default=True, help="Where the run's pods will be.")
 @click.option("--part", type=_PARTS, help="Which steps run there (default: the package's, or all).")
 @click.option("--package", type=_FILE, help="The compiled pipeline: its images, GPUs, Secrets and volumes count.")
-@_image
-@_config
-@_home
+@image_option
+@config_option
+@home_option
 @click.option("--service-account", help="Look for this service account too.")
 @click.option("--kubeconfig", type=_FILE, help="How to reach the cluster (default: KUBECONFIG, ~/.kube/config).")
 @_token_file
@@ -264,14 +269,14 @@ def doctor(
     if image and not package:
         raise UsageError("--image is put into a package; name it by --package")
     server = Server(host, Credentials.find(os.environ, token_file), os.environ)
-    home = _existing(config, folder) or homes.home_of(ReferenceConfig.load(config))
+    home = existing(config, folder) or homes.home_of(ReferenceConfig.load(config))
     checks = examine(
         server,
         Cluster(kubeconfig),
         Wanted(
             namespace=namespace,
             part=part,
-            package=_inspected(package, image) if package else None,
+            package=inspected(package, image) if package else None,
             service_account=service_account,
             trust=home.trust,
             policy_option=shlex.join(
@@ -294,7 +299,14 @@ def doctor(
 @click.command()
 @click.argument("package", type=_FILE)
 @_host
-@_image
+@image_option
+@trust_option
+@click.option(
+    "--require-signature",
+    is_flag=True,
+    envvar="PORTCULLIS_REQUIRE_SIGNATURE",
+    help="Refuse a PACKAGE that its owner did not sign (or set PORTCULLIS_REQUIRE_SIGNATURE=1).",
+)
 @click.option("--namespace", default="", help="Your namespace, on a server that keeps its users apart.")
 @click.option("--experiment", default="portcullis", show_default=True, help="Experiment; created when missing.")
 @click.option("--run-name", help="Name of the run (default: the pipeline's, and the package's digest).")
@@ -310,6 +322,8 @@ def submit(
     package: Path,
     host: str,
     image: str | None,
+    trust: Path | None,
+    require_signature: bool,  # noqa: FBT001
     namespace: str,
     experiment: str,
     run_name: str | None,
@@ -324,7 +338,9 @@ def submit(
 
     Refuses, before anything is sent, a PACKAGE that could run past a gate, holds what KFP does not know, names an image
     without its digest, or has a container without its Kubernetes settings. With --image, what is compiled with the
-    release's image by its tag, as the stages' YAML is, runs that image instead. A token comes from KF_PIPELINES_TOKEN
+    release's image by its tag, as the stages' YAML is, runs that image instead. Where PACKAGE.sig lies beside it
+    (portcullis sign-pipeline), or --require-signature says so, what is sent must be what the owner of the trust store
+    signed. A token comes from KF_PIPELINES_TOKEN
     or --token-file, cookies from KF_PIPELINES_COOKIES, the certificates to believe from SSL_CERT_FILE. Nothing is read
     from or written to ~/.config/kfp.
 
@@ -338,8 +354,9 @@ def submit(
     from portcullis_pipelines.inspection import arguments
     from portcullis_pipelines.submission import Credentials, Server, require_succeeded
 
-    checked = _inspected(package, image)
+    checked = inspected(package, image)
     checked.require_pinned()
+    _require_signed(package, checked, trust, required=require_signature)
     server = Server(host, Credentials.find(os.environ, token_file), os.environ)
     submission = server.submit(
         checked,
@@ -378,14 +395,25 @@ def _prepared(config: Path | None) -> "tuple[homes.Home, TrustStore, ReferenceCo
     return home, *homes.ensure_trust(home, chosen)
 
 
-def _existing(config: Path | None, folder: Path | None) -> "homes.Home | None":
+def existing(config: Path | None, folder: Path | None) -> "homes.Home | None":
     """Return the folder that --home names, if it does."""
     if config and folder:
         raise UsageError("name either --config or --home")
     return homes.Home(folder.absolute()) if folder else None
 
 
-def _inspected(path: Path, image: str | None) -> "Package":
+def _require_signed(path: Path, package: "Package", trust: Path | None, *, required: bool) -> None:
+    """Refuse a package whose signature does not hold, or that has none although it must."""
+    from portcullis.evidence.trust import TrustStore
+    from portcullis_pipelines import signed_package
+
+    beside = signed_package.signature_of(path)
+    if not (required or beside.is_symlink() or beside.exists()):
+        return
+    signed_package.require_signature(path, package.digest, store=TrustStore.load(trust or homes.default_trust()))
+
+
+def inspected(path: Path, image: str | None) -> "Package":
     """Read a compiled pipeline, put an image into it if one is named, and inspect what came of that."""
     from portcullis_pipelines.inspection import inspect
     from portcullis_pipelines.packaging import with_image

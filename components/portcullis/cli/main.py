@@ -18,12 +18,14 @@ import click
 from portcullis import __version__
 from portcullis.cli import cluster, data
 from portcullis.cli.attack import attack
+from portcullis.cli.audit import audit
 from portcullis.cli.ledger import ledger
 from portcullis.cli.mask import mask
 from portcullis.cli.ownership import claim, watermark
 from portcullis.cli.reveal import reveal
 from portcullis.cli.scan import convert, scan
 from portcullis.cli.show import Steps, chain_table, complain, key_table, say
+from portcullis.cli.signed import sign_pipeline, verify_pipeline
 from portcullis.errors import ConfigError, MissingDependencyError, PortcullisError, UsageError
 from portcullis.evidence.shards import MAX_SHARDS
 
@@ -213,15 +215,24 @@ def deploy(directory: Path, trust: Path | None) -> None:
     help="TCP port; 0 lets the system choose.",
 )
 @click.option("--ready-file", type=click.Path(path_type=Path), help="Where to write the port once it is listened on.")
-def serve(directory: Path, trust: Path | None, host: str, port: int, ready_file: Path | None) -> None:
+@click.option(
+    "--audit",
+    "log",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for the audit log, signed by the key of `deploy` (default: PORTCULLIS_AUDIT's, else none).",
+)
+def serve(directory: Path, trust: Path | None, host: str, port: int, ready_file: Path | None, log: Path | None) -> None:
     """Serve a run's admitted model (Open Inference Protocol v2, bearer token) until told to stop.
 
     Verifies chain and admission first, by your own trust store, and decrypts the model in memory only. Needs the
     serving key and token (PORTCULLIS_KEYS, or `keys` beside the trust store).
     """
+    from portcullis.audit.log import AUDIT_ENV
     from portcullis.serving.stage import serve_admitted
 
     store = _use(trust)
+    if log:
+        os.environ[AUDIT_ENV] = str(log.absolute())
     say(f"verifying {directory}, then listening on {host} port {port}; stop with Ctrl-C")
     serve_admitted(
         sealed=directory / "model",
@@ -304,6 +315,7 @@ for command in (cluster.init, cluster.compile_package, cluster.bootstrap, cluste
     cli.add_command(command)
 for command in (
     *(data.diff, data.lineage, data.quarantine, mask, reveal, ledger, scan, convert, attack, watermark, claim),
+    *(sign_pipeline, verify_pipeline, audit),
 ):
     cli.add_command(command)
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from portcullis.audit.log import AUDIT_ENV, CHECKPOINTS_ENV
 from portcullis.deploy.cluster import Cluster, connect, rolled_out
 from portcullis.deploy.local import run_local
 from portcullis.deploy.manifests import MANIFESTS, Object, Subject, render, to_yaml
@@ -194,10 +195,13 @@ def _server_environment(begun: Step) -> dict[str, str]:
     Keys in the environment are handed on one by one. A `file:` base is handed on as it is: on one machine, one user.
     """
     base = keys_base()
-    uris = [role_uri(base, role) for role in ("serving.pem", "serving.token")]
+    roles = ["serving.pem", "serving.token"]
+    if AUDIT_ENV in os.environ:  # the server signs its part by this step's key
+        roles.append(f"{begun.rule.name}.pem")
+    uris = [role_uri(base, role) for role in roles]
     variables = [uri.removeprefix("env:") for uri in uris if uri.startswith("env:")]
     return {
-        **{name: os.environ[name] for name in variables if name in os.environ},
+        **{name: os.environ[name] for name in (*variables, AUDIT_ENV, CHECKPOINTS_ENV) if name in os.environ},
         "PATH": os.environ.get("PATH", os.defpath),
         TRUST_ENV: str(begun.store.path),
         STATE_ENV: str(state_directory(begun.store.path)),

@@ -13,15 +13,17 @@ import importlib.metadata
 import os
 import platform
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from portcullis import __version__
+from portcullis.audit.log import AuditLog, open_log, record_unhandled, refused
 from portcullis.digest import canonical_json, sha256
-from portcullis.errors import DataError, EvidenceError, PolicyError, UsageError
+from portcullis.errors import DataError, EvidenceError, PolicyError, PortcullisError, UsageError
 from portcullis.evidence.admission import verify_admission
 from portcullis.evidence.chain import (
     MAX_BUNDLE_BYTES,
@@ -56,6 +58,7 @@ class Step:
     started: int
     inputs: Mapping[str, str]
     signer: Signer
+    audit: AuditLog | None = None
 
     def of_shards(self, name: str) -> list[str]:
         """Return the SHA-256 of what each shard gave to an input, in the order of the shards."""
@@ -117,6 +120,9 @@ class Step:
         Statement.parse(payload)  # what no verifier would read is never signed
         line = seal_payload(payload, self.signer).encode()
         write_bytes(bundle, join_bundle([*self.lines, line]))
+        if self.audit is not None:
+            self.audit.append("step.finished", verdict=verdict or "", statement=sha256(line))
+            self.audit.close()
         return statement
 
 
@@ -159,25 +165,39 @@ def begin(
         KeyMaterialError: There is no key for this step.
     """
     store = store or TrustStore.load()
-    rule = _rule(store, step, stage, parameters)
-    lines = read_evidence(evidence)
-    now = now_ms()
-    chain = verify_chain(
-        lines,
-        store.policy,
-        needed=store.policy.ancestors(step),
-        judged_at=now,
-        revoked_keys=store.revocations.keys,
-    )
-    inputs = {**inputs, **_of_shards(rule, chain, shards or {})}
-    require_inputs(rule, chain, inputs, policy_digest=store.policy.digest)
-    if nonce is None and not chain.nonce:
-        raise EvidenceError(f"step {step!r} came without evidence")
-    if nonce is not None and chain.nonce:
-        raise EvidenceError(f"step {step!r} came with evidence of a run and may not begin another")
-    return Step(
-        rule, store, chain, tuple(lines), nonce or chain.nonce, started or now, dict(inputs), signer_for(store, rule)
-    )
+    with _audited(store, step) as audit:
+        rule = _rule(store, step, stage, parameters)
+        lines = read_evidence(evidence)
+        now = now_ms()
+        chain = verify_chain(
+            lines,
+            store.policy,
+            needed=store.policy.ancestors(step),
+            judged_at=now,
+            revoked_keys=store.revocations.keys,
+        )
+        inputs = {**inputs, **_of_shards(rule, chain, shards or {})}
+        require_inputs(rule, chain, inputs, policy_digest=store.policy.digest)
+        if nonce is None and not chain.nonce:
+            raise EvidenceError(f"step {step!r} came without evidence")
+        if nonce is not None and chain.nonce:
+            raise EvidenceError(f"step {step!r} came with evidence of a run and may not begin another")
+        signer, nonce = signer_for(store, rule), nonce or chain.nonce
+        if audit is not None:
+            audit.append("step.began", stage=stage, nonce=nonce)
+    return Step(rule, store, chain, tuple(lines), nonce, started or now, dict(inputs), signer, audit)
+
+
+@contextmanager
+def _audited(store: TrustStore, step: str) -> Iterator[AuditLog | None]:
+    """Open the step's audit log, and record there that the step was refused, by whatever ends it."""
+    audit = open_log(step, lambda: signer_for(store, store.policy.step(step)))
+    try:
+        yield audit
+    except PortcullisError as error:
+        refused(audit, error)
+        raise
+    record_unhandled(audit)
 
 
 def _rule(store: TrustStore, step: str, stage: str, parameters: Mapping[str, Any]) -> StepRule:
@@ -245,15 +265,19 @@ def begin_deployment(
         TrustStoreError: There is no trust store.
     """
     store = TrustStore.load()
-    rule = _rule(store, step, stage, parameters)
-    admit = store.policy.admission_step()
-    if rule.inputs != {"sealed": admit.inputs.get("sealed"), "admission": f"{admit.name}.admission"}:
-        raise PolicyError(f"the policy says that step {step!r} deploys something else than what is admitted")
-    lines = read_evidence(evidence)
-    started = now_ms()
-    admitted, chain = verify_admission(admission, lines, store, sealed=sealed, seen=observe(store), now=started)
+    with _audited(store, step) as audit:
+        rule = _rule(store, step, stage, parameters)
+        admit = store.policy.admission_step()
+        if rule.inputs != {"sealed": admit.inputs.get("sealed"), "admission": f"{admit.name}.admission"}:
+            raise PolicyError(f"the policy says that step {step!r} deploys something else than what is admitted")
+        lines = read_evidence(evidence)
+        started = now_ms()
+        admitted, chain = verify_admission(admission, lines, store, sealed=sealed, seen=observe(store), now=started)
+        signer = signer_for(store, rule)
+        if audit is not None:
+            audit.append("step.began", stage=stage, nonce=admitted.nonce)
     inputs = {"sealed": sealed, "admission": sha256(admission)}
-    return Step(rule, store, chain, (), admitted.nonce, started, inputs, signer_for(store, rule))
+    return Step(rule, store, chain, (), admitted.nonce, started, inputs, signer, audit)
 
 
 def enforce(gate: str, *, subject: str, evidence: Path, passed: Path) -> Chain:

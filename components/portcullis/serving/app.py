@@ -10,7 +10,7 @@ import hashlib
 import hmac
 import logging
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from http import HTTPStatus
@@ -37,7 +37,7 @@ try:
     from starlette.requests import ClientDisconnect, Request
     from starlette.responses import Response
     from starlette.routing import Route
-    from starlette.types import ASGIApp, Receive, Scope, Send
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 except ModuleNotFoundError as error:
     raise MissingDependencyError(f"serving needs {error.name}: pip install 'kfp-portcullis[serve]'") from error
 
@@ -57,6 +57,7 @@ def build_app(
     max_pending: int = 64,
     threads: int = 2,
     body_seconds: float = 10.0,
+    refused: Callable[[int], None] = lambda _: None,
 ) -> Starlette:
     """Build the server of one model, after one inference has shown that the model works.
 
@@ -72,6 +73,7 @@ def build_app(
             the memory that requests take.
         threads: Inferences that run at a time.
         body_seconds: Time a client has to send a body; beyond it 408.
+        refused: Told the status, from 400, of every answer that refuses a request.
 
     Raises:
         ConfigError: `token_digest` is not a SHA-256, or a limit is not positive.
@@ -106,7 +108,7 @@ def build_app(
             Route("/v2/health/ready", service.ready),
             *(Route(path, endpoint, methods=methods) for path, endpoint, methods in of_model),
         ],
-        middleware=[Middleware(_Guard, token_digest=token_digest)],
+        middleware=[Middleware(_Guard, token_digest=token_digest, refused=refused)],
         exception_handlers={HTTPException: _http_error},
     )
     app.router.redirect_slashes = False  # a redirect would be built from the client's Host header
@@ -209,21 +211,30 @@ class _Service:
 class _Guard:
     """The outermost layer: asks for the token, and turns what nobody expected into a bare 500."""
 
-    def __init__(self, app: ASGIApp, *, token_digest: str) -> None:
+    def __init__(self, app: ASGIApp, *, token_digest: str, refused: Callable[[int], None]) -> None:
         self._app = app
         self._token_digest = token_digest
+        self._refused = refused
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         refusal = self._refusal(scope) if scope["type"] == "http" else None
-        if refusal is not None:
-            await refusal(scope, receive, send)
-            return
+
+        async def counting(message: Message) -> None:
+            # Readiness says 503 to whoever asks; that refuses no request.
+            if (
+                message["type"] == "http.response.start"
+                and message["status"] >= HTTPStatus.BAD_REQUEST
+                and scope["path"] not in _PUBLIC_PATHS
+            ):
+                self._refused(message["status"])
+            await send(message)
+
         try:
-            await self._app(scope, receive, send)
+            await (refusal or self._app)(scope, receive, counting)
         except Exception as error:  # noqa: BLE001 # the boundary: whatever it is, the client gets a bare 500
             _log_failure(error)
             status = HTTPStatus.INTERNAL_SERVER_ERROR
-            await _json(status, error_body("internal error"))(scope, receive, send)
+            await _json(status, error_body("internal error"))(scope, receive, counting)
 
     def _refusal(self, scope: Scope) -> Response | None:
         if scope["path"] in _PUBLIC_PATHS:

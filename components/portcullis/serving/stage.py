@@ -4,10 +4,12 @@ import ipaddress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from portcullis.audit.log import SERVER, Refusals, open_log, recording
 from portcullis.digest import sha256
-from portcullis.errors import AdmissionError, KeyMaterialError
-from portcullis.evidence.step import keys_base
-from portcullis.keys import resolve, role_uri
+from portcullis.errors import AdmissionError, KeyMaterialError, PolicyError
+from portcullis.evidence.step import keys_base, signer_for
+from portcullis.evidence.trust import TrustStore
+from portcullis.keys import Signer, resolve, role_uri
 from portcullis.serving.admitted import AdmittedModel, open_admitted
 
 if TYPE_CHECKING:
@@ -58,17 +60,36 @@ def serve_admitted(
     from portcullis.serving.server import harden_process, serve
 
     harden_process()
-    admitted = open_admitted(
-        sealed=sealed,
-        admission=admission,
-        evidence=evidence,
-        trust=trust,
-        private_key=resolve(role_uri(keys_base(), "serving.pem")),
-    )
-    if admitted.admission.development and not _is_loopback(host):
-        raise AdmissionError(f"admitted under development keys: serves the local target only, not {host}")
-    app = build_app(served_model(admitted), token_digest=sha256(bearer_token().encode()))
-    serve(app, host=host, port=port, ready_file=ready_file)
+    audit = open_log(SERVER, lambda: _audit_signer(trust))
+    with recording(audit):
+        admitted = open_admitted(
+            sealed=sealed,
+            admission=admission,
+            evidence=evidence,
+            trust=trust,
+            private_key=resolve(role_uri(keys_base(), "serving.pem")),
+        )
+        content = admitted.admission.content
+        if audit is not None:
+            audit.append("model.opened", model=content)
+        if admitted.admission.development and not _is_loopback(host):
+            raise AdmissionError(f"admitted under development keys: serves the local target only, not {host}")
+        refusals = Refusals(audit)
+        token_digest = sha256(bearer_token().encode())
+        app = build_app(served_model(admitted), token_digest=token_digest, refused=refusals.count)
+        if audit is not None:
+            audit.append("server.started", model=content)
+        serve(app, host=host, port=port, ready_file=ready_file)
+        refusals.flush()
+
+
+def _audit_signer(trust: Path | None) -> Signer:
+    """Return the key of the step that deploys, by which a server signs its audit log."""
+    store = TrustStore.load(trust)
+    rule = next((it for it in store.policy.steps.values() if it.stage == "deploy"), None)
+    if rule is None:
+        raise PolicyError("the policy has no step that deploys, whose key the server could sign its audit log by")
+    return signer_for(store, rule)
 
 
 def _is_loopback(host: str) -> bool:
