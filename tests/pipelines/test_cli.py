@@ -188,6 +188,7 @@ def test_every_command_and_option_says_what_it_does(portcullis):
         *("run", "verify", "admit", "deploy", "serve", "init", "compile", "bootstrap", "doctor", "submit"),
         *("diff", "lineage", "quarantine", "mask", "reveal", "scan", "convert", "attack"),
         *("ledger", "ledger show", "ledger verify"),
+        *("sign-pipeline", "verify-pipeline", "audit", "audit verify", "audit show"),
         *("watermark", "watermark verify", "claim", "claim make", "claim check"),
         *("keys", "keys generate", "keys list", "keys trust", "keys revoke", "keys rollback"),
     }
