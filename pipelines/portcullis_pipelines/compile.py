@@ -38,13 +38,14 @@ STAGES = {
     "attestation": "attest",
     "supply_chain": "model_scan_gate",
 }
-# What shares a folder with another stage: gates with what they judge, `start_chain`, `convert_model`.
+# What shares a folder with another stage: gates with what they judge, `start_chain`, `convert_model`, and others.
 BESIDE = {
     "pii/gate.yaml": ("pii", "residual_pii_gate"),
     "dp_training/gate.yaml": ("dp_training", "privacy_audit_gate"),
     "watermark/gate.yaml": ("watermark", "verify_watermark_gate"),
     "attestation/start.yaml": ("attestation", "start_chain"),
     "supply_chain/convert.yaml": ("supply_chain", "convert_model"),
+    "supply_chain/dependencies.yaml": ("supply_chain", "verify_dependencies"),
 }
 # Stages that need more than a little memory and time.
 HEAVY = {"train": LARGE, "dp_train": LARGE, "watermark": LARGE}

@@ -11,10 +11,18 @@ import pytest
 from chains import NOW, World
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kfp import dsl
 
+from portcullis.attestation.stage import start_chain
 from portcullis.cli.main import _guarded, cli
-from portcullis.errors import ConfigError, DataError
+from portcullis.digest import path_digest
+from portcullis.errors import ConfigError, DataError, EvidenceError, PolicyError, UsageError
+from portcullis.evidence.trust import Revocations, now_ms, write_trust_store
+from portcullis.files import write_bytes
+from portcullis.keys import Signer
+from portcullis.supply_chain import stage
 from portcullis.supply_chain.bill import encode_bill, model_bill, software_bill
+from portcullis.supply_chain.component import verify_dependencies as verify_component
 from portcullis.supply_chain.dependencies import (
     Installed,
     Locked,
@@ -215,3 +223,101 @@ def test_the_command_writes_nothing_when_the_lock_says_otherwise(tmp_path, capfd
     assert "is not in the lock" in capfd.readouterr().err and not output.exists()
     assert _guarded(partial(cli, ["sbom", "--output", str(output)], prog_name="portcullis")) == 0
     assert json.loads(output.read_bytes())["specVersion"] == "1.6"
+
+
+# As a step.
+
+STEPS = [
+    {
+        "name": "start",
+        "stage": "start_chain",
+        "kind": "transform",
+        "inputs": {"policy": "policy", "artifact": "external"},
+        "outputs": ["artifact"],
+    },
+    {
+        "name": "verify_dependencies",
+        "stage": "verify_dependencies",
+        "kind": "transform",
+        "inputs": {"lock": "start.artifact"},
+        "outputs": ["sbom"],
+        "parameters": {"beside": ["kfp-portcullis"]},
+    },
+]
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """An environment of one distribution, a lock that names it, and the step under a policy of its own."""
+    monkeypatch.setenv("PORTCULLIS_TRUST", str(tmp_path / "trust"))
+    monkeypatch.setenv("PORTCULLIS_KEYS", f"file:{tmp_path / 'keys'}")
+    world = World()
+    world.keys |= {step["name"]: Signer.generate() for step in STEPS}
+    blank = {"parameters": {}, "requires": [], "checks": {}}
+    write_trust_store(
+        tmp_path / "trust",
+        owner=world.owner.public_key,
+        name="demo",
+        environment="development",
+        policy=world.policy_bytes(
+            steps=[{**blank, **step, "key": world.keys[step["name"]].public_key.pem} for step in STEPS],
+            expires=now_ms() + 10**8,
+        ),
+        revocations=Revocations(1).sign(world.owner),
+    )
+    for step in STEPS:
+        write_bytes(tmp_path / "keys" / f"{step['name']}.pem", world.keys[step["name"]].private_pem(), mode=0o600)
+    (tmp_path / "site").mkdir()
+    (tmp_path / "lock").write_text(f"alpha==1.0 {HASH}\n")
+    monkeypatch.setattr(stage, "find_installed", lambda: find_installed([str(tmp_path / "site")]))
+    start_chain(step="start", artifact=tmp_path / "lock", bundle=tmp_path / "evidence")
+    return tmp_path
+
+
+def verify(place, **changes):
+    given = {"beside": ["kfp-portcullis"], "lock": place / "lock", "evidence": place / "evidence"} | changes
+    return stage.verify_dependencies(step="verify_dependencies", sbom=place / "sbom", bundle=place / "bundle", **given)
+
+
+def test_the_step_signs_what_it_found(place):
+    install(place / "site")
+    statement = verify(place)
+    assert statement.figures == {"distributions": 1, "files": 2, "unhashed_files": 2}
+    assert statement.outputs == {"sbom": path_digest(place / "sbom")} and (place / "bundle").exists()
+    assert json.loads((place / "sbom").read_bytes())["components"][0]["name"] == "alpha"
+
+
+STEP_REFUSALS = {
+    "another version": (lambda place: install(place / "site", version="2.0"), {}, DataError),
+    "another package": (lambda place: install(place / "site", "Evil"), {}, DataError),
+    "an altered file": (lambda place: install(place / "site").write_bytes(b"evil"), {}, DataError),
+    "nothing installed": (lambda place: None, {}, DataError),
+    "another lock": (lambda place: (place / "lock").write_text(f"alpha==2.0 {HASH}\n"), {}, EvidenceError),
+    "more beside the lock": (lambda place: install(place / "site"), {"beside": ["kfp-portcullis", "x"]}, PolicyError),
+    "no lock": (lambda place: (place / "lock").unlink(), {}, UsageError),
+    "no evidence": (lambda place: (place / "evidence").unlink(), {}, EvidenceError),
+}
+
+
+@pytest.mark.parametrize(("change", "given", "error"), STEP_REFUSALS.values(), ids=STEP_REFUSALS)
+def test_the_step_refuses_and_leaves_nothing(place, change, given, error):
+    change(place)
+    with pytest.raises(error):
+        verify(place, **given)
+    assert not (place / "sbom").exists() and not (place / "bundle").exists()
+
+
+def test_the_component_calls_the_step(place):
+    install(place / "site")
+    artifact = lambda name: dsl.Artifact(name=name, uri=str(place / name))  # noqa: E731
+    metrics = dsl.Metrics(name="metrics", uri=str(place / "metrics"))
+    returned = verify_component.python_func(
+        lock=artifact("lock"),
+        evidence=artifact("evidence"),
+        beside=["kfp-portcullis"],
+        sbom=artifact("sbom"),
+        sbom_evidence=artifact("bundle"),
+        metrics=metrics,
+        step="verify_dependencies",
+    )
+    assert returned.digest == path_digest(place / "sbom") and metrics.metadata["distributions"] == 1
