@@ -185,7 +185,8 @@ def test_every_command_and_option_says_what_it_does(portcullis):
     found = dict(commands())
     assert {" ".join(path) for path in found} == {
         *("run", "verify", "admit", "deploy", "serve", "init", "compile", "bootstrap", "doctor", "submit"),
-        *("diff", "lineage", "quarantine", "mask", "reveal", "scan", "convert"),
+        *("diff", "lineage", "quarantine", "mask", "reveal", "scan", "convert", "sbom"),
+        *("sign-pipeline", "verify-pipeline", "audit", "audit verify", "audit show"),
         *("ledger", "ledger show", "ledger verify"),
         *("keys", "keys generate", "keys list", "keys trust", "keys revoke", "keys rollback"),
     }
