@@ -40,7 +40,7 @@ STAGES = {
     "sharding": "merge_shards",
 }
 # What shares a folder with another stage: gates with what they judge, what plans shards, `start_chain`, marking with
-# data, `convert_model`.
+# data, `convert_model`, `verify_dependencies`.
 BESIDE = {
     "ingest/survey.yaml": ("ingest", "survey_shard"),
     "ingest/plan.yaml": ("ingest", "plan_shards"),
@@ -50,6 +50,7 @@ BESIDE = {
     "watermark/with_triggers.yaml": ("watermark", "watermark_with_triggers"),
     "attestation/start.yaml": ("attestation", "start_chain"),
     "supply_chain/convert.yaml": ("supply_chain", "convert_model"),
+    "supply_chain/dependencies.yaml": ("supply_chain", "verify_dependencies"),
 }
 # Stages that need more than a little memory and time.
 HEAVY = {"train": LARGE, "dp_train": LARGE, "watermark": LARGE}

@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from portcullis.audit.log import AUDIT_ENV, CHECKPOINTS, CHECKPOINTS_ENV
+from portcullis.audit.log import AUDIT_ENV, CHECKPOINTS, CHECKPOINTS_ENV, AuditLog, refused
 from portcullis.audit.verify import read_checkpoints
 from portcullis.errors import EvidenceError, PipelineError, PortcullisError, UsageError
 from portcullis.evidence.policy import Policy
@@ -81,6 +81,7 @@ def run_reference(
             _keep_checkpoints(root / outcome.AUDIT, home.state / outcome.AUDIT / f"{verified.admission.nonce}.jsonl")
         except PortcullisError as error:
             step, reason = _reason(log, store.policy)
+            _record_refusal(home, root / outcome.AUDIT, step, reason or error)
             publish_refusal(
                 output, store.policy, reason or error, _all_evidence(root), step=step, audit=root / outcome.AUDIT
             )
@@ -125,6 +126,14 @@ def _publish(root: Path, store: TrustStore, output: Path, *, started: int) -> Ve
             raise EvidenceError(f"evidence of {', '.join(old)} is older than this run; was a task's result cached?")
         outcome.write_reports(temporary, verified)
     return verified
+
+
+def _record_refusal(home: Home, audit: Path, step: str, error: PortcullisError) -> None:
+    """Record in a step's name what it refused before it could do so itself: while it read what it was given."""
+    name = re.escape(step.replace(":", "."))
+    own = [it for it in audit.glob("*.jsonl") if re.fullmatch(rf"{name}\.[0-9]+\.[0-9a-f]+", it.stem)]
+    if step and not any(b'"event":"step.refused"' in it.read_bytes() for it in own):
+        refused(AuditLog(audit, step, home.signer(step)), error)
 
 
 def _keep_checkpoints(audit: Path, path: Path) -> None:

@@ -168,7 +168,7 @@ def test_every_executor_of_what_is_shipped_as_a_pipeline_is_hardened():
     checked = 0
     for path, _ in outputs():
         executors, settings = documents(path.read_bytes())
-        bare = ("component", "start", "convert", "with_", "survey", "plan")
+        bare = ("component", "start", "convert", "with_", "survey", "plan", "dependencies")
         if not path.name.startswith(bare):
             containers = {name for name, executor in executors.items() if "container" in executor}
             assert containers and containers == set(settings), path

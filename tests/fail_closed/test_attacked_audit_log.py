@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 from chains import World
@@ -322,3 +324,27 @@ def test_a_closed_log_takes_no_more(tmp_path):
     log.close()
     with pytest.raises(UsageError, match="closed"):
         log.append("log.closed")
+
+
+def test_a_process_that_an_exception_ends_records_its_class_and_nothing_else(store, tmp_path):
+    """As a step's process ends that refuses half way: by Python's own hook, which still tells the person."""
+    (tmp_path / "key.pem").write_bytes(WORLD.keys["train"].private_pem())
+    (tmp_path / "key.pem").chmod(0o600)
+    program = f"""
+from pathlib import Path
+from portcullis.audit.log import AuditLog, record_unhandled
+from portcullis.errors import DataError
+from portcullis.keys import Signer
+signer = Signer.from_uri({f"file:{tmp_path / 'key.pem'}"!r})
+record_unhandled(AuditLog(Path({str(tmp_path / "audit")!r}), "train", signer))
+raise DataError("row 7 holds 4111111111111111")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1 and "row 7" in done.stderr
+    (found,) = verify_log(tmp_path / "audit", store)
+    assert [(it.said["event"], it.said.get("error")) for it in found.records] == [
+        ("log.opened", None),
+        ("step.refused", "DataError"),
+        ("log.closed", None),
+    ]
+    assert b"4111" not in segment(tmp_path / "audit", "train").read_bytes()

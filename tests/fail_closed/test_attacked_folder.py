@@ -16,6 +16,8 @@ import resting
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from portcullis.audit.log import AUDIT_ENV, CHECKPOINTS
+from portcullis.audit.verify import verify_log
 from portcullis.dataset import write_dataset
 from portcullis.digest import sha256, tree_files
 from portcullis.encryption.stage import sealing_context
@@ -42,6 +44,7 @@ from portcullis_pipelines import home as homes
 from portcullis_pipelines.config import ReferenceConfig
 from portcullis_pipelines.outcome import (
     ADMISSION,
+    AUDIT,
     DEPLOYMENT,
     EVIDENCE,
     MODEL,
@@ -54,7 +57,7 @@ from portcullis_pipelines.outcome import (
 
 pytestmark = pytest.mark.slow
 
-PARTS = [ADMISSION, DEPLOYMENT, EVIDENCE, MODEL, POLICY, QUARANTINE, REPORT, RUN, SIGNATURE]
+PARTS = [ADMISSION, AUDIT, DEPLOYMENT, EVIDENCE, MODEL, POLICY, QUARANTINE, REPORT, RUN, SIGNATURE]
 
 
 def files(folder: Path) -> list[Path]:
@@ -504,3 +507,60 @@ def test_every_data_set_between_the_steps_is_sealed_for_the_pipeline_alone(real_
         assert sealed_recipients(directory) == [real_run.pipeline_key.key_id]
     for directory in known:
         assert resting.opened(directory, real_run.pipeline_key).table.num_rows > 100
+
+
+# The audit log in the folder.
+
+
+def segment_of(run, process):
+    (found,) = (run.output / AUDIT).glob(f"{process}.*.jsonl")
+    return found
+
+
+def test_the_audit_log_tells_of_every_step(attacked):
+    segments = verify_log(attacked.output / AUDIT, attacked.store)
+    finished = {it.process for it in segments if any(r.said["event"] == "step.finished" for r in it.records)}
+    assert finished == set(attacked.store.policy.steps) and all(it.closed for it in segments)
+
+
+def test_a_line_of_the_audit_log_is_deleted(attacked):
+    path = segment_of(attacked, "encrypt")
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([lines[0], *lines[2:]]))
+    with pytest.raises(EvidenceError, match="altered at line 2"):
+        attacked.verify()
+
+
+def test_a_segment_of_the_audit_log_is_deleted_with_its_checkpoint(attacked):
+    path = segment_of(attacked, "encrypt")
+    path.unlink()
+    (attacked.output / AUDIT / CHECKPOINTS / f"{path.stem}.json").unlink()
+    with pytest.raises(EvidenceError, match="does not tell of all the evidence"):
+        attacked.verify()
+
+
+def test_the_audit_log_is_deleted_whole(attacked):
+    """What is written for people and programs still names its head."""
+    shutil.rmtree(attacked.output / AUDIT)
+    with pytest.raises(EvidenceError, match=r"run\.json"):
+        attacked.verify()
+
+
+def test_a_refused_admission_is_recorded_by_its_class_alone(attacked, tmp_path, monkeypatch):
+    log = tmp_path / "log"
+    monkeypatch.setenv(AUDIT_ENV, str(log))
+    attacked.admit()
+    (attacked.output / SIGNATURE).write_bytes(b"{}")
+    with pytest.raises(RefusedError):
+        attacked.admit()
+    told = [[record.said["event"] for record in it.records] for it in verify_log(log, attacked.store)]
+    assert told == [["log.opened", "step.finished", "log.closed"], ["log.opened", "step.refused", "log.closed"]]
+
+
+def test_an_admission_that_cannot_be_recorded_is_not_made(attacked, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(AUDIT_ENV, str(tmp_path / "file"))
+    before = (attacked.output / ADMISSION).read_bytes()
+    with pytest.raises(UsageError, match="cannot write the audit log"):
+        attacked.admit()
+    assert (attacked.output / ADMISSION).read_bytes() == before

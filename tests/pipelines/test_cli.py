@@ -186,7 +186,7 @@ def test_every_command_and_option_says_what_it_does(portcullis):
     found = dict(commands())
     assert {" ".join(path) for path in found} == {
         *("run", "verify", "admit", "deploy", "serve", "init", "compile", "bootstrap", "doctor", "submit"),
-        *("diff", "lineage", "quarantine", "mask", "reveal", "scan", "convert", "attack"),
+        *("diff", "lineage", "quarantine", "mask", "reveal", "scan", "convert", "attack", "sbom"),
         *("ledger", "ledger show", "ledger verify"),
         *("sign-pipeline", "verify-pipeline", "audit", "audit verify", "audit show"),
         *("watermark", "watermark verify", "claim", "claim make", "claim check"),

@@ -24,6 +24,7 @@ pytestmark = pytest.mark.slow
 
 ROWS = 800  # the split is by a secret key; of fewer, the test rows are too few now and then
 PASSED = {
+    "audit",
     "report.html",
     "run.json",
     "evidence.intoto.jsonl",
@@ -34,7 +35,7 @@ PASSED = {
     "admission.json",
     "deployment.json",
 }
-REFUSED = {"report.html", "run.json", "evidence.intoto.jsonl"}
+REFUSED = {"audit", "report.html", "run.json", "evidence.intoto.jsonl"}
 
 # The kfp local runner would replace `python3` in any argument of a task: it stands in a column and in the paths.
 SQUARES = """\

@@ -37,7 +37,7 @@ def configuration(path: Path, **sections: object) -> Path:
 
 
 def nothing_deployable(output: Path) -> dict:
-    assert {path.name for path in output.iterdir()} == {"report.html", "run.json", "evidence.intoto.jsonl"}
+    assert {path.name for path in output.iterdir()} == {"audit", "report.html", "run.json", "evidence.intoto.jsonl"}
     facts = json.loads((output / "run.json").read_text())
     assert facts["status"] == "REFUSED"
     return facts

@@ -409,3 +409,27 @@ def test_a_server_without_digest_or_limits_is_refused(changes):
 def test_a_model_that_does_not_work_is_never_served():
     with pytest.raises(ModelError, match="non-finite"):
         build_app(served(lambda rows: np.full((len(rows), 2), np.nan)), token_digest=DIGEST)
+
+
+# What is told of refused requests.
+
+
+def test_refused_requests_are_told_by_their_status():
+    told = []
+    with running(refused=told.append) as port:
+        assert ask(port, "GET", "/v2")[0] == 401
+        assert ask(port, "GET", "/v2/health/ready")[0] == 200
+        assert ask(port, "GET", "/v2/nothing", headers=AUTHORIZED)[0] == 404
+        assert ask(port, "POST", INFER, "{", {**AUTHORIZED, **JSON})[0] == 400
+        assert infer(port)[0] == 200
+    assert told == [401, 404, 400] and all(type(it) is int for it in told)
+
+
+def test_a_request_whose_refusal_cannot_be_told_is_refused_all_the_same():
+    def full(_):
+        raise OSError("no space left")
+
+    with running(refused=full) as port:
+        assert ask(port, "GET", "/v2")[0] == 500
+        assert infer(port, headers={})[0] == 500
+        assert infer(port)[0] == 200

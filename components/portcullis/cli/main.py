@@ -23,6 +23,7 @@ from portcullis.cli.ledger import ledger
 from portcullis.cli.mask import mask
 from portcullis.cli.ownership import claim, watermark
 from portcullis.cli.reveal import reveal
+from portcullis.cli.sbom import sbom
 from portcullis.cli.scan import convert, scan
 from portcullis.cli.show import Steps, chain_table, complain, key_table, say
 from portcullis.cli.signed import sign_pipeline, verify_pipeline
@@ -315,7 +316,7 @@ for command in (cluster.init, cluster.compile_package, cluster.bootstrap, cluste
     cli.add_command(command)
 for command in (
     *(data.diff, data.lineage, data.quarantine, mask, reveal, ledger, scan, convert, attack, watermark, claim),
-    *(sign_pipeline, verify_pipeline, audit),
+    *(sign_pipeline, verify_pipeline, audit, sbom),
 ):
     cli.add_command(command)
 

@@ -226,7 +226,7 @@ class _Guard:
                 and message["status"] >= HTTPStatus.BAD_REQUEST
                 and scope["path"] not in _PUBLIC_PATHS
             ):
-                self._refused(message["status"])
+                self._refused(int(message["status"]))
             await send(message)
 
         try:
@@ -234,7 +234,7 @@ class _Guard:
         except Exception as error:  # noqa: BLE001 # the boundary: whatever it is, the client gets a bare 500
             _log_failure(error)
             status = HTTPStatus.INTERNAL_SERVER_ERROR
-            await _json(status, error_body("internal error"))(scope, receive, counting)
+            await _json(status, error_body("internal error"))(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> Response | None:
         if scope["path"] in _PUBLIC_PATHS:

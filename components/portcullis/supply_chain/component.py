@@ -1,4 +1,4 @@
-"""The KFP gate `model_scan_gate` and the component `convert_model`."""
+"""The KFP gate `model_scan_gate` and the components `convert_model` and `verify_dependencies`."""
 
 from typing import Any, Dict, List, NamedTuple
 
@@ -120,3 +120,47 @@ def convert_model(
     log_figures(metrics, statement)
     outputs = NamedTuple("Outputs", [("digest", str)])
     return outputs(digest=statement.outputs["model"])
+
+
+@component
+def verify_dependencies(
+    lock: Input[Artifact],
+    evidence: Input[Artifact],
+    beside: List[str],
+    sbom: Output[Artifact],
+    sbom_evidence: Output[Artifact],
+    metrics: Output[Metrics],
+    step: str = "verify_dependencies",
+) -> NamedTuple("Outputs", [("digest", str)]):
+    """Refuse unless the image that this runs in holds what a lock says, and write its bill of materials.
+
+    Each distribution must be in the lock in that version, and its files must be as they were installed.
+
+    Args:
+        lock: A requirements file that pins everything by version and SHA-256.
+        evidence: Its evidence.
+        beside: Names that may be installed though the lock does not name them, `kfp-portcullis` among them.
+        step: Name of this step in the policy.
+        sbom: The bill of materials, CycloneDX 1.6 in JSON.
+        sbom_evidence: The evidence with this step's statement.
+        metrics: Distributions and files.
+
+    Returns:
+        digest: SHA-256 of the bill.
+    """
+    from pathlib import Path
+
+    from portcullis.report import log_figures
+    from portcullis.supply_chain.stage import verify_dependencies as run
+
+    statement = run(
+        step=step,
+        lock=Path(lock.path),
+        evidence=Path(evidence.path),
+        beside=beside,
+        sbom=Path(sbom.path),
+        bundle=Path(sbom_evidence.path),
+    )
+    log_figures(metrics, statement)
+    outputs = NamedTuple("Outputs", [("digest", str)])
+    return outputs(digest=statement.outputs["sbom"])

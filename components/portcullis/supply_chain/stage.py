@@ -1,17 +1,26 @@
-"""`model_scan_gate` and `convert_model`: judge a model's files without loading them; turn a checkpoint into a model."""
+"""`model_scan_gate`, `convert_model`, `verify_dependencies`: judge what comes from outside, without running it."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from portcullis.digest import canonical_json, content_digest, path_digest
+from portcullis.digest import canonical_json, content_digest, path_digest, sha256
 from portcullis.errors import DataError, ModelError
 from portcullis.evidence.statement import Figure, Statement
 from portcullis.evidence.step import begin
-from portcullis.files import atomic_path, write_bytes
+from portcullis.evidence.trust import now_ms
+from portcullis.files import atomic_path, read_bytes, write_bytes
 from portcullis.models.store import SPEC_FILE, WEIGHTS_FILE, ModelSpec, load_model_files
 from portcullis.report import gate_page, section, table
+from portcullis.supply_chain.bill import encode_bill, software_bill
 from portcullis.supply_chain.convert import convert_checkpoint
+from portcullis.supply_chain.dependencies import (
+    MAX_LOCK_BYTES,
+    find_installed,
+    judge_dependencies,
+    read_lock,
+    require_sound,
+)
 from portcullis.supply_chain.scan import ScannedFile, scan_model
 from portcullis.supply_chain.voices import ask, require_voices
 
@@ -115,3 +124,42 @@ def convert_model(
             write_bytes(temporary / name, data)
     figures = {"tensors": len(loaded.module.state_dict()), "bytes": len(files[WEIGHTS_FILE])}
     return begun.finish(bundle=bundle, outputs={"model": content_digest(files)}, figures=figures)
+
+
+def verify_dependencies(
+    *, step: str, lock: Path, evidence: Path, beside: Collection[str], sbom: Path, bundle: Path
+) -> Statement:
+    """Refuse unless what is installed where this runs is what a lock says, and write its bill of materials.
+
+    Args:
+        step: This step's name in the policy.
+        lock: A requirements file with hashes.
+        evidence: The bundle of its evidence.
+        beside: Names that may be installed though the lock does not name them, Portcullis's own among them.
+        sbom: Where the bill goes, CycloneDX 1.6 in JSON.
+        bundle: Where the evidence goes.
+
+    Raises:
+        EvidenceError: The evidence does not hold for this very lock.
+        ConfigError: The lock does not pin everything by version and hash.
+        DataError: Something else is installed, or files are not as they were installed.
+    """
+    beside = sorted(beside)
+    data = read_bytes(lock, limit=MAX_LOCK_BYTES)
+    begun = begin(
+        step,
+        stage="verify_dependencies",
+        inputs={"lock": sha256(data)},
+        parameters={"beside": beside},
+        evidence=[evidence],
+    )
+    found = judge_dependencies(find_installed(), read_lock(data), beside=beside)
+    require_sound(found)
+    bill = encode_bill(software_bill(found.installed, time=now_ms()))
+    write_bytes(sbom, bill)
+    figures = {
+        "distributions": len(found.installed),
+        "files": sum(it.files for it in found.installed),
+        "unhashed_files": sum(it.unhashed for it in found.installed),
+    }
+    return begun.finish(bundle=bundle, outputs={"sbom": sha256(bill)}, figures=figures)
