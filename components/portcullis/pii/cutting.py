@@ -21,7 +21,8 @@ def starred_in_place(findings: Findings, keep_last: int, inside: Bools) -> pa.La
         starts, ends = places_of(findings, offsets)
         kept = np.where(ends - starts >= 2 * keep_last, keep_last, 0)
         inside = inside_of(starts, ends - kept, len(data))
-    text = np.where(inside, np.uint8(_STAR), data)
+    text = data.copy()
+    np.putmask(text, inside, _STAR)  # several times as fast as `np.where` of bytes
     return pa.LargeStringArray.from_buffers(len(offsets) - 1, _buffer(offsets), pa.py_buffer(text))
 
 

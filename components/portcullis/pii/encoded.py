@@ -127,18 +127,16 @@ def may_be_encoded(values: Any) -> Bools:
     """Return which values of a large_string array without nulls may hold anything encoded."""
     offsets, data = buffers(values)
     suspects = np.zeros(len(values), np.bool_)
-    places = _promising(data)
-    if len(places):
+    for places in _promising(data):
         cells = np.searchsorted(offsets, places, "right") - 1
-        which = np.unique(cells[places + 1 < offsets[cells + 1]])  # no match is of one byte
-        texts = values.take(pa.array(which)).to_pylist()
-        suspects[which] = [_SUSPECT.search(text.encode()) is not None for text in texts]
+        suspects[cells[places + 1 < offsets[cells + 1]]] = True  # no match is of one byte
+    for value in np.flatnonzero(suspects).tolist():
+        suspects[value] = _SUSPECT.search(values[value].as_py().encode()) is not None
     return suspects
 
 
-def _promising(data: Bytes) -> Ints:
-    """Return where `_SUSPECT` may match in the bytes of all values: at least one place in each value where it does."""
-    places, numerals = [_NONE], [_NONE]
+def _promising(data: Bytes) -> Iterator[Ints]:
+    """Yield where `_SUSPECT` may match in the bytes of all values: at least one place in each value where it does."""
     for at in range(0, len(data), _BLOCK):
         read = data[at : at + _BLOCK + _BEYOND].tobytes().translate(_PART_OF)
         parts = np.frombuffer(read.ljust(_BLOCK + _BEYOND, b"\0"), np.uint8)
@@ -153,9 +151,10 @@ def _promising(data: Bytes) -> Ints:
         six = pairs[:_BLOCK] & pairs[4 : _BLOCK + 4] & pairs[8 : _BLOCK + 8]
         if parts.max() >= _PLUS:
             there |= second[:_BLOCK] & _lowered(parts, 6)[1 : _BLOCK + 1] | _lowered(parts, 7)[:_BLOCK]
-        places.append(_set(there) + at)
-        numerals.append(_set(six) + at)
-    return np.concatenate((*places, _hexadecimal(data, np.concatenate(numerals))))
+        if len(places := _set(there)):
+            yield places + at
+        if len(places := _set(six)) and len(places := _hexadecimal(data[at:], places)):
+            yield places + at
 
 
 def _hexadecimal(data: Bytes, places: Ints) -> Ints:
