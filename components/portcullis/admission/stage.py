@@ -48,9 +48,9 @@ def admit(*, sealed: Path, signature: Path, evidence: Path, admission: Path, tru
             now=now_ms(),
         )
         require_signature(signature, chain, store, sealed=sealed)
-        write_bytes(admission, envelope.encode())
-        if audit is not None:
+        if audit is not None:  # first, so that there is no admission that the log does not tell of
             audit.append("step.finished", verdict="PASSED", statement=sha256(envelope.encode()))
+        write_bytes(admission, envelope.encode())
     return chain.output(content_source(store.policy))
 
 

@@ -119,9 +119,10 @@ class Step:
             raise EvidenceError(f"step {self.rule.name!r} cannot state its outcome: {error}") from error
         Statement.parse(payload)  # what no verifier would read is never signed
         line = seal_payload(payload, self.signer).encode()
+        if self.audit is not None:  # first, so that nothing is handed on that the log does not tell of
+            self.audit.append("step.finished", verdict=verdict or "", statement=sha256(line))
         write_bytes(bundle, join_bundle([*self.lines, line]))
         if self.audit is not None:
-            self.audit.append("step.finished", verdict=verdict or "", statement=sha256(line))
             self.audit.close()
         return statement
 
@@ -190,7 +191,7 @@ def begin(
 
 @contextmanager
 def _audited(store: TrustStore, step: str) -> Iterator[AuditLog | None]:
-    """Open the step's audit log, and record there that the step was refused, by whatever ends it."""
+    """Open the step's audit log, and record there what refuses the step: now, or what ends its process later."""
     audit = open_log(step, lambda: signer_for(store, store.policy.step(step)))
     try:
         yield audit
