@@ -687,6 +687,7 @@ def test_a_model_is_marked_verified_and_passed_on(workshop):
     assert (judged.figures["bits_read"], judged.figures["tried"], judged.figures["decoys"]) == (64, 2, 1000)
     assert judged.figures["decoy_max_z"] < 5 < judged.figures["z"]
     assert "log10_p_hoeffding" in (workshop.root / "report.html").read_text()
+    assert "does not survive distillation" in (workshop.root / "report.html").read_text()
     assert workshop.enforce().statements["verify_watermark"] == judged
 
 

@@ -11,7 +11,7 @@ from portcullis.evidence.step import begin, keys_base
 from portcullis.files import atomic_path, write_bytes
 from portcullis.keys import role_uri, symmetric_key
 from portcullis.models.store import WEIGHTS_FILE, read_model_files
-from portcullis.report import gate_page
+from portcullis.report import gate_page, paragraph
 from portcullis.watermark.battery import BATTERY, attack
 from portcullis.watermark.claims import open_commitment
 from portcullis.watermark.examine import examine, reading_figures
@@ -138,8 +138,14 @@ def verify_watermark(
     except ModelError as error:
         inconclusive = str(error)
     statement = begun.finish(bundle=bundle, figures=figures, inconclusive=inconclusive)
-    write_bytes(report, gate_page(statement, begun.rule).encode())
+    write_bytes(report, gate_page(statement, begun.rule, [paragraph(_LIMIT, kind="dim")]).encode())
     return statement
+
+
+_LIMIT = (
+    "A mark in the weights does not survive distillation, nor the mean of five owners' copies: "
+    "an ABSENT mark does not prove that a model was not made from this one."
+)
 
 
 def _key() -> bytes:
