@@ -80,10 +80,24 @@ def test_this_environment_is_read_and_its_files_are_as_they_were_installed():
     assert numpy.files > 100 and numpy.altered == ()
 
 
+def record_of(module: Path) -> Path:
+    return module.parent / "Alpha-1.0.dist-info/RECORD"
+
+
+def blank(module: Path) -> None:
+    rows = record_of(module).read_text().splitlines()
+    record_of(module).write_text("\n".join([f"{module.name},,", *rows[1:]]) + "\n")
+
+
 FAULTS = {
     "an altered file": (lambda it: it.write_bytes(b"value = 2\n"), "alpha: 1 files are not as installed"),
     "a file that is gone": (lambda it: it.unlink(), "alpha: 1 files are not as installed"),
     "a folder in its place": (lambda it: (it.unlink(), it.mkdir()), "alpha: 1 files are not as installed"),
+    "an altered file whose hash is blanked": (
+        lambda it: (it.write_bytes(b"value = 2\n"), blank(it)),
+        "not as installed",
+    ),
+    "a record of nothing": (lambda it: record_of(it).write_text(""), "has no record"),
     "no record": (lambda it: (it.parent / "Alpha-1.0.dist-info/RECORD").unlink(), "has no record"),
 }
 

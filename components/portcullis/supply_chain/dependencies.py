@@ -23,6 +23,8 @@ from portcullis.files import read_bytes
 MAX_LOCK_BYTES = 16 << 20
 _PIN = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9][A-Za-z0-9.!+_-]*)(?: *;[^\\]*)?")
 _HASH = re.compile(r"--hash=sha256:([0-9a-f]{64})")
+# The record cannot hold its own hash, and what an installer compiles is not in the archive; nothing else may lack one.
+_UNHASHED = (".dist-info/RECORD", ".pyc")
 _ENCODED = re.compile(r"sha256=([A-Za-z0-9_-]{43})")
 
 
@@ -42,9 +44,10 @@ class Installed:
         name: Normalised as PEP 503 says.
         version: Its version.
         files: Files that its record has a SHA-256 of.
-        unhashed: Files that the record names without one.
-        altered: Files whose bytes are others than recorded, or that are gone or unreadable, relative to where it lies.
-        recorded: Whether it has a record at all.
+        unhashed: Files that the record names without one, as it may: itself, and compiled ones.
+        altered: Files whose bytes are others than recorded or lack the hash that they need, or that are gone or
+            unreadable, relative to where it lies.
+        recorded: Whether it has a record with a hash in it.
     """
 
     name: str
@@ -169,14 +172,14 @@ def _hashed(it: importlib.metadata.Distribution, name: str, version: str) -> Ins
         if len(row) != 3:
             raise DataError(f"the record of {name} is malformed; install it again")
         path, encoded, _ = row
-        if not encoded:
+        if not encoded and path.endswith(_UNHASHED):
             unhashed += 1
             continue
         files += 1
         wanted = _ENCODED.fullmatch(encoded)
         if wanted is None or _digest(Path(str(it.locate_file(path)))) != wanted[1]:
             altered.append(path)
-    return Installed(name, version, files, unhashed, tuple(altered), recorded=True)
+    return Installed(name, version, files, unhashed, tuple(altered), recorded=files > 0)
 
 
 def _digest(path: Path) -> str:
