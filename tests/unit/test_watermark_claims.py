@@ -1,6 +1,7 @@
 """Claims: a commitment is opened and judged, the earlier one wins, and what a forger can do does not help."""
 
 import base64
+import datetime as dt
 import json
 import shutil
 from functools import partial
@@ -8,6 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 from safetensors.numpy import save
+from timestamp_authority import NOW, Authority, serving
 from watermarks import KEY, OWNER, Workshop, model, obfuscated
 
 from portcullis.cli.main import _guarded, cli
@@ -17,8 +19,10 @@ from portcullis.evidence.step import read_evidence
 from portcullis.evidence.trust import TrustStore
 from portcullis.files import write_bytes
 from portcullis.models.store import SPEC_FILE, WEIGHTS_FILE, read_model_files
+from portcullis.timestamps import request_stamp
 from portcullis.watermark.claims import (
     check_claim,
+    commitment_of,
     make_claim,
     open_commitment,
     read_in_their_original,
@@ -136,6 +140,64 @@ def test_the_first_mark_is_in_the_second_ones_original_and_not_the_other_way_rou
         read_in_their_original(ours, thief.store, KEY, theirs, unmarked=owner.unmarked, theirs=owner.unmarked)
 
 
+# Time stamps.
+
+
+@pytest.fixture(scope="module")
+def authority():
+    return Authority()
+
+
+def stamped(party, authority, hours):
+    """Have a party's commitment stamped so many hours after `NOW`."""
+    document = commitment_of(party.lines, party.store, party.unmarked).encode()
+    with serving(partial(authority.answer, when=NOW + dt.timedelta(hours=hours))) as url:
+        return request_stamp(url, document, authority.pem)
+
+
+def test_the_earlier_stamp_wins_whatever_the_signers_clocks_say(owner, thief, suspect, authority):
+    """By the signers' clocks the owner was first; here the thief's stamp is the earlier one."""
+    ours, theirs = (
+        party.claim(suspect, stamp=stamped(party, authority, hours)) for party, hours in ((owner, 2), (thief, 1))
+    )
+    known = {"authorities": authority.pem}
+    first, second = owner.check(ours, suspect, **known), thief.check(theirs, suspect, **known)
+    assert require_earlier(second, ours, owner.store, **known) == first.committed < second.committed
+    with pytest.raises(EvidenceError, match="time stamp is not later"):
+        require_earlier(first, theirs, thief.store, **known)
+
+
+def test_stamps_that_are_a_second_apart_do_not_decide(owner, thief, suspect, authority):
+    ours, theirs = (
+        party.claim(suspect, stamp=stamped(party, authority, hours)) for party, hours in ((owner, 0), (thief, 1 / 3600))
+    )
+    first = owner.check(ours, suspect, authorities=authority.pem)
+    with pytest.raises(EvidenceError, match="time stamp is not later"):
+        require_earlier(first, theirs, thief.store, authorities=authority.pem)
+
+
+def test_a_stamped_claim_beats_one_that_is_not(owner, thief, suspect, authority):
+    ours, theirs = owner.claim(suspect, stamp=stamped(owner, authority, 0)), thief.claim(suspect)
+    known = {"authorities": authority.pem}
+    require_earlier(owner.check(ours, suspect, **known), theirs, thief.store, **known)
+    with pytest.raises(EvidenceError, match="no time stamp"):
+        thief.check(theirs, suspect, **known)
+    with pytest.raises(EvidenceError, match="not later"):  # it was checked without asking for a stamp
+        require_earlier(thief.check(theirs, suspect), ours, owner.store, **known)
+
+
+def test_a_stamp_of_another_commitment_or_authority_does_not_count(owner, thief, suspect, authority):
+    borrowed = owner.claim(suspect, stamp=stamped(thief, authority, 0))
+    unknown = owner.claim(suspect, stamp=stamped(owner, Authority(), 0))
+    own = owner.check(owner.claim(suspect, stamp=stamped(owner, authority, 0)), suspect, authorities=authority.pem)
+    for data in (borrowed, unknown, altered(borrowed, stamp="?"), altered(borrowed, stamp="")):
+        owner.check(data, suspect)  # nobody asks for the stamp
+        with pytest.raises(EvidenceError, match="time stamp"):
+            owner.check(data, suspect, authorities=authority.pem)
+        with pytest.raises(EvidenceError, match="time stamp"):
+            require_earlier(own, data, owner.store, authorities=authority.pem)
+
+
 def test_a_later_commitment_under_another_policy_is_not_evidence_under_this(owner, thief, suspect):
     with pytest.raises((EvidenceError, PolicyError)):
         require_earlier(owner.check(owner.claim(suspect), suspect), thief.claim(suspect), owner.store)
@@ -200,6 +262,7 @@ FORGED = {
     "evidence that is none": lambda data: altered(data, evidence=["{}"]),
     "evidence of numbers": lambda data: altered(data, evidence=[1]),
     "another format": lambda data: altered(data, format="portcullis-claim/v9"),
+    "a stamp of numbers": lambda data: altered(data, stamp=1),
     "a field more": lambda data: altered(data, note="x"),
     "a commitment of nothing": lambda data: altered(data, commitment={}),
     "a commitment of text": lambda data: altered(data, commitment="x"),
@@ -353,3 +416,31 @@ def test_a_claim_by_command(call, tmp_path):
     assert (code, out) == (1, "") and "not a dispute file" in err
     code, _, err = call(*check, "--against-unmarked", "thief/trained")
     assert code == 2 and "need --against" in err
+
+
+def test_a_stamp_by_command(call, tmp_path):
+    authority = Authority()
+    write_bytes(tmp_path / "authorities.pem", authority.pem)
+    known = ("--authorities", "authorities.pem")
+    stamp = ("claim", "stamp", "owner/marked.intoto.jsonl", *MODELS, *known)
+    with serving(authority.answer) as url:
+        code, out, err = call(*stamp, "--url", url, "--output", "stamp.tsr")
+        assert (code, err) == (0, "") and "stamped by 2026-11-29T12:00:01" in out
+        code, out, err = call(*stamp, "--url", "nowhere", "--output", "none.tsr")
+        assert (code, out) == (2, "") and "http(s)://" in err
+        write_bytes(tmp_path / "authorities.pem", Authority().pem)
+        code, out, err = call(*stamp, "--url", url, "--output", "none.tsr")
+        assert (code, out) == (1, "") and "does not verify" in err
+    assert not (tmp_path / "none.tsr").exists()
+    write_bytes(tmp_path / "authorities.pem", authority.pem)
+    make = ("claim", "make", "thief/marked", *MODELS, "--marked", "owner/marked")
+    evidence = ("--evidence", "owner/marked.intoto.jsonl")
+    assert call(*make, *evidence, "--stamp", "stamp.tsr", "--output", "claim.json")[0] == 0
+    assert call(*make, *evidence, "--output", "bare.json")[0] == 0
+    check = ("--suspect", "thief/marked", *MODELS, *known)
+    code, out, err = call("claim", "check", "claim.json", *check)
+    assert (code, err) == (0, "") and "a time-stamp authority saw the commitment by 2026-11-29T12:00:01" in out
+    code, out, err = call("claim", "check", "claim.json", *check, "--json")
+    assert json.loads(out)["stamped"].startswith("2026-11-29T12:00:01")
+    code, out, err = call("claim", "check", "bare.json", *check)
+    assert (code, out) == (1, "") and "portcullis claim stamp" in err

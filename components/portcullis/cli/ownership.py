@@ -1,6 +1,7 @@
 """The verbs for a model found elsewhere: is it marked, and whose is it?"""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,18 @@ _trust = click.option(
     help="Trust store that the evidence verifies by (default: PORTCULLIS_TRUST, or the only one below "
     "PORTCULLIS_HOME).",
 )
+
+
+_MAX_PEM_BYTES = 1 << 20
+
+
+def _authorities(*, required: bool) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    return click.option(
+        "--authorities",
+        type=_EXISTING,
+        required=required,
+        help="Certificates that time-stamp authorities are known by, PEM.",
+    )
 
 
 @click.group()
@@ -116,6 +129,32 @@ def claim() -> None:
     """Make or judge a claim that a model is one's own."""
 
 
+@claim.command("stamp")
+@click.argument("evidence", type=_EXISTING)
+@_unmarked
+@click.option("--url", required=True, help="A time-stamp authority (RFC 3161), http(s)://HOST/…")
+@_authorities(required=True)
+@_trust
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), required=True, help="Time stamp to write.")
+def stamp(evidence: Path, unmarked: Path, url: str, authorities: Path, trust: Path | None, output: Path) -> None:
+    """Have a third party stamp the commitment in EVIDENCE, so that its time is not only the signer's word.
+
+    Do it as soon as the model is marked, and keep the file for `claim make --stamp`. The authority sees a hash.
+    """
+    from portcullis.evidence.step import read_evidence
+    from portcullis.evidence.trust import TrustStore
+    from portcullis.files import read_bytes, write_bytes
+    from portcullis.models.store import read_model_files
+    from portcullis.timestamps import request_stamp, verify_stamp
+    from portcullis.watermark.claims import commitment_of
+
+    store, roots = TrustStore.load(trust or homes.default_trust()), read_bytes(authorities, limit=_MAX_PEM_BYTES)
+    document = commitment_of(read_evidence([evidence]), store, read_model_files(unmarked)).encode()
+    data = request_stamp(url, document, roots)
+    write_bytes(output, data)
+    say(f"stamped by {_time(verify_stamp(data, document, roots).latest)}: {output}")
+
+
 @claim.command("make")
 @click.argument("suspect", type=_EXISTING)
 @_unmarked
@@ -123,9 +162,17 @@ def claim() -> None:
 @click.option("--evidence", type=_EXISTING, required=True, help="Evidence of the run that marked it, .intoto.jsonl.")
 @_key
 @_trust
+@click.option("--stamp", type=_EXISTING, help="Time stamp of the commitment, from `claim stamp`.")
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), required=True, help="Dispute file to write.")
 def make(
-    suspect: Path, unmarked: Path, marked: Path, evidence: Path, uri: str | None, trust: Path | None, output: Path
+    suspect: Path,
+    unmarked: Path,
+    marked: Path,
+    evidence: Path,
+    uri: str | None,
+    trust: Path | None,
+    stamp: Path | None,
+    output: Path,
 ) -> None:
     """Write a dispute file: that SUSPECT bears the mark, and what was committed to when it was made.
 
@@ -133,8 +180,9 @@ def make(
     """
     from portcullis.evidence.step import read_evidence
     from portcullis.evidence.trust import TrustStore
-    from portcullis.files import write_bytes
+    from portcullis.files import read_bytes, write_bytes
     from portcullis.models.store import read_model_files
+    from portcullis.timestamps import MAX_STAMP_BYTES
     from portcullis.watermark.claims import make_claim
 
     data = make_claim(
@@ -144,6 +192,7 @@ def make(
         unmarked=read_model_files(unmarked),
         marked=read_model_files(marked),
         suspect=_weights(suspect),
+        stamp=read_bytes(stamp, limit=MAX_STAMP_BYTES) if stamp else None,
     )
     write_bytes(output, data)
     say(f"claim in {output}; hand key, suspect and unmarked model to the judge by another way")
@@ -155,6 +204,7 @@ def make(
 @_unmarked
 @_key
 @_trust
+@_authorities(required=False)
 @click.option("--against", type=_EXISTING, help="Another's dispute file; refuse unless FILE was committed to first.")
 @click.option("--against-trust", type=_FOLDER, help="Trust store of the other (default: --trust).")
 @click.option("--against-unmarked", type=_FOLDER, help="The other's unmarked model: is this mark in it too?")
@@ -165,6 +215,7 @@ def check(
     unmarked: Path,
     uri: str | None,
     trust: Path | None,
+    authorities: Path | None,
     against: Path | None,
     against_trust: Path | None,
     against_unmarked: Path | None,
@@ -172,9 +223,9 @@ def check(
 ) -> None:
     """Judge a dispute file: evidence, commitment, key and models fit, and the mark is PRESENT when it is read again.
 
-    With --against, the earlier of two commitments wins. Exit code 0 when the claim holds, 1 when it does not.
+    With --against, the earlier of two commitments wins: by the signers' clocks, or with --authorities by time stamps,
+    which a claim then must have. Exit code 0 when the claim holds, 1 when it does not.
     """
-    from portcullis.evidence.statement import format_time
     from portcullis.evidence.trust import TrustStore
     from portcullis.files import read_bytes
     from portcullis.models.store import read_model_files
@@ -184,12 +235,13 @@ def check(
         raise UsageError("--against-trust and --against-unmarked need --against")
     store, key, files = TrustStore.load(trust or homes.default_trust()), _watermark_key(uri), read_model_files(unmarked)
     data = read_bytes(file, limit=claims.MAX_CLAIM_BYTES)
-    checked = claims.check_claim(data, store, key, unmarked=files, suspect=_weights(suspect))
+    known = read_bytes(authorities, limit=_MAX_PEM_BYTES) if authorities else None
+    checked = claims.check_claim(data, store, key, unmarked=files, suspect=_weights(suspect), authorities=known)
     document: dict[str, Any] = {"holds": True, **claims.claim_figures(checked)}
     if against is not None:
         other = read_bytes(against, limit=claims.MAX_CLAIM_BYTES)
         theirs = TrustStore.load(against_trust) if against_trust else store
-        document["other_committed"] = format_time(claims.require_earlier(checked, other, theirs))
+        document["other_committed"] = _time(claims.require_earlier(checked, other, theirs, authorities=known))
         if against_unmarked is not None:
             original = read_model_files(against_unmarked)
             found = claims.read_in_their_original(data, theirs, key, other, unmarked=files, theirs=original)
@@ -199,10 +251,18 @@ def check(
         return
     _say_weights(checked.examination)
     say(f"suspect {checked.suspect[:SHORT]} bears the mark of {checked.owner}, committed to {document['committed']}")
+    if "stamped" in document:
+        say(f"a time-stamp authority saw the commitment by {document['stamped']}")
     if against is not None:
-        say(f"the other committed later, {document['other_committed']}")
+        say(f"the other committed later; by its signer's clock {document['other_committed']}")
     if "in_their_unmarked" in document:
         say(f"this mark in the other's unmarked model: {document['in_their_unmarked']}")
+
+
+def _time(instant: int) -> str:
+    from portcullis.evidence.statement import format_time
+
+    return format_time(instant)
 
 
 def _watermark_key(uri: str | None) -> bytes:

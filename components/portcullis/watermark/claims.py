@@ -10,9 +10,12 @@ again. So a forger cannot choose bits, for they follow from the key; nor publish
 follow from its digest; nor craft triggers, for they follow from both; nor, having found a key, date it back.
 
 When two claims hold for one model, one was marked over the other. **The earlier commitment wins.** Its time is that of
-the clock of whoever signed it. What needs no clock: the first one's mark is in the second one's unmarked model too.
+the clock of whoever signed it; or, to a judge who names authorities of RFC 3161, that of its time stamp. What needs no
+clock: the first one's mark is in the second one's unmarked model too.
 """
 
+import base64
+import binascii
 import hmac
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,12 +28,13 @@ from portcullis.evidence.dsse import Envelope
 from portcullis.evidence.statement import Figure, Statement, format_time
 from portcullis.evidence.trust import TrustStore
 from portcullis.models.store import WEIGHTS_FILE
+from portcullis.timestamps import Stamped, verify_stamp
 from portcullis.watermark.examine import Examination, examine
 from portcullis.watermark.mark import Claim, Tensors, mac, require_key
 from portcullis.watermark.weights import decode_weights
 
 COMMITMENT_FORMAT = "portcullis-watermark/v2"
-CLAIM_FORMAT = "portcullis-claim/v1"
+CLAIM_FORMAT = "portcullis-claim/v2"
 STAGE = "watermark"
 MAX_CLAIM_BYTES = 64 << 20
 
@@ -62,12 +66,14 @@ class Checked:
     Attributes:
         owner: Whoever committed.
         committed: When, milliseconds since the epoch, by the signer's clock.
+        stamped: When by its time stamp, where the judge asks for one.
         suspect: SHA-256 of the suspect's weights file.
         examination: What was read in it now.
     """
 
     owner: str
     committed: int
+    stamped: Stamped | None
     suspect: str
     examination: Examination
 
@@ -103,8 +109,32 @@ def open_commitment(
     return Opening(document, salt.hex())
 
 
+def commitment_of(lines: Sequence[bytes], store: TrustStore, unmarked: Files) -> str:
+    """Return the commitment, 64 hexadecimal digits, that was signed when a model was marked.
+
+    Args:
+        lines: The evidence of the run that marked the model.
+        store: The trust store that it verifies by.
+        unmarked: The two files of the unmarked model.
+
+    Raises:
+        EvidenceError: The evidence does not hold or holds no commitment.
+    """
+    commitment = _marking(lines, store, content_digest(unmarked)).figures.get("commitment")
+    if not is_digest(commitment):
+        raise EvidenceError("the evidence holds no commitment")
+    return str(commitment)
+
+
 def make_claim(
-    lines: Sequence[bytes], store: TrustStore, key: bytes, *, unmarked: Files, marked: Files, suspect: bytes
+    lines: Sequence[bytes],
+    store: TrustStore,
+    key: bytes,
+    *,
+    unmarked: Files,
+    marked: Files,
+    suspect: bytes,
+    stamp: bytes | None = None,
 ) -> bytes:
     """Make a dispute file.
 
@@ -115,6 +145,7 @@ def make_claim(
         unmarked: The two files of the unmarked model.
         marked: Those of the marked model.
         suspect: The suspect's weights, a safetensors file.
+        stamp: A time stamp of the commitment (`timestamps.request_stamp`). It is not looked at: the judge does.
 
     Raises:
         EvidenceError: The evidence does not hold, or its commitment is not to this key and these models.
@@ -139,11 +170,20 @@ def make_claim(
             "suspect": sha256(suspect),
             "reading": found.figures(),
             "evidence": [line.decode() for line in lines],
+            "stamp": None if stamp is None else base64.b64encode(stamp).decode(),
         }
     )
 
 
-def check_claim(data: bytes, store: TrustStore, key: bytes, *, unmarked: Files, suspect: bytes) -> Checked:
+def check_claim(
+    data: bytes,
+    store: TrustStore,
+    key: bytes,
+    *,
+    unmarked: Files,
+    suspect: bytes,
+    authorities: bytes | None = None,
+) -> Checked:
     """Judge a dispute file.
 
     Args:
@@ -152,10 +192,12 @@ def check_claim(data: bytes, store: TrustStore, key: bytes, *, unmarked: Files, 
         key: The key that the claimant hands over.
         unmarked: The two files of the model that they say they marked.
         suspect: The suspect's weights, a safetensors file.
+        authorities: Certificates of the time-stamp authorities that the judge knows, PEM. With them, a claim without a
+            time stamp by one of them does not hold.
 
     Raises:
         EvidenceError: The file is malformed; its evidence does not hold; or what it says was committed to was not, or
-            is another key, owner, original or suspect.
+            is another key, owner, original or suspect; or was not stamped, where that is asked for.
         ModelError: A model is malformed, or the suspect does not bear the mark.
         KeyMaterialError: The key does not have 32 bytes.
     """
@@ -163,6 +205,11 @@ def check_claim(data: bytes, store: TrustStore, key: bytes, *, unmarked: Files, 
     opening, lines, stated = _parse(data)
     document = opening.document
     statement = _committed(opening, lines, store)
+    stamped = None
+    if authorities is not None:
+        stamped = _stamped(opening, stated, authorities)
+        if stamped is None:
+            raise EvidenceError("the claim has no time stamp; `portcullis claim stamp` asks for one")
     if not hmac.compare_digest(opening.salt, mac(key, f"salt|{document['unmarked']}").hex()) or not (
         hmac.compare_digest(document["key"], sha256(bytes.fromhex(opening.salt) + key))
     ):
@@ -175,29 +222,35 @@ def check_claim(data: bytes, store: TrustStore, key: bytes, *, unmarked: Files, 
     # The judge's own figures count; of the stated ones, another processor may round the last digits otherwise.
     if stated["reading"].get("verdict") != found.verdict:
         raise EvidenceError("the claim does not say that the mark is PRESENT")
-    return Checked(document["owner"], statement.finished, stated["suspect"], found)
+    return Checked(document["owner"], statement.finished, stamped, stated["suspect"], found)
 
 
-def require_earlier(checked: Checked, other: bytes, store: TrustStore) -> int:
+def require_earlier(checked: Checked, other: bytes, store: TrustStore, *, authorities: bytes | None = None) -> int:
     """Refuse unless a claim was committed to before another claim to the same suspect.
 
     Args:
         checked: The claim that holds.
         other: The other dispute file. Its mark is not read: whether it is there does not matter here.
         store: The judge's own trust store of the other claimant.
+        authorities: As of `check_claim`, which then was given them as well. Time stamps decide in place of the
+            signers' clocks, and one that is stamped is earlier than one that is not.
 
     Returns:
-        When the other was committed to, milliseconds since the epoch.
+        When the other was committed to by its signer's clock, milliseconds since the epoch.
 
     Raises:
         EvidenceError: The other is malformed or its evidence does not hold; it is to another suspect; or it was
-            committed to first, or at the same instant.
+            committed to first, or at the same instant as far as the clocks can tell.
     """
     opening, lines, stated = _parse(other)
     statement = _committed(opening, lines, store)
     if stated["suspect"] != checked.suspect:
         raise EvidenceError("the other claim is to another suspect")
-    if not checked.committed < statement.finished:
+    if authorities is not None:
+        theirs = _stamped(opening, stated, authorities)
+        if checked.stamped is None or (theirs is not None and not checked.stamped.before(theirs)):
+            raise EvidenceError("the other claim's time stamp is not later than this one's")
+    elif not checked.committed < statement.finished:
         raise EvidenceError(
             f"the other claim was committed to first: at {format_time(statement.finished)}, "
             f"this one at {format_time(checked.committed)}"
@@ -236,7 +289,7 @@ def _parse(data: bytes) -> tuple[Opening, list[bytes], Mapping[str, Any]]:
         value = parse_canonical_json(data, limit=MAX_CLAIM_BYTES)
     except DataError as error:
         raise EvidenceError(f"not a dispute file: {error}") from error
-    names = {"format", "commitment", "salt", "suspect", "reading", "evidence"}
+    names = {"format", "commitment", "salt", "suspect", "reading", "evidence", "stamp"}
     if not isinstance(value, dict) or value.keys() != names or value["format"] != CLAIM_FORMAT:
         raise EvidenceError(f"not a dispute file of the format {CLAIM_FORMAT}")
     document, lines = value["commitment"], value["evidence"]
@@ -252,10 +305,21 @@ def _parse(data: bytes) -> tuple[Opening, list[bytes], Mapping[str, Any]]:
         and isinstance(value["reading"], dict)
         and isinstance(lines, list)
         and all(isinstance(line, str) for line in lines)
+        and (value["stamp"] is None or isinstance(value["stamp"], str))
     )
     if not sound:
         raise EvidenceError("the dispute file is incomplete or holds values of the wrong kind")
     return Opening(document, value["salt"]), [line.encode() for line in lines], value
+
+
+def _stamped(opening: Opening, stated: Mapping[str, Any], authorities: bytes) -> Stamped | None:
+    if stated["stamp"] is None:
+        return None
+    try:
+        stamp = base64.b64decode(stated["stamp"], validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise EvidenceError("the claim's time stamp is malformed") from error
+    return verify_stamp(stamp, opening.digest.encode(), authorities)
 
 
 def _committed(opening: Opening, lines: Sequence[bytes], store: TrustStore) -> Statement:
@@ -307,9 +371,11 @@ def _require_present(suspect: bytes, unmarked: Files, key: bytes, claim: Claim) 
 
 def claim_figures(checked: Checked) -> dict[str, Figure]:
     """Return a claim that holds, as figures."""
+    stamped = {"stamped": format_time(checked.stamped.latest)} if checked.stamped else {}
     return {
         "owner": checked.owner,
         "committed": format_time(checked.committed),
+        **stamped,
         "suspect": checked.suspect,
         **checked.examination.figures(),
     }
