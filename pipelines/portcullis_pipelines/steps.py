@@ -13,6 +13,7 @@ from portcullis.errors import ConfigError
 from portcullis.evidence.policy import EXTERNAL, POLICY, StepKind
 from portcullis.keys import PublicKey
 from portcullis.pii.residual import BOUNDS as RESIDUAL_BOUNDS
+from portcullis.privacy.trial import BOUNDS as TRIAL_BOUNDS
 from portcullis_pipelines.config import ReferenceConfig
 
 Bounds = Mapping[str, Mapping[Literal["min", "max"], float]]
@@ -185,11 +186,13 @@ STEPS: tuple[ReferenceStep, ...] = (
         kind="transform",
         inputs={"dataset": "split.train"},
         outputs=("dataset",),
-        refuses="an epsilon above the budget; bounds or domains that are not declared; columns that nobody declared",
+        refuses="an epsilon above the budget; bounds that are not declared; columns that nobody declared; noise whose "
+        "samples or low bits are not what the epsilon speaks of",
         threat="reading a person's exact values of the noised columns out of what the training step is given",
         limits="columns without noise, among them all features here; a model trained on them is not private",
         keys=(READS, WRITES),
         parameters=lambda config: {**config.privacy.to_dict(), "ledger": config.ledger_parameters()},
+        checks=lambda config: TRIAL_BOUNDS if config.privacy.columns else {},
     ),
     ReferenceStep(
         name="train",
