@@ -1,4 +1,6 @@
-"""`dp`: noise beside OpenDP's mechanisms on vectors of integers, with what it costs and whether it follows its law.
+"""`dp`: noise beside OpenDP's mechanisms on vectors of integers, and private training beside plain Opacus and none.
+
+Of noise: what it costs, and whether it follows its law. The training is that of `benchmarks.dp_training`.
 
 The work is a column of ages, 18 to 90, at an epsilon of 2 a value (the Gaussian: of the same scale, which is another
 guarantee). OpenDP runs in an environment and process of its own, from lists, as its Python interface takes them, and on
@@ -23,7 +25,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from scipy.stats import chisquare
 
-from benchmarks import Record, command
+from benchmarks import Record, command, dp_training
 from benchmarks.peers import peer_python
 from portcullis.privacy.columns import mechanism_of
 from portcullis.privacy.mechanism import TOTAL, laplace_table
@@ -91,7 +93,9 @@ class Peer:
 def measure(quick: bool) -> Sequence[Record]:  # noqa: FBT001
     """Return the records of this benchmark."""
     count = 200_000 if quick else 1_000_000
-    return [*_speed(count, rounds=5 if quick else 9), *_laws(count), *_epsilons(), *_trial(rounds=5 if quick else 9)]
+    rounds = 5 if quick else 9
+    noise = [*_speed(count, rounds=rounds), *_laws(count), *_epsilons(), *_trial(rounds=rounds)]
+    return [*noise, *dp_training.measure(quick)]
 
 
 def _speed(count: int, *, rounds: int) -> list[Record]:
