@@ -224,6 +224,7 @@ STEPS: tuple[ReferenceStep, ...] = (
         checks=lambda config: {
             "auc_high": {"min": 0, "max": config.thresholds.membership_auc},
             "inversion_auc_high": {"min": 0, "max": config.thresholds.inversion_auc},
+            "inversion_reached": {"min": 0.9, "max": 1},  # else gradients lead nowhere, and nothing was measured
         },
     ),
     ReferenceStep(

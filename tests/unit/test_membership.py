@@ -20,8 +20,12 @@ from portcullis.membership.ranking import interval
 from portcullis.membership.settings import MembershipSettings
 from portcullis.membership.stage import evaluate_membership
 from portcullis.models.store import LoadedModel, ModelSpec, build_module, read_model_files, save_model
+from portcullis_pipelines.config import ReferenceConfig
+from portcullis_pipelines.steps import STEPS
 
 PLAN = MembershipSettings()
+(GATE,) = (step for step in STEPS if step.name == "membership")
+CHECKS = GATE.checks(ReferenceConfig.load(None))  # what the reference policy demands
 RNG = np.random.default_rng(3)
 
 
@@ -161,7 +165,7 @@ def by_heart() -> LoadedModel:
 def test_what_is_made_of_a_model_that_learnt_by_heart_resembles_its_rows(by_heart):
     model, rows = by_heart, persons(1)
     figures, shown = invert(model, rows, persons(2), KEEN)
-    assert figures["inversion_auc_low"] > 0.75 and figures["inversion_confidence"] > 0.99
+    assert figures["inversion_auc_low"] > 0.75 and figures["inversion_reached"] == 1
     assert figures["inversion_classes"] == 50 and len(shown) == 10
     assert figures["inversion_recognised"] < 0.2  # of new rows, a class's mean says nothing
     strangers, _ = invert(model, persons(3), persons(2), KEEN)
@@ -203,6 +207,20 @@ def test_a_network_without_gradients_is_refused():
         invert(LoadedModel(spec, Steps()), rows, dataset(300, seed=8), KEEN)
 
 
+def test_gradients_that_lead_nowhere_are_told():
+    """A network may hide its gradients; what is made of it then says nothing of its rows."""
+
+    class Rounded(torch.nn.Module):
+        def forward(self, inputs):
+            upper = (4 * inputs[:, 0, :2].mean(dim=(1, 2))).round()
+            return torch.stack([2 - upper, upper - 2], dim=1)
+
+    rows = dataset(300)
+    spec = ModelSpec.of_rows(rows.spec, "digits-cnn", OPTIONS)
+    figures, _ = invert(LoadedModel(spec, Rounded()), rows, dataset(300, seed=8), KEEN)
+    assert figures["inversion_reached"] < CHECKS["inversion_reached"]["min"]
+
+
 def test_a_network_whose_gradients_are_not_finite_is_refused():
     class Wild(torch.nn.Module):
         def forward(self, inputs):
@@ -229,7 +247,7 @@ STEP = {
     "inputs": {"model": "mine.model", "train": "source.train", "test": "source.test"},
     "outputs": ["model"],
     "parameters": dataclasses.asdict(PLAN),
-    "checks": {"auc_high": {"min": 0, "max": 0.6}, "inversion_auc_high": {"min": 0, "max": 0.6}},
+    "checks": {name: dict(bounds) for name, bounds in CHECKS.items()},
 }
 MINE = {"name": "mine", "stage": "mine", "inputs": {"dataset": "source.train"}, "outputs": ["model"]}
 
@@ -271,8 +289,11 @@ def judged(tmp_path, monkeypatch):
     return judge
 
 
-def test_a_model_that_learnt_nothing_passes(judged):
-    statement = judged(model(), dataset(600), dataset(400, seed=8))
+def test_a_model_that_learnt_the_classes_passes(judged):
+    rows = dataset(600)
+    spec = ModelSpec.of_rows(rows.spec, "digits-cnn", OPTIONS)
+    learnt = LoadedModel(spec, fitted(spec, *features_and_labels(rows), steps=30))
+    statement = judged(learnt, rows, dataset(400, seed=8))
     assert statement.verdict == "PASSED" and statement.figures["fpr_measurable"] == 0
     page = (judged.here.out / "report.html").read_text()
     assert "cannot be measured" in page and "Inversion" in page
@@ -289,6 +310,12 @@ def test_a_model_that_learnt_by_heart_is_refused(judged):
     statement = judged(LoadedModel(spec, module), train)
     assert statement.verdict == "FAILED" and statement.figures["auc_low"] > 0.6
     assert not statement.reason.startswith("inconclusive")
+
+
+def test_a_model_that_gradients_lead_nowhere_in_is_refused(judged):
+    """Untrained, it takes everything for the same class: nothing was measured."""
+    statement = judged(model(), dataset(600), dataset(400, seed=8))
+    assert statement.verdict == "FAILED" and statement.reason.startswith("inversion_reached = ")
 
 
 def test_a_model_whose_gradients_give_its_rows_away_is_refused(judged, by_heart):

@@ -46,9 +46,10 @@ def invert(
         `inversion_auc`, the probability that a training row correlates more with the nearest reconstruction of its
         class than another row of that class, with its interval `inversion_auc_low`, `inversion_auc_high`;
         `inversion_recognised`, the share of classes whose reconstruction from the middle correlates most with the mean
-        of that class's other rows, among the means of all; `inversion_confidence`, the mean probability that the
-        network gives those; `inversion_classes`, how many classes have two or more rows on either side, which all this
-        is of. And the reconstructions from the middle of a few classes, in 0..1 of the model's shape, by label.
+        of that class's other rows, among the means of all; `inversion_reached`, the share of reconstructions that the
+        network takes for their class, below which the attack failed and its figures say little; `inversion_classes`,
+        how many classes have two or more rows on either side, which all this is of. And the reconstructions from the
+        middle of a few classes, in 0..1 of the model's shape, by label.
 
     Raises:
         InconclusiveError: Those classes have fewer than `n_min` rows on a side.
@@ -68,9 +69,9 @@ def invert(
                 f"classes with two rows on either side have {count[classes].sum()}; {settings.n_min} are needed"
             )
     means = _centred(np.array([held[held_labels == label].mean(axis=0, dtype=np.float64) for label in classes]))
-    aucs, variances, weights, recognised, confidences = [], [], [], [], []
+    aucs, variances, weights, recognised, reached = [], [], [], [], []
     shown: dict[str, NDArray[np.float64]] = {}
-    for label, (images, confidence) in zip(classes.tolist(), _reconstructions(model, classes, settings), strict=True):
+    for label, (images, taken) in zip(classes.tolist(), _reconstructions(model, classes, settings), strict=True):
         found = _centred(images)
         likeness = [
             (_centred(side[labels == label]) @ found.T).max(axis=1)
@@ -81,7 +82,7 @@ def invert(
         variances.append(variance)
         weights.append(float(len(likeness[0]) * len(likeness[1])))
         recognised.append(classes[int((means @ found[0]).argmax())] == label)
-        confidences.append(float(confidence[0]))
+        reached.append(taken.mean())
         if len(shown) < MAX_SHOWN:
             shown[model.spec.labels[label]] = images[0].reshape(model.spec.shape)
     shares = np.array(weights) / sum(weights)
@@ -92,15 +93,15 @@ def invert(
         "inversion_auc_low": low,
         "inversion_auc_high": high,
         "inversion_recognised": float(np.mean(recognised)),
-        "inversion_confidence": float(np.mean(confidences)),
+        "inversion_reached": float(np.mean(reached)),
         "inversion_classes": len(classes),
     }, shown
 
 
 def _reconstructions(
     model: LoadedModel, classes: NDArray[np.int64], settings: MembershipSettings
-) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """Give for each class its reconstructions (starts, D) in [0, 1], and the network's probability of it (starts,)."""
+) -> Iterator[tuple[NDArray[np.float64], NDArray[np.bool_]]]:
+    """Give for each class its reconstructions (starts, D) in [0, 1], and which the network takes for it (starts,)."""
     generator = np.random.default_rng(settings.seed)
     shape, starts = model.spec.shape, settings.inversion_starts
     together = max(1, min(_AT_ONCE, _ELEMENTS // math.prod(shape)) // starts)
@@ -108,15 +109,15 @@ def _reconstructions(
         part = classes[first : first + together]
         begun = generator.random((len(part), starts, *shape), dtype=np.float32)
         begun[:, 0] = 0.5  # one from the middle, as nothing is known
-        images, confidence = _moved(model, begun.reshape(-1, *shape), part.repeat(starts), settings.inversion_steps)
+        images, taken = _moved(model, begun.reshape(-1, *shape), part.repeat(starts), settings.inversion_steps)
         for place in range(len(part)):
             of_class = slice(place * starts, (place + 1) * starts)
-            yield images[of_class].reshape(starts, -1), confidence[of_class]
+            yield images[of_class].reshape(starts, -1), taken[of_class]
 
 
 def _moved(
     model: LoadedModel, begun: NDArray[np.float32], labels: NDArray[np.int64], steps: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     images, targets = torch.from_numpy(begun), torch.from_numpy(labels)
     length = _LENGTH * math.sqrt(images[0].numel())
     try:
@@ -128,13 +129,12 @@ def _moved(
             unit = (flat / flat.norm(dim=1, keepdim=True).clamp(min=1e-30)).view_as(images)
             images = (images.detach() - length * (1 - step / steps) * unit).clamp(0, 1)
         with torch.inference_mode():
-            chances = model.module(images).double().softmax(dim=1)[torch.arange(len(images)), targets]
+            logits = model.module(images)
     except FOREIGN_ERRORS as error:
         raise ModelError(f"the network cannot be inverted: {error}") from error
-    found, confidence = images.double().numpy(), chances.numpy()
-    if not (np.isfinite(found).all() and np.isfinite(confidence).all()):
+    if not bool(images.isfinite().all() and logits.isfinite().all()):
         raise ModelError("the network's gradients are not finite")
-    return found, confidence
+    return images.double().numpy(), (logits.argmax(dim=1) == targets).numpy()
 
 
 def _centred(rows: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
