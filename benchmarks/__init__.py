@@ -72,7 +72,7 @@ def compare(
         peer=statistics.median(other) if other else None,
         peer_name=peer_name,
         ratio=statistics.median(ratios) if ratios else None,
-        spread=_spread(ratios or own),
+        spread=spread(ratios or own),
         target=target,
         better="lower",
     )
@@ -105,7 +105,8 @@ def _seconds(work: Callable[[], object], clock: Callable[[], float]) -> float:
     return clock() - start
 
 
-def _spread(values: Sequence[float]) -> float:
+def spread(values: Sequence[float]) -> float:
+    """Return the interquartile range, relative to the median; 0 of a single value."""
     if len(values) < 2:
         return 0.0
     low, _, high = statistics.quantiles(values, n=4)

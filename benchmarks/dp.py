@@ -1,4 +1,6 @@
-"""`dp`: noise beside OpenDP's mechanisms on vectors of integers, with what it costs and whether it follows its law.
+"""`dp`: noise beside OpenDP's mechanisms on vectors of integers, and private training beside plain Opacus and none.
+
+Of noise: what it costs, and whether it follows its law. The training is that of `benchmarks.dp_training`.
 
 The work is a column of ages, 18 to 90, at an epsilon of 2 a value (the Gaussian: of the same scale, which is another
 guarantee). OpenDP runs in an environment and process of its own, from lists, as its Python interface takes them, and on
@@ -19,15 +21,19 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from scipy.stats import chisquare
 
-from benchmarks import Record, command
+from benchmarks import Record, command, dp_training
 from benchmarks.peers import peer_python
+from portcullis.privacy.columns import mechanism_of
 from portcullis.privacy.mechanism import TOTAL, laplace_table
 from portcullis.privacy.nulls import nullable_table
 from portcullis.privacy.response import randomised_response
 from portcullis.privacy.samplers import discrete_gaussian, discrete_laplace
+from portcullis.privacy.settings import NoisedColumn
+from portcullis.privacy.trial import trial
 from portcullis.random_bits import RandomBits
 
 VERSION = "0.16.0"
@@ -87,7 +93,9 @@ class Peer:
 def measure(quick: bool) -> Sequence[Record]:  # noqa: FBT001
     """Return the records of this benchmark."""
     count = 200_000 if quick else 1_000_000
-    return [*_speed(count, rounds=5 if quick else 9), *_laws(count), *_epsilons()]
+    rounds = 5 if quick else 9
+    noise = [*_speed(count, rounds=rounds), *_laws(count), *_epsilons(), *_trial(rounds=rounds)]
+    return [*noise, *dp_training.measure(quick)]
 
 
 def _speed(count: int, *, rounds: int) -> list[Record]:
@@ -160,6 +168,21 @@ def _epsilons() -> list[Record]:
         "krr": randomised_response(EPSILON, CATEGORIES).epsilon,
     }
     return [_figure(f"{name}, exact", "epsilon", value, EPSILON, "lower") for name, value in figures.items()]
+
+
+def _trial(*, rounds: int) -> list[Record]:
+    """What a run's own look at a column's sampler costs, and what it finds of a sound one."""
+    mechanisms = {"age": mechanism_of(NoisedColumn(LOW, HIGH, EPSILON, STEPS))}
+    released = pa.table({"age": mechanisms["age"].law.inputs})
+    seconds = []
+    for _ in range(rounds):
+        start = time.process_time()
+        figures = trial(mechanisms, released)
+        seconds.append(time.process_time() - start)
+    return [
+        Record("trial of a column", "CPU s", statistics.median(seconds), None, "", None, 0.0, None, "lower"),
+        _figure("trial, low bits", "p", float(figures["low_bits_p_value"]), 1e-5, "higher"),
+    ]
 
 
 def _p(samples: NDArray[np.int64], weights: NDArray[np.float64]) -> float:

@@ -27,6 +27,7 @@ from portcullis.ledger.settings import LedgerSettings
 from portcullis.preflight.stage import preflight
 from portcullis.privacy.settings import NoisePlan
 from portcullis.privacy.stage import dp_noise
+from portcullis.privacy.trial import BOUNDS
 
 AGE = {"age": {"low": 18, "high": 90, "epsilon": 1, "steps": 73}}
 SPEC = DatasetSpec("customers", Label("label", ("0", "1")), Features(("p0", "p1"), (2,), 0, 16), {})
@@ -36,6 +37,9 @@ NAMES = ("PORTCULLIS_TRUST", "PORTCULLIS_KEYS", "PORTCULLIS_LEDGERS", "PORTCULLI
 def rows(count: int = 60) -> Dataset:
     columns = {
         "age": 18 + np.arange(count) % 73,
+        "share": np.arange(count) / count,
+        "debt": 1_000_003 * np.arange(count),
+        "city": [("Paris", "Rome", "Oslo")[row % 3] for row in range(count)],
         "p0": np.arange(count) % 17,
         "p1": np.arange(count) % 17 / 2,
         "label": ["01"[row % 2] for row in range(count)],
@@ -63,7 +67,9 @@ class PrivateRun:
     @property
     def plan(self) -> dict:
         """What the step is told, beside its ledger."""
-        rest = {"others": {"features": "keep", "label": "keep"}, "rows": "keep"} if self.columns else {}
+        others = {"features": "keep", "label": "keep"}
+        others |= dict.fromkeys(sorted({"age", "share", "debt", "city"} - set(self.columns)), "keep")
+        rest = {"others": others, "rows": "keep"} if self.columns else {}
         return NoisePlan.parse({"columns": self.columns, "budget": 2.0, **rest}).to_dict()
 
     def __post_init__(self) -> None:
@@ -78,7 +84,11 @@ class PrivateRun:
         steps = [
             _step("preflight", {"policy": "policy"}, "nonce"),
             _step("source", {"nonce": "preflight.nonce", "raw": "external"}, "dataset"),
-            _step("dp_noise", {"dataset": "source.dataset"}, "dataset", parameters=noise),
+            _step(
+                *("dp_noise", {"dataset": "source.dataset"}, "dataset"),
+                parameters=noise,
+                checks={name: dict(bounds) for name, bounds in BOUNDS.items()} if self.columns else {},
+            ),
             _step("train", {"dataset": "dp_noise.dataset"}, "model"),
             _step(
                 *("budget", {"model": "train.model"}, "model"),

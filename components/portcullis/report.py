@@ -7,7 +7,10 @@ import html
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
-from typing import Protocol
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from portcullis.digest import is_digest
 from portcullis.evidence.policy import StepRule
@@ -15,6 +18,7 @@ from portcullis.evidence.statement import Check, Figure, Statement, format_time
 
 Counts = Mapping[str, Mapping[str, int]]
 Pixels = Sequence[Sequence[tuple[float, float, float]]]
+LARGEST_SIDE = 32
 
 _STYLE = resources.files("portcullis").joinpath("report.css").read_text("utf-8")
 
@@ -119,6 +123,16 @@ def pictures(rows: Iterable[tuple[str, Sequence[tuple[str, Pixels]]]]) -> str:
         parts.append(f'<text class="small" x="0" y="{size + 36}">{html.escape(below)}</text></svg>')
         drawn.append("".join(parts))
     return f'<div class="scroll tiles">{"".join(drawn)}</div>'
+
+
+def pixels_of(image: NDArray[Any]) -> Pixels:
+    """Return an image (channels, height, width) as a picture of at most 32 by 32 pixels."""
+    colours = image[:3] if len(image) >= 3 else np.repeat(image[:1], 3, axis=0)
+    step = math.ceil(max(image.shape[1:]) / LARGEST_SIDE)
+    return [
+        [(float(red), float(green), float(blue)) for red, green, blue in line]
+        for line in colours[:, ::step, ::step].transpose(1, 2, 0)
+    ]
 
 
 def budget_bar(parts: Mapping[str, float], budget: float) -> str:

@@ -132,12 +132,12 @@ def configuration(suggestions: Sequence[str] = ()) -> str:
             {"architecture": defaults.architecture, "options": dict(defaults.options)},
         ),
         _of("training", "How the model is trained.", defaults.training, TrainingSettings)
-        + "\n# In place of `training`, to learn under differential privacy (DP-SGD); its audit and attack follow."
+        + "\n# In place of `training`, to learn under differential privacy (DP-SGD); its audit follows."
         + "\n# dp_training:"
         + "".join(f"\n#   {name}: {it}" for name, it in dataclasses.asdict(PrivateSettings()).items())
         + "".join(f"\n{line}" for line in _meaning(PrivateSettings, indent="#   ")),
         _of("audit", "How thoroughly a private trainer is audited.", defaults.audit, AuditSettings),
-        _of("membership", "How a private model is attacked.", defaults.membership, MembershipSettings),
+        _of("membership", "Membership inference and inversion.", defaults.membership, MembershipSettings),
         _of("robustness", "How the gates attack the model.", defaults.robustness, RobustnessSettings),
         _of("thresholds", "What it must withstand.", defaults.thresholds, Thresholds),
         _section(

@@ -128,10 +128,10 @@ def _trained(given: Any) -> Any:
         seed=given.train_seed,
         device=given.train_device,
     )
-    return _shipped(given, sides, trained, evidence=trained.outputs["model_evidence"])
+    return _shipped(given, sides, noised, trained, evidence=trained.outputs["model_evidence"])
 
 
-def _shipped(given: Any, sides: Any, trained: Any, *, evidence: Any) -> Any:
+def _shipped(given: Any, sides: Any, noised: Any, trained: Any, *, evidence: Any) -> Any:
     """From a trained model to a sealed and signed one."""
     harden(trained, secret=secret_name("train"), resources=LARGE, gpus=given.gpus, gpu_resource=given.gpu_resource)
     gpu = {"gpus": given.gpus, "gpu_resource": given.gpu_resource}
@@ -151,9 +151,23 @@ def _shipped(given: Any, sides: Any, trained: Any, *, evidence: Any) -> Any:
         "seed": given.attack_seed,
         "mode": given.attack_mode,
     }
+    attacked = membership_gate(
+        model=trained.outputs["model"],
+        train=noised.outputs["noised"],
+        test=sides.outputs["test"],
+        evidence=evidence,
+        false_positives=given.membership_false_positives,
+        confidence=given.membership_confidence,
+        n_min=given.membership_n_min,
+        inversion_starts=given.membership_inversion_starts,
+        inversion_steps=given.membership_inversion_steps,
+        seed=given.membership_seed,
+        step="membership",
+        secret=secret_name("membership"),
+    )
     spent = budget_gate(
         model=trained.outputs["model"],
-        evidence=evidence,
+        evidence=attacked.outputs["evidence"],
         ledger=given.ledger,
         charging=given.ledger_charging,
         step="budget",
@@ -244,6 +258,12 @@ def secure_training(
     attack_n_min: int,
     attack_seed: int,
     attack_mode: str,
+    membership_false_positives: float,
+    membership_confidence: float,
+    membership_n_min: int,
+    membership_inversion_starts: int,
+    membership_inversion_steps: int,
+    membership_seed: int,
     noise_columns: Dict[str, Dict[str, Any]],
     noise_budget: float,
     noise_others: Dict[str, str],
@@ -294,6 +314,12 @@ def secure_training(
         attack_n_min: Fewest samples that are judged.
         attack_seed: Of random starts.
         attack_mode: `full` for a number, `verdict` to stop as soon as the verdict is known.
+        membership_false_positives: The false-positive rate at which membership inference's hits are reported.
+        membership_confidence: Of each interval of membership inference and inversion.
+        membership_n_min: Fewest rows on either side that are judged.
+        membership_inversion_starts: How often each class is reconstructed from the model.
+        membership_inversion_steps: Gradient steps of each reconstruction.
+        membership_seed: Of the random starts of reconstructions.
         noise_columns: Columns of the training rows that get noise, and the noise of each.
         noise_budget: The most that a row may spend, or a person where contributions are bounded.
         noise_others: What becomes of the columns without noise.
@@ -411,14 +437,12 @@ def _settings(of: Any, *, but: Any = ()) -> List[inspect.Parameter]:
 
 
 # The private variant takes what `secure_training` takes, but for the settings of training, which are `dp_train`'s, and
-# besides those of the two gates on it.
+# besides those of the gate on it.
 _PRIVATE_SETTINGS = _settings(dp_train)
 _AUDIT_SETTINGS = _settings(privacy_audit_gate, but=_PRIVATE_SETTINGS)
-_MEMBERSHIP_SETTINGS = _settings(membership_gate)
 _OWN = (
     ("train", dp_train, _PRIVATE_SETTINGS),
     ("audit", privacy_audit_gate, _AUDIT_SETTINGS),
-    ("membership", membership_gate, _MEMBERSHIP_SETTINGS),
 )
 _PRIVATE_PARAMETERS = [
     *(it for it in _parameters(secure_training) if not it.name.startswith("train_")),
@@ -448,16 +472,7 @@ def _trained_privately(given: Any) -> Any:
         **{it.name: arguments[f"train_{it.name}"] for it in _PRIVATE_SETTINGS},
         **{it.name: arguments[f"audit_{it.name}"] for it in _AUDIT_SETTINGS},
     )
-    attacked = membership_gate(
-        model=trained.outputs["model"],
-        train=noised.outputs["noised"],
-        test=sides.outputs["test"],
-        evidence=audited.outputs["evidence"],
-        step="membership",
-        secret=secret_name("membership"),
-        **{it.name: arguments[f"membership_{it.name}"] for it in _MEMBERSHIP_SETTINGS},
-    )
-    return _shipped(given, sides, trained, evidence=attacked.outputs["evidence"])
+    return _shipped(given, sides, noised, trained, evidence=audited.outputs["evidence"])
 
 
 def _taking(parameters: List[inspect.Parameter], training: Any) -> Any:

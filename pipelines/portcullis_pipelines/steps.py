@@ -13,6 +13,7 @@ from portcullis.errors import ConfigError
 from portcullis.evidence.policy import EXTERNAL, POLICY, StepKind
 from portcullis.keys import PublicKey
 from portcullis.pii.residual import BOUNDS as RESIDUAL_BOUNDS
+from portcullis.privacy.trial import BOUNDS as TRIAL_BOUNDS
 from portcullis_pipelines.config import ReferenceConfig
 
 Bounds = Mapping[str, Mapping[Literal["min", "max"], float]]
@@ -185,11 +186,13 @@ STEPS: tuple[ReferenceStep, ...] = (
         kind="transform",
         inputs={"dataset": "split.train"},
         outputs=("dataset",),
-        refuses="an epsilon above the budget; bounds or domains that are not declared; columns that nobody declared",
+        refuses="an epsilon above the budget; bounds that are not declared; columns that nobody declared; noise whose "
+        "samples or low bits are not what the epsilon speaks of",
         threat="reading a person's exact values of the noised columns out of what the training step is given",
         limits="columns without noise, among them all features here; a model trained on them is not private",
         keys=(READS, WRITES),
         parameters=lambda config: {**config.privacy.to_dict(), "ledger": config.ledger_parameters()},
+        checks=lambda config: TRIAL_BOUNDS if config.privacy.columns else {},
     ),
     ReferenceStep(
         name="train",
@@ -208,11 +211,29 @@ STEPS: tuple[ReferenceStep, ...] = (
         },
     ),
     ReferenceStep(
+        name="membership",
+        stage="membership_gate",
+        kind="gate",
+        inputs={"model": "train.model", "train": "dp_noise.dataset", "test": "split.test"},
+        outputs=("model",),
+        refuses="a model whose losses, or what can be made of its gradients, tell its training rows from others",
+        threat="telling from the model whether a person's row was learnt from, or what was in it",
+        limits="attackers with shadow models find more; what a class looks like is not hidden",
+        keys=(READS,),
+        parameters=lambda config: dataclasses.asdict(config.membership),
+        checks=lambda config: {
+            "auc_high": {"min": 0, "max": config.thresholds.membership_auc},
+            "inversion_auc_high": {"min": 0, "max": config.thresholds.inversion_auc},
+            "inversion_reached": {"min": 0.9, "max": 1},  # else gradients lead nowhere, and nothing was measured
+        },
+    ),
+    ReferenceStep(
         name="budget",
         stage="budget_gate",
         kind="gate",
         inputs={"model": "train.model"},
         outputs=("model",),
+        requires=("membership",),
         refuses="more privacy spent by all runs together than the policy allows; a release that was not charged",
         threat="the same people's data released again and again; a ledger altered, rolled back or left out",
         limits="whoever can roll back both the ledger and its last head; what the owner signs under another id",
@@ -389,50 +410,34 @@ def _audit_checks(config: ReferenceConfig) -> Bounds:
     }
 
 
-_PRIVATE_GATES = (
-    ReferenceStep(
-        name="privacy_audit",
-        stage="privacy_audit_gate",
-        kind="gate",
-        inputs={"model": "train.model"},
-        outputs=("model",),
-        refuses="a trainer whose noise, clipping or sampling is not what the certificate says",
-        threat="a certificate of privacy that the code does not keep",
-        limits="it audits the installed code by a copy on made-up rows, not the process that trained the model",
-        keys=("audit.key",),
-        parameters=lambda config: {
-            **{name: it for name, it in _private_training(config).items() if name not in ("architecture", "options")},
-            "ledger": config.ledger_parameters(),
-            **dataclasses.asdict(config.audit),
-        },
-        checks=_audit_checks,
-    ),
-    ReferenceStep(
-        name="membership",
-        stage="membership_gate",
-        kind="gate",
-        inputs={"model": "train.model", "train": "dp_noise.dataset", "test": "split.test"},
-        outputs=("model",),
-        requires=("privacy_audit",),
-        refuses="a model whose losses tell its training rows from others too well",
-        threat="telling from the model whether a person's row was learnt from",
-        limits="attackers with shadow models find more",
-        keys=(READS,),
-        parameters=lambda config: dataclasses.asdict(config.membership),
-        checks=lambda config: {"auc_high": {"min": 0, "max": config.thresholds.membership_auc}},
-    ),
+_PRIVACY_AUDIT = ReferenceStep(
+    name="privacy_audit",
+    stage="privacy_audit_gate",
+    kind="gate",
+    inputs={"model": "train.model"},
+    outputs=("model",),
+    refuses="a trainer whose noise, clipping or sampling is not what the certificate says",
+    threat="a certificate of privacy that the code does not keep",
+    limits="it audits the installed code by a copy on made-up rows, not the process that trained the model",
+    keys=("audit.key",),
+    parameters=lambda config: {
+        **{name: it for name, it in _private_training(config).items() if name not in ("architecture", "options")},
+        "ledger": config.ledger_parameters(),
+        **dataclasses.asdict(config.audit),
+    },
+    checks=_audit_checks,
 )
 
 
 def _private(step: ReferenceStep) -> tuple[ReferenceStep, ...]:
     if step.name == "train":
-        return (_DP_TRAIN, *_PRIVATE_GATES)
-    if step.name == "budget":
-        return (dataclasses.replace(step, requires=tuple(gate.name for gate in _PRIVATE_GATES)),)
+        return (_DP_TRAIN, _PRIVACY_AUDIT)
+    if step.name == "membership":
+        return (dataclasses.replace(step, requires=(_PRIVACY_AUDIT.name,)),)
     return (step,)
 
 
-# The private variant: the same steps, but for how the model is trained, and two gates on that.
+# The private variant: the same steps, but for how the model is trained, and a gate on that.
 PRIVATE_STEPS: tuple[ReferenceStep, ...] = tuple(it for step in STEPS for it in _private(step))
 
 

@@ -1,23 +1,31 @@
-"""Membership inference: what its figures mean, and what it refuses."""
+"""Membership inference and inversion: what their figures mean, and what is refused."""
 
 import dataclasses
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import resting
 import torch
-from private_place import OPTIONS, Place, dataset, images
+from private_place import COLUMNS, OPTIONS, SPEC, Place, dataset, images
 
+from portcullis.dataset import Dataset, DatasetSpec, Label, features_and_labels
 from portcullis.digest import content_digest
-from portcullis.errors import ConfigError, EvidenceError, InconclusiveError, PolicyError
+from portcullis.errors import ConfigError, EvidenceError, InconclusiveError, ModelError, PolicyError
 from portcullis.evidence.step import begin
 from portcullis.membership.attack import attack
+from portcullis.membership.inversion import invert
 from portcullis.membership.losses import losses
+from portcullis.membership.ranking import interval
 from portcullis.membership.settings import MembershipSettings
 from portcullis.membership.stage import evaluate_membership
 from portcullis.models.store import LoadedModel, ModelSpec, build_module, read_model_files, save_model
+from portcullis_pipelines.config import ReferenceConfig
+from portcullis_pipelines.steps import STEPS
 
 PLAN = MembershipSettings()
+(GATE,) = (step for step in STEPS if step.name == "membership")
+CHECKS = GATE.checks(ReferenceConfig.load(None))  # what the reference policy demands
 RNG = np.random.default_rng(3)
 
 
@@ -88,6 +96,12 @@ def test_what_cannot_be_judged_is_inconclusive(members, others):
         {"confidence": 1.0},
         {"n_min": 1},
         {"n_min": 1.5},
+        {"inversion_starts": 0},
+        {"inversion_starts": 65},
+        {"inversion_steps": 0},
+        {"inversion_steps": 10_001},
+        {"seed": -1},
+        {"seed": 0.0},
     ],
     ids=str,
 )
@@ -113,6 +127,119 @@ def test_losses_are_those_of_pytorch():
     assert np.isfinite(losses(model(1e6), features, labels)).all()
 
 
+# Inversion.
+
+# Many classes of few rows, as where a class is a person.
+FEW = DatasetSpec("persons", Label("who", tuple(f"person {index}" for index in range(50))), SPEC.features)
+KEEN = dataclasses.replace(PLAN, inversion_steps=60)
+
+
+def persons(seed: int, *, per_class: int = 2, classes: int = 50) -> Dataset:
+    """Return noise, and whose it is said to be: there is nothing to learn of a person but the rows."""
+    pixels = np.random.default_rng(seed).uniform(0, 16, (per_class * classes, 16))
+    columns = {name: pixels[:, index] for index, name in enumerate(COLUMNS)}
+    who = [FEW.label.classes[row % classes] for row in range(len(pixels))]
+    return Dataset(pa.table({**columns, "who": who}), FEW)
+
+
+def fitted(spec: ModelSpec, features, labels, *, steps: int):
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    module = build_module(spec)
+    inputs, targets = torch.from_numpy(spec.scale(features)), torch.as_tensor(labels)
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.03)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(module(inputs), targets).backward()
+        optimizer.step()
+    return module.eval().requires_grad_(requires_grad=False)
+
+
+@pytest.fixture(scope="module")
+def by_heart() -> LoadedModel:
+    rows = persons(1)
+    spec = ModelSpec.of_rows(rows.spec, "digits-cnn", {"width": 8, "hidden": 64})
+    return LoadedModel(spec, fitted(spec, *features_and_labels(rows), steps=100))
+
+
+def test_what_is_made_of_a_model_that_learnt_by_heart_resembles_its_rows(by_heart):
+    model, rows = by_heart, persons(1)
+    figures, shown = invert(model, rows, persons(2), KEEN)
+    assert figures["inversion_auc_low"] > 0.75 and figures["inversion_reached"] == 1
+    assert figures["inversion_classes"] == 50 and len(shown) == 10
+    assert figures["inversion_recognised"] < 0.2  # of new rows, a class's mean says nothing
+    strangers, _ = invert(model, persons(3), persons(2), KEEN)
+    assert strangers["inversion_auc_low"] < 0.5 < strangers["inversion_auc_high"]
+
+
+def test_what_is_made_of_a_model_that_learnt_the_classes_shows_the_classes():
+    rows, others = dataset(400), dataset(400, seed=8)
+    spec = ModelSpec.of_rows(rows.spec, "digits-cnn", OPTIONS)
+    model = LoadedModel(spec, fitted(spec, *features_and_labels(rows), steps=30))
+    figures, shown = invert(model, rows, others, KEEN)
+    assert figures["inversion_auc_low"] < 0.5 < figures["inversion_auc_high"] < 0.6
+    assert figures["inversion_recognised"] == 1 and list(shown) == ["dark", "bright"]
+    assert all(image.shape == (1, 4, 4) and (image >= 0).all() and (image <= 1).all() for image in shown.values())
+    assert shown["bright"][0, :2].mean() > shown["dark"][0, :2].mean() + 0.2
+    again, drawn = invert(model, rows, others, KEEN)
+    assert again == figures and all((drawn[label] == image).all() for label, image in shown.items())
+
+
+def test_classes_of_one_row_are_left_out_and_too_few_rows_are_inconclusive(by_heart):
+    model, rows, others = by_heart, persons(1), persons(2)
+    fewer = dataclasses.replace(others, table=others.table.slice(0, 75))  # the second half of the persons have one
+    figures, _ = invert(model, rows, fewer, dataclasses.replace(KEEN, n_min=50, inversion_steps=1))
+    assert figures["inversion_classes"] == 25
+    with pytest.raises(InconclusiveError, match="two rows on either side"):
+        invert(model, rows, fewer, KEEN)
+    with pytest.raises(InconclusiveError, match="two rows on either side"):
+        invert(model, rows, dataclasses.replace(others, table=others.table.slice(0, 50)), KEEN)
+
+
+def test_a_network_without_gradients_is_refused():
+    class Steps(torch.nn.Module):
+        def forward(self, inputs):
+            return torch.nn.functional.one_hot((inputs.sum(dim=(1, 2, 3)) > 8).long(), 2).float()
+
+    rows = dataset(300)
+    spec = ModelSpec.of_rows(rows.spec, "digits-cnn", OPTIONS)
+    with pytest.raises(ModelError, match="cannot be inverted"):
+        invert(LoadedModel(spec, Steps()), rows, dataset(300, seed=8), KEEN)
+
+
+def test_gradients_that_lead_nowhere_are_told():
+    """A network may hide its gradients; what is made of it then says nothing of its rows."""
+
+    class Rounded(torch.nn.Module):
+        def forward(self, inputs):
+            upper = (4 * inputs[:, 0, :2].mean(dim=(1, 2))).round()
+            return torch.stack([2 - upper, upper - 2], dim=1)
+
+    rows = dataset(300)
+    spec = ModelSpec.of_rows(rows.spec, "digits-cnn", OPTIONS)
+    figures, _ = invert(LoadedModel(spec, Rounded()), rows, dataset(300, seed=8), KEEN)
+    assert figures["inversion_reached"] < CHECKS["inversion_reached"]["min"]
+
+
+def test_a_network_whose_gradients_are_not_finite_is_refused():
+    class Wild(torch.nn.Module):
+        def forward(self, inputs):
+            flat = inputs.flatten(1)
+            return torch.stack([(flat - flat).sum(dim=1).sqrt() + flat[:, 0], flat[:, 1]], dim=1)
+
+    rows = dataset(300)
+    spec = ModelSpec.of_rows(rows.spec, "digits-cnn", OPTIONS)
+    with pytest.raises(ModelError, match="not finite"):
+        invert(LoadedModel(spec, Wild()), rows, dataset(300, seed=8), KEEN)
+
+
+def test_an_area_over_no_variance_has_an_interval():
+    assert interval(0.0, 0.0, 100, 0.95) == (0.0, 0.01)
+    assert interval(1.0, 0.0, 100, 0.95) == (0.99, 1.0)
+    low, high = interval(0.001, 0.25, 100, 0.95)
+    assert 0 <= low < 0.001 < high <= 1
+
+
 STEP = {
     "name": "membership",
     "stage": "membership_gate",
@@ -120,7 +247,7 @@ STEP = {
     "inputs": {"model": "mine.model", "train": "source.train", "test": "source.test"},
     "outputs": ["model"],
     "parameters": dataclasses.asdict(PLAN),
-    "checks": {"auc_high": {"min": 0, "max": 0.6}},
+    "checks": {name: dict(bounds) for name, bounds in CHECKS.items()},
 }
 MINE = {"name": "mine", "stage": "mine", "inputs": {"dataset": "source.train"}, "outputs": ["model"]}
 
@@ -162,10 +289,15 @@ def judged(tmp_path, monkeypatch):
     return judge
 
 
-def test_a_model_that_learnt_nothing_passes(judged):
-    statement = judged(model(), dataset(600), dataset(400, seed=8))
+def test_a_model_that_learnt_the_classes_passes(judged):
+    rows = dataset(600)
+    spec = ModelSpec.of_rows(rows.spec, "digits-cnn", OPTIONS)
+    learnt = LoadedModel(spec, fitted(spec, *features_and_labels(rows), steps=30))
+    statement = judged(learnt, rows, dataset(400, seed=8))
     assert statement.verdict == "PASSED" and statement.figures["fpr_measurable"] == 0
-    assert "cannot be measured" in (judged.here.out / "report.html").read_text()
+    page = (judged.here.out / "report.html").read_text()
+    assert "cannot be measured" in page and "Inversion" in page
+    assert page.count("<rect") == 2 * 16  # what is made of the model for its two classes, and no row
 
 
 def test_a_model_that_learnt_by_heart_is_refused(judged):
@@ -174,19 +306,21 @@ def test_a_model_that_learnt_by_heart_is_refused(judged):
     labels = np.random.default_rng(1).permutation(train.table["label"].to_pylist())
     train = dataclasses.replace(train, table=train.table.set_column(16, "label", [labels.tolist()]))
     spec = ModelSpec("digits-cnn", {"width": 4, "hidden": 64}, (1, 4, 4), 0, 16, ("dark", "bright"))
-    torch.manual_seed(0)
-    module = build_module(spec)
-    inputs = torch.from_numpy(spec.scale(images(300)[0]))
-    targets = torch.tensor([int(label == "bright") for label in labels])
-    optimizer = torch.optim.Adam(module.parameters(), lr=0.03)
-    torch.set_num_threads(1)
-    for _ in range(60):
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(module(inputs), targets).backward()
-        optimizer.step()
-    statement = judged(LoadedModel(spec, module.eval().requires_grad_(requires_grad=False)), train)
+    module = fitted(spec, images(300)[0], [int(label == "bright") for label in labels], steps=60)
+    statement = judged(LoadedModel(spec, module), train)
     assert statement.verdict == "FAILED" and statement.figures["auc_low"] > 0.6
     assert not statement.reason.startswith("inconclusive")
+
+
+def test_a_model_that_gradients_lead_nowhere_in_is_refused(judged):
+    """Untrained, it takes everything for the same class: nothing was measured."""
+    statement = judged(model(), dataset(600), dataset(400, seed=8))
+    assert statement.verdict == "FAILED" and statement.reason.startswith("inversion_reached = ")
+
+
+def test_a_model_whose_gradients_give_its_rows_away_is_refused(judged, by_heart):
+    statement = judged(by_heart, persons(1), persons(2))
+    assert statement.verdict == "FAILED" and "inversion_auc_high" in statement.reason
 
 
 def test_few_rows_cannot_make_a_model_look_safe(judged):

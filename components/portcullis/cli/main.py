@@ -103,8 +103,8 @@ def run(
     Creates missing keys and a policy (labelled `development`) below PORTCULLIS_HOME, runs every step, verifies what
     they left by itself, and writes the report, the evidence and the sealed model. Your own data needs --data and
     --config; the configuration names the label, the features with shape and bounds, and the sensitive columns.
-    With --private the model is trained by DP-SGD, audited, and attacked by membership inference; its policy asks for
-    less robustness, as privacy costs some. With --config, its section dp_training says how.
+    With --private the model is trained by DP-SGD and the trainer audited; its policy asks for less robustness, as
+    privacy costs some. With --config, its section dp_training says how.
     """
     from portcullis_pipelines.run import run_reference
 

@@ -17,6 +17,7 @@ from scipy import stats
 
 from portcullis.errors import InconclusiveError
 from portcullis.evidence.statement import Figure
+from portcullis.membership.ranking import interval, ranked
 from portcullis.membership.settings import MembershipSettings
 
 
@@ -43,7 +44,8 @@ def attack(
         raise InconclusiveError(f"{len(members)} training and {len(others)} other rows; {settings.n_min} are needed")
     if not (np.isfinite(members).all() and np.isfinite(others).all()):
         raise InconclusiveError("a loss is not finite")
-    auc, low, high = _auc(-members, -others, settings.confidence)
+    auc, variance = ranked(-members, -others)
+    low, high = interval(auc, variance, min(len(members), len(others)), settings.confidence)
     allowed = math.floor(settings.false_positives * len(others))
     threshold = np.sort(others)[allowed]
     caught, false = int((members < threshold).sum()), int((others < threshold).sum())
@@ -61,21 +63,6 @@ def attack(
         "members": len(members),
         "others": len(others),
     }
-
-
-def _auc(members: NDArray[np.float64], others: NDArray[np.float64], confidence: float) -> tuple[float, float, float]:
-    """Return the AUC of scores, and DeLong's interval; a score that ties counts half."""
-    n, m = len(members), len(others)
-    ranks = stats.rankdata(np.concatenate([members, others]))
-    above_others = (ranks[:n] - stats.rankdata(members)) / m  # of each member, the share of others below it
-    below_members = 1 - (ranks[n:] - stats.rankdata(others)) / n
-    auc = float(above_others.mean())
-    if not 0 < auc < 1:  # no variance to speak of: nothing lies between the sides
-        return auc, (0.0 if auc == 0 else 1 - 1 / min(n, m)), (1.0 if auc == 1 else 1 / min(n, m))
-    variance = above_others.var(ddof=1) / n + below_members.var(ddof=1) / m
-    spread = stats.norm.ppf((1 + confidence) / 2) * math.sqrt(variance) / (auc * (1 - auc))
-    middle = math.log(auc / (1 - auc))
-    return auc, 1 / (1 + math.exp(spread - middle)), 1 / (1 + math.exp(-spread - middle))
 
 
 def _clopper_pearson(hits: int, trials: int, confidence: float) -> tuple[float, float]:

@@ -18,12 +18,15 @@ def evaluate_membership(
     false_positives: float,
     confidence: float,
     n_min: int,
+    inversion_starts: int,
+    inversion_steps: int,
+    seed: int,
     step: str,
     verdict_evidence: Output[Artifact],
     report: Output[HTML],
     metrics: Output[Metrics],
 ):
-    """Attack a model by membership inference, and sign the verdict.
+    """Attack a model by membership inference and inversion, and sign the verdict.
 
     Args:
         model: The model.
@@ -33,6 +36,9 @@ def evaluate_membership(
         false_positives: The false-positive rate at which the true-positive rate is reported.
         confidence: Of each interval.
         n_min: Fewest rows on either side that are judged.
+        inversion_starts: How often each class is reconstructed from the model.
+        inversion_steps: Gradient steps of each reconstruction.
+        seed: Of the random starts of reconstructions.
         step: Name of this gate in the policy.
         verdict_evidence: The evidence with the signed verdict.
         report: The verdict and its figures.
@@ -50,7 +56,14 @@ def evaluate_membership(
         train=Path(train.path),
         test=Path(test.path),
         evidence=Path(evidence.path),
-        settings=MembershipSettings(false_positives=false_positives, confidence=confidence, n_min=n_min),
+        settings=MembershipSettings(
+            false_positives=false_positives,
+            confidence=confidence,
+            n_min=n_min,
+            inversion_starts=inversion_starts,
+            inversion_steps=inversion_steps,
+            seed=seed,
+        ),
         report=Path(report.path),
         bundle=Path(verdict_evidence.path),
     )
@@ -66,12 +79,15 @@ def membership_gate(
     false_positives: float,
     confidence: float,
     n_min: int,
+    inversion_starts: int,
+    inversion_steps: int,
+    seed: int,
     step: str,
     secret: str,
 ) -> NamedTuple("Outputs", [("evidence", Artifact)]):
-    """Refuse a model whose losses tell its training rows from others too well.
+    """Refuse a model that tells its training rows from others too well: by its losses, or by what can be made of it.
 
-    The bound is the policy's, on the upper end of the interval of the attack's AUC.
+    The bounds are the policy's, on the upper ends of the intervals of both attacks' AUC.
 
     Args:
         model: The model.
@@ -81,6 +97,9 @@ def membership_gate(
         false_positives: The false-positive rate at which the true-positive rate is reported.
         confidence: Of each interval.
         n_min: Fewest rows on either side that are judged.
+        inversion_starts: How often each class is reconstructed from the model.
+        inversion_steps: Gradient steps of each reconstruction.
+        seed: Of the random starts of reconstructions.
         step: Name of this gate in the policy.
         secret: Name of the Kubernetes Secret with the keys of its `evaluate`.
 
@@ -95,6 +114,9 @@ def membership_gate(
         false_positives=false_positives,
         confidence=confidence,
         n_min=n_min,
+        inversion_starts=inversion_starts,
+        inversion_steps=inversion_steps,
+        seed=seed,
         step=step,
     )
     held = enforce(subject=model, evidence=judged.outputs["verdict_evidence"], gate=step)

@@ -1,7 +1,11 @@
-"""The membership gate's `evaluate`: attack a model with its training rows and its test rows, and sign the verdict."""
+"""The membership gate's `evaluate`: attack a model by membership inference and inversion, and sign the verdict."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from portcullis.at_rest import read_input
 from portcullis.dataset import features_and_labels, parse_dataset
@@ -12,7 +16,7 @@ from portcullis.evidence.step import begin
 from portcullis.files import write_bytes
 from portcullis.membership.settings import MembershipSettings
 from portcullis.models.store import load_model_files, read_model_files
-from portcullis.report import gate_page, paragraph
+from portcullis.report import gate_page, paragraph, pictures, pixels_of, section
 
 CAVEAT = (
     "An attacker with more means finds more. These figures come from the training rows themselves: no certificate of "
@@ -31,7 +35,7 @@ def evaluate_membership(
     report: Path,
     bundle: Path,
 ) -> Statement:
-    """Attack a model by membership inference and state how well that went.
+    """Attack a model by membership inference and by inversion, and state how well that went.
 
     Whatever cannot be judged soundly is FAILED, with the reason `inconclusive`.
 
@@ -61,9 +65,11 @@ def evaluate_membership(
         evidence=[evidence],
     )
     from portcullis.membership.attack import attack
+    from portcullis.membership.inversion import invert
     from portcullis.membership.losses import losses
 
     figures: dict[str, Figure] = {}
+    shown: Mapping[str, NDArray[np.float64]] = {}
     inconclusive = ""
     try:
         loaded = load_model_files(model_files)
@@ -71,7 +77,8 @@ def evaluate_membership(
         for it in parsed.values():
             loaded.spec.require_fit(it.spec)
         lost = {name: losses(loaded, *features_and_labels(it)) for name, it in parsed.items()}
-        figures = attack(lost["train"], lost["test"], settings)
+        inverted, shown = invert(loaded, parsed["train"], parsed["test"], settings)
+        figures = attack(lost["train"], lost["test"], settings) | inverted
     except (InconclusiveError, DataError, ModelError) as error:
         inconclusive = str(error)
     statement = begun.finish(bundle=bundle, figures=figures, inconclusive=inconclusive)
@@ -84,5 +91,20 @@ def evaluate_membership(
                 kind="dim",
             )
         )
-    write_bytes(report, gate_page(statement, begun.rule, notes).encode())
+    write_bytes(report, gate_page(statement, begun.rule, [*notes, *_reconstructions(shown)]).encode())
     return statement
+
+
+def _reconstructions(shown: Mapping[str, NDArray[np.float64]]) -> list[str]:
+    images = {label: image for label, image in shown.items() if image.ndim == 3}
+    if not shown:
+        return []
+    return [
+        section("Inversion"),
+        paragraph(
+            "What gradients find in the model for each class; anyone who has the model can find it. inversion_auc says "
+            "how often a training row resembles it more than another row of the class does: 0.5 shows the class, and "
+            "nothing of its rows. Where a class is one person, the class is what must not be shown."
+        ),
+        *([pictures([("", [(label, pixels_of(image))]) for label, image in images.items()])] if images else []),
+    ]

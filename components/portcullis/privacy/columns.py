@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from portcullis.errors import DataError
+from portcullis.privacy.law import Law, integer_law, response_law, table_law
 from portcullis.privacy.mechanism import TOTAL, NoiseTable, float_up, laplace_table
 from portcullis.privacy.nulls import NullableTable, nullable_table
 from portcullis.privacy.response import RandomisedResponse, randomised_response
@@ -36,6 +37,7 @@ class ColumnMechanism:
             bounds, or more likely another category than the right one.
         noise: From a column's cells, to be refused under the given name where the declaration leaves no room for one,
             to noisy cells.
+        law: How likely it is to put out what, which `trial` holds samples against.
         nulls: How likely a number becomes an empty cell (`made`), and an empty cell a number (`filled`); nothing where
             that cannot happen.
     """
@@ -46,6 +48,7 @@ class ColumnMechanism:
     blind_error: float
     drowned: bool
     noise: Callable[[str, pa.ChunkedArray, RandomBits], pa.Array]
+    law: Law
     nulls: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -67,14 +70,14 @@ def mechanism_of(column: ColumnNoise) -> ColumnMechanism:
 
 def _grid(column: NoisedColumn, table: NoiseTable, nullable: NullableTable | None) -> ColumnMechanism:
     width, middle = Fraction(column.width), _from_middle(column.steps)
+    # A table of the grid, so that as many different values come out as there are grid points, whatever went in.
+    grid = np.linspace(column.low, column.high, column.steps)
+    values_out = grid.astype(np.int64) if column.whole else grid
 
     def noise(name: str, cells: pa.ChunkedArray, bits: RandomBits) -> pa.Array:
         values, empty = _numbers(name, cells, nulls=nullable is not None)
         scaled = (np.clip(values, column.low, column.high) - column.low) / (column.high - column.low)
         points = np.rint(scaled * (column.steps - 1)).astype(np.int64)
-        grid = np.linspace(column.low, column.high, column.steps)
-        # A table of the grid, so that as many different values come out as there are grid points, whatever went in.
-        values_out = grid.astype(np.int64) if column.whole else grid
         if nullable is None:
             return pa.array(values_out[table.add_noise(points, bits)])
         noisy, empty = nullable.add_noise(points, empty, bits)
@@ -88,6 +91,7 @@ def _grid(column: NoisedColumn, table: NoiseTable, nullable: NullableTable | Non
         blind_error=float_up(middle * width),
         drowned=table.expected_error >= middle,
         noise=noise,
+        law=table_law(pa.array(values_out), table, nullable),
         nulls={name: float_up(Fraction(weight, TOTAL)) for name, weight in weights.items()},
     )
 
@@ -107,6 +111,7 @@ def _integers(integer: IntegerNoise) -> ColumnMechanism:
         blind_error=middle,
         drowned=integer.expected_error >= middle,
         noise=noise,
+        law=integer_law(integer),
     )
 
 
@@ -136,6 +141,7 @@ def _categories(column: CategoryColumn, response: RandomisedResponse) -> ColumnM
         blind_error=float_up(1 - Fraction(1, response.size)),
         drowned=response.expected_error >= Fraction(1, 2),
         noise=noise,
+        law=response_law(outputs, response),
     )
 
 

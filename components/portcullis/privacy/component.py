@@ -25,8 +25,8 @@ def dp_noise(
 ) -> NamedTuple("Outputs", [("digest", str)]):
     """Add noise to declared columns, numbers and categories: local differential privacy of those, and of nothing else.
 
-    Refuses noise that costs more than the budget, and columns that nobody declared. Without a column that gets noise it
-    passes the data on and claims nothing.
+    Refuses noise that costs more than the budget or, tried on made-up cells, is not what its epsilon speaks of, and
+    columns that nobody declared. Without a column that gets noise it passes the data on and claims nothing.
 
     Args:
         dataset: The data set.

@@ -105,6 +105,12 @@ class NoiseTable:
         within = [sums[output + steps - 1] - sums[output - 1] for output in range(1, steps - 1)]
         return [lowest, *within, highest]
 
+    def weights_of(self, point: int) -> list[int]:
+        """Return each output's weight out of 2**62 where the input is a grid point, 0 to steps - 1."""
+        steps, sums = self.steps, self.sums.tolist()
+        within = self.weights[steps - point : 2 * steps - 2 - point]
+        return [sums[steps - 1 - point], *within, TOTAL - sums[2 * steps - 3 - point]]
+
     def add_noise(self, points: NDArray[np.int64], bits: RandomBits) -> NDArray[np.int64]:
         """Return noisy grid points for grid points.
 

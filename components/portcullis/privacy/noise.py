@@ -35,6 +35,7 @@ class Noised:
     Attributes:
         table: The noised and the kept columns, in the order they had; the rows that stay.
         spec: Its description: that of the input without the dropped columns.
+        mechanisms: By column, the noise that it got.
         epsilon: What a unit (a row, or a person where contributions are bounded) spends, exact, rounded up.
         figures: `rows`, those that came out; `rows_left_out` where contributions are bounded; `row_order`;
             `columns_noised`; `columns_unnoised` and `unnoised` (their names, shortened), those that were kept without
@@ -50,6 +51,7 @@ class Noised:
 
     table: pa.Table
     spec: DatasetSpec
+    mechanisms: Mapping[str, ColumnMechanism]
     epsilon: float
     figures: Mapping[str, Figure]
 
@@ -91,7 +93,7 @@ def noise_dataset(dataset: Dataset, plan: NoisePlan, *, unsafe_seed: bytes | Non
     figures = _figures(noised, plan, mechanisms, handled, record)
     if plan.contribution:
         figures |= {"rows_left_out": dataset.table.num_rows - noised.num_rows, "epsilon_person": epsilon}
-    return Noised(noised, without(dataset.spec, dropped), epsilon, figures)
+    return Noised(noised, without(dataset.spec, dropped), mechanisms, epsilon, figures)
 
 
 def _require_fit_for_noise(dataset: Dataset, name: str, column: ColumnNoise) -> None:

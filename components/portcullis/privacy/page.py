@@ -21,6 +21,11 @@ _SHOWN = {
     "row_order": "order of the rows",
     "unnoised": "kept without noise",
     "dropped": "dropped",
+    "trial_cells": "made-up cells that the noise was tried on",
+    "undeclared_outputs": "outputs that are not declared, to the last bit",
+    "sampler_p_value": "p-value of the outputs",
+    "low_bits_p_value": "p-value of their low bits",
+    "epsilon_excess": "lower bound of epsilon above the stated one",
 }
 _COLUMNS = ("column", "noise", "epsilon", "error of a cell", "error without a look", "where error is")
 _ERRORS = ("expected_error", "blind_error")

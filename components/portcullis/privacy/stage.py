@@ -17,6 +17,7 @@ from portcullis.ledger.settings import LedgerSettings
 from portcullis.privacy.noise import noise_dataset
 from portcullis.privacy.page import noise_page
 from portcullis.privacy.settings import NoisePlan
+from portcullis.privacy.trial import require_sound, trial
 
 _log = logging.getLogger(__name__)
 
@@ -48,7 +49,8 @@ def dp_noise(
     Raises:
         ConfigError: The plan or the ledger is not a sound one, or an epsilon is too small for its mechanism.
         EvidenceError: The evidence does not hold for this very data set; or the ledger was altered or rolled back, or
-            counts another unit, or this step of this run was charged before.
+            counts another unit, or this step of this run was charged before; or the noise, tried on made-up cells, is
+            not what its epsilon speaks of.
         InconclusiveError: The ledger cannot be reached.
         PolicyError: The policy does not name this very plan and ledger.
         BudgetError: With this release, all runs together would spend more than the policy allows.
@@ -72,6 +74,9 @@ def dp_noise(
             _log.warning("dp_noise: these columns %s: %s", said, result.figures[figure])
     figures, recipient = dict(result.figures), pipeline_recipient()
     if wanted.columns and account:
+        tried = trial(result.mechanisms, result.table)
+        require_sound(tried)
+        figures |= tried
         unit = "person" if wanted.contribution else "row"
         output = sealed_digest(result.table, result.spec)
         figures |= charge_step(begun, account, Pure(result.epsilon), unit=unit, output=output).figures

@@ -1,16 +1,8 @@
 """What the gate's page shows besides figures: each attack, accuracy by radius, and what some samples became."""
 
-import math
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
-
-from portcullis.report import Pixels, line_chart, paragraph, pictures, section, table
+from portcullis.report import line_chart, paragraph, pictures, pixels_of, section, table
 from portcullis.robustness.evaluate import RobustnessReport
 from portcullis.robustness.settings import RobustnessSettings
-
-LARGEST_SIDE = 32
 
 
 def robustness_details(report: RobustnessReport, settings: RobustnessSettings) -> list[str]:
@@ -71,13 +63,3 @@ def _samples(report: RobustnessReport) -> list[str]:
         for example in shown
     )
     return [section("Samples"), pictures(drawn)] if shown else []
-
-
-def pixels_of(image: NDArray[Any]) -> Pixels:
-    """Return an image (channels, height, width) as a picture of at most 32 by 32 pixels."""
-    colours = image[:3] if len(image) >= 3 else np.repeat(image[:1], 3, axis=0)
-    step = math.ceil(max(image.shape[1:]) / LARGEST_SIDE)
-    return [
-        [(float(red), float(green), float(blue)) for red, green, blue in line]
-        for line in colours[:, ::step, ::step].transpose(1, 2, 0)
-    ]
