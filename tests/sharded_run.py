@@ -23,6 +23,7 @@ CONFIG = ReferenceConfig.from_dict(
             "label": {"column": "label", "classes": ["no", "yes"]},
             "features": {"columns": ["f0", "f1"], "shape": [2], "low": 0, "high": 9},
             "sensitive": {"zip": "token", "note": "scan"},
+            "quarantine_at_most": 4,
         },
         "masking": {"entities": ["EMAIL", "US_SSN", "PERSON_NAME"]},
         "shards": SHARDS,
@@ -31,8 +32,14 @@ CONFIG = ReferenceConfig.from_dict(
 NAMES = ["Mary", "John", "Linda", "James", "Susan", "Robert", "Karen", "Michael", "Nancy", "David", "Lisa", "Daniel"]
 
 
+MALFORMED = {1: b"7,1,item 9", 2: b"7,1,caf\xe9,9,02139,nothing,no", 3: b"7,99,item 9,9,02139,nothing,no"}
+
+
 def write_source(folder: Path) -> None:
-    """Write four files: names in the first only, which has the head, and numbers that the last one makes text."""
+    """Write four files: names in the first only, which has the head, and numbers that the last one makes text.
+
+    All but the first have a malformed record, after their fifth.
+    """
     folder.mkdir()
     for part in range(4):
         lines = ["f0,f1,first_name,code,zip,note,label"]
@@ -41,7 +48,9 @@ def write_source(folder: Path) -> None:
             code = f"{row}" if part < 3 else f"0{row}"
             note = f'"call a{part}{row}@example.com, or\n{100 + row % 500}-45-{1000 + row}"' if row % 3 else "nothing"
             lines.append(f"{row % 9},{row % 4},{name},{code},0{2000 + row},{note},{'yes' if row % 2 else 'no'}")
-        (folder / f"part-{part}.csv").write_text("\n".join(lines) + "\n")
+        records = [line.encode() for line in lines]
+        records[6:6] = [MALFORMED[part]] if part in MALFORMED else []
+        (folder / f"part-{part}.csv").write_bytes(b"\n".join(records) + b"\n")
 
 
 @dataclass(frozen=True)

@@ -98,6 +98,63 @@ def line_chart(points: Mapping[float, float], *, across: str, marked: float) -> 
     return f'<div class="scroll">{"".join(parts)}</svg></div>'
 
 
+def bound_chart(figures: Mapping[str, Figure], checks: Mapping[str, Check]) -> str:
+    """Draw each figure that a policy bounds from above as its share of that bound, which is a dashed line.
+
+    A bar is cut off at twice its bound. A figure that is missing or no number has no bar and reads so; a bound of 0
+    has no shares, so whatever is above it is drawn cut off.
+    """
+    row, label, width = 26, 200, 360
+    highs = {name: check.high for name, check in checks.items() if check.high is not None}
+    whole = label + width + 190
+    parts = [f'<svg viewBox="0 0 {whole} {row * len(highs)}" role="img" style="width:{whole}px">']
+    for index, (name, high) in enumerate(highs.items()):
+        y, value = index * row + 3, figures.get(name, "missing")
+        share, held = 0.0, checks[name].holds(value)
+        if isinstance(value, int | float) and value > 0:
+            share = min(value / high, 2.0) if high > 0 else 2.0
+        colour = "var(--bar)" if held else "var(--bad)"
+        said = f"{plain(value)} of {plain(high)}"
+        parts.append(f'<text x="0" y="{y + 15}">{html.escape(name)}</text>')
+        parts.append(f'<rect x="{label}" y="{y}" width="{share * width / 2:.1f}" height="20" fill="{colour}"/>')
+        parts.append(f'<text x="{label + width + 10}" y="{y + 15}">{html.escape(said)}</text>')
+    line = f'<path d="M{label + width / 2:.1f} 0 v{row * len(highs)}" stroke="var(--ink)" stroke-dasharray="4 3"/>'
+    return f'<div class="scroll">{"".join(parts)}{line}</svg></div>'
+
+
+def histogram(counts: Sequence[int], *, low: float, high: float, across: str, marked: float) -> str:
+    """Draw how many values fall into bins of one width in SVG, with a dashed line at `marked`; what is beyond is red.
+
+    Args:
+        counts: Of each bin; the last also has all that is larger. A bin with any is at least a thin line.
+        low: Where the first bin begins.
+        high: Where the last one ends.
+        across: What is counted.
+        marked: From where on a value is bad, between `low` and `high`.
+    """
+    width, height, top = 520, 120, 18
+    each, most = width / len(counts), max(*counts, 1)
+    line = (marked - low) / (high - low) * width
+    parts = [f'<svg viewBox="0 0 {width + 30} {height + top + 40}" role="img" style="width:{width + 30}px">']
+    for index, count in enumerate(counts):
+        if count:
+            x, tall = index * each, max(count / most * height, 1.5)
+            colour = "var(--bad)" if x + each / 2 > line else "var(--bar)"
+            title = f"<title>{count:,}</title>"
+            box = f'x="{x:.1f}" y="{top + height - tall:.1f}" width="{each - 1:.1f}" height="{tall:.1f}"'
+            parts.append(f'<rect {box} fill="{colour}">{title}</rect>')
+    parts += [
+        f'<path d="M{line:.1f} {top} v{height}" stroke="var(--ink)" stroke-dasharray="4 3"/>',
+        f'<text x="0" y="{top - 4}">{most:,} rows at most</text>',
+        *(
+            f'<text x="{(at - low) / (high - low) * width:.1f}" y="{top + height + 18}">{at:.3g}</text>'
+            for at in (low, marked, high)
+        ),
+        f'<text x="0" y="{top + height + 36}">{html.escape(across)}</text>',
+    ]
+    return f'<div class="scroll">{"".join(parts)}</svg></div>'
+
+
 def pictures(rows: Iterable[tuple[str, Sequence[tuple[str, Pixels]]]]) -> str:
     """Draw small pictures side by side in SVG, one row below the other.
 

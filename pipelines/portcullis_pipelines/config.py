@@ -248,8 +248,6 @@ class ReferenceConfig:
     def __post_init__(self) -> None:
         if type(self.shards) is not int or not 1 <= self.shards <= MAX_SHARDS:
             raise ConfigError(f"shards is a whole number from 1 to {MAX_SHARDS}")
-        if self.shards > 1 and self.dataset.quarantine_at_most:
-            raise ConfigError("over shards no record is set aside; leave out shards, or dataset.quarantine_at_most")
         if self.deployment.target == "kubernetes":
             require_server_name(self.policy_name)
         masking = self.masking.covering(self.dataset.sensitive)

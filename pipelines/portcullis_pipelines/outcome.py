@@ -7,7 +7,7 @@
 | `policy.yaml` | the signed policy, for reading; verifiers use their own |
 | `model/` | the sealed model |
 | `model.sig` | its OpenSSF model signature |
-| `quarantine/` | the malformed rows that were set aside, sealed for the pipeline's key |
+| `quarantine/` | the malformed rows that were set aside, sealed for the pipeline's key; over shards in `0/`, `1/`, … |
 | `admission.json` | the signed admission |
 | `deployment.json` | the signed statement of the deployment |
 | `audit/` | the audit log of the run's processes, and its signed checkpoints |
@@ -115,7 +115,7 @@ def verify_directory(directory: Path, store: TrustStore, *, published: bool = Tr
     verified = Verified(store.policy, chain, admission, sha256(data), deployment, audit)
     require_signature(directory / SIGNATURE, chain, store, sealed=directory / MODEL)
     _require_recipients(directory / MODEL, chain)
-    _require_quarantine(directory / QUARANTINE, chain)
+    require_quarantine(directory, chain)
     if published:
         _require_told(directory / RUN, run_json(verified))
         _require_told(directory / REPORT, _page_of(verified))
@@ -145,20 +145,45 @@ def _require_recipients(sealed: Path, chain: Chain) -> None:
         raise SealError(f"{sealed} is not sealed for the recipients that the evidence names")
 
 
-def _require_quarantine(path: Path, chain: Chain) -> None:
-    """Refuse other malformed rows, or none, than those that the evidence says were set aside."""
-    ingested = [it for it in chain.statements.values() if it.stage == "ingest"]
-    if any(Shard.of(it.step) for it in ingested):  # shards set nothing aside, as the policy's bound says
-        if path.exists():
-            raise EvidenceError(f"{path} is none of a run over shards, which sets nothing aside")
-        return
-    stated = {it.outputs["quarantine"] for it in ingested}
-    try:
-        found = path_digest(path)
-    except DataError as error:
-        raise EvidenceError(f"the rows that were set aside are missing: {error}") from error
-    if stated != {found}:
-        raise EvidenceError(f"{path} is not what the evidence says was set aside")
+def require_quarantine(directory: Path, chain: Chain) -> None:
+    """Refuse other malformed rows, or none, than those that the evidence says were set aside.
+
+    Raises:
+        EvidenceError: They are missing, altered, another shard's, or there is more.
+    """
+    stated = {quarantine_of(directory, it): it.outputs["quarantine"] for it in ingested(chain)}
+    folder = directory / QUARANTINE
+    if folder not in stated:
+        names = {path.name for path in folder.iterdir()} if folder.is_dir() and not folder.is_symlink() else set()
+        if names != {path.name for path in stated}:
+            raise EvidenceError(f"{folder} does not hold what each shard set aside, and nothing else")
+    for path, digest in stated.items():
+        try:
+            found = path_digest(path)
+        except DataError as error:
+            raise EvidenceError(f"the rows that were set aside are missing: {error}") from error
+        if found != digest:
+            raise EvidenceError(f"{path} is not what the evidence says was set aside")
+
+
+def ingested(chain: Chain) -> list[Statement]:
+    """Return the statements of `ingest`, of its shards in their order."""
+    return [it for it in chain.statements.values() if it.stage == "ingest"]
+
+
+def place_quarantines(directory: Path, policy: Policy, made: Sequence[Path]) -> None:
+    """Copy into a run's directory what `ingest`, or each shard of it, set aside; its evidence says whose is which."""
+    stated = [_own_statement(line, policy) for line in read_evidence([directory / EVIDENCE])]
+    whose = {it.outputs.get("quarantine"): it for it in stated if it and it.stage == "ingest"}
+    for path in made:
+        if statement := whose.get(path_digest(path)):
+            shutil.copytree(path, quarantine_of(directory, statement))
+
+
+def quarantine_of(directory: Path, statement: Statement) -> Path:
+    """Return where in a run's directory that lies which `ingest`, or a shard of it, set aside."""
+    shard = Shard.of(statement.step)
+    return directory / QUARANTINE / str(shard.index) if shard else directory / QUARANTINE
 
 
 def _require_told(path: Path, expected: bytes) -> None:

@@ -113,9 +113,8 @@ def _publish(root: Path, store: TrustStore, output: Path, *, started: int) -> Ve
     with outcome.written(output) as temporary:
         shutil.copytree(_only(root, "encrypt*/sealed"), temporary / outcome.MODEL)
         shutil.copyfile(_only(root, "sign*/signature"), temporary / outcome.SIGNATURE)
-        if "ingest" in store.policy.steps:  # over shards nothing is set aside
-            shutil.copytree(_only(root, "ingest*/quarantine"), temporary / outcome.QUARANTINE)
         shutil.copyfile(_only(root, "sign*/signature_evidence"), temporary / outcome.EVIDENCE)
+        outcome.place_quarantines(temporary, store.policy, list(root.glob("**/ingest*/quarantine")))
         shutil.copyfile(_only(root, "admit*/admission"), temporary / outcome.ADMISSION)
         shutil.copyfile(_only(root, "deploy*/deployment"), temporary / outcome.DEPLOYMENT)
         shutil.copytree(root / outcome.AUDIT, temporary / outcome.AUDIT)

@@ -90,6 +90,10 @@ def _budget_checks(config: ReferenceConfig) -> Bounds:
     }
 
 
+def _quarantine_checks(config: ReferenceConfig) -> Bounds:
+    return {"quarantined": {"min": 0, "max": config.dataset.quarantine_at_most}}
+
+
 def _quality_checks(config: ReferenceConfig) -> Bounds:
     least: dict[str, float] = {
         "class_balance": config.quality.class_balance,
@@ -126,7 +130,7 @@ STEPS: tuple[ReferenceStep, ...] = (
         limits="any raw data under the declared schema is accepted; who chose them is not judged",
         keys=(WRITES,),
         parameters=lambda config: {"spec": config.dataset.to_dict()},
-        checks=lambda config: {"quarantined": {"min": 0, "max": config.dataset.quarantine_at_most}},
+        checks=_quarantine_checks,
     ),
     ReferenceStep(
         name="mask_pii",
@@ -454,6 +458,7 @@ SHARD_STEPS: tuple[ReferenceStep, ...] = (
         limits="as ingest",
         keys=(WRITES,),
         parameters=lambda config: {"spec": config.dataset.to_dict()},
+        checks=_quarantine_checks,
         sharded=True,
     ),
     ReferenceStep(
@@ -462,11 +467,12 @@ SHARD_STEPS: tuple[ReferenceStep, ...] = (
         kind="transform",
         inputs={"survey": "survey_shard.survey", "head": "survey_shard.head"},
         outputs=("plan", "head"),
-        refuses="shards that saw different files, or cut them otherwise",
+        refuses="shards that saw different files, or cut them otherwise; more malformed rows in all than allowed",
         threat="a part of the source left out, read twice, or typed or masked otherwise than the rest",
         limits="as ingest",
         keys=(READS, WRITES),
         parameters=lambda config: {"spec": config.dataset.to_dict()},
+        checks=_quarantine_checks,
     ),
     ReferenceStep(
         name="merge_shards",
@@ -479,6 +485,7 @@ SHARD_STEPS: tuple[ReferenceStep, ...] = (
         threat="rows put in or left out between the shards and what is learned from",
         limits="whoever holds a sharded step's key can lie about any of its shards",
         keys=(READS, WRITES),
+        checks=_quarantine_checks,
     ),
 )
 

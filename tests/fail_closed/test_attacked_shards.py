@@ -8,15 +8,19 @@ from pathlib import Path
 import pytest
 import sharded_run as small
 
+from portcullis.at_rest import pipeline_key
 from portcullis.errors import DataError, EvidenceError, GateFailedError, PolicyError, PortcullisError, UsageError
-from portcullis.evidence.chain import join_bundle, split_bundle
+from portcullis.evidence.chain import join_bundle, split_bundle, verify_chain
 from portcullis.evidence.dsse import Envelope, seal_payload
 from portcullis.evidence.statement import Statement
 from portcullis.evidence.step import enforce
+from portcullis.evidence.trust import TrustStore, now_ms
+from portcullis.ingest.quarantine import open_quarantine
 from portcullis.ingest.stage import ingest, plan_shards, survey_shard
 from portcullis.pii.stage import mask_pii
 from portcullis.preflight.stage import preflight
 from portcullis.sharding.stage import merge_shards
+from portcullis_pipelines import outcome
 
 
 @pytest.fixture
@@ -133,6 +137,72 @@ def test_the_gate_of_one_shard_judged_another_shard(run, tmp_path: Path) -> None
     swap = {"dataset": other}
     bundles = forged(run, tmp_path, "residual_pii#1/3", lambda it: it.replace(inputs=swap, outputs=swap))
     refused(run, tmp_path, EvidenceError, "its input 'dataset' is not mask_pii#1/3.dataset", evidence=bundles)
+
+
+def test_one_shard_says_that_it_set_more_aside_than_all_may(run, tmp_path: Path) -> None:
+    bundles = forged(run, tmp_path, "ingest#1/3", lambda it: it.replace(figures={**it.figures, "quarantined": 5}))
+    refused(run, tmp_path, EvidenceError, r"'ingest#1/3': its figures are not within.*quarantined", evidence=bundles)
+
+
+def test_the_shards_say_that_they_set_more_aside_than_all_may(run, tmp_path: Path) -> None:
+    """Each says as many as the policy allows to all together."""
+    bundles = forged(run, tmp_path, "ingest#1/3", lambda it: it.replace(figures={**it.figures, "quarantined": 4}))
+    with pytest.raises(EvidenceError, match=r"'merge_shards': its figures are not within.*quarantined"):
+        merge(run, tmp_path, evidence=bundles)
+    assert not (tmp_path / "bundle").exists()
+
+
+# --- what was set aside -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def kept(run, tmp_path: Path):
+    """What a run keeps of what its shards set aside, and the chain that says so."""
+    (tmp_path / outcome.EVIDENCE).write_bytes(run.task("merge-shards/merged_evidence").read_bytes())
+    policy = TrustStore.load(run.home.trust).policy
+    outcome.place_quarantines(tmp_path, policy, list(run.root.glob("**/ingest/quarantine")))
+    lines = split_bundle((tmp_path / outcome.EVIDENCE).read_bytes())
+    chain = verify_chain(lines, policy, needed=["merge_shards"], judged_at=now_ms())
+    outcome.require_quarantine(tmp_path, chain)
+    return tmp_path, chain
+
+
+def test_the_quarantine_of_another_shard_is_put_in(kept) -> None:
+    folder, chain = kept
+    one, other = folder / outcome.QUARANTINE / "1", folder / outcome.QUARANTINE / "2"
+    one.rename(folder / "one")
+    other.rename(one)
+    (folder / "one").rename(other)
+    with pytest.raises(EvidenceError, match="1 is not what the evidence says was set aside"):
+        outcome.require_quarantine(folder, chain)
+    for path, stated in zip((one, other), outcome.ingested(chain)[1:], strict=True):
+        with (
+            pytest.raises(DataError, match="not the quarantine that"),
+            open_quarantine(path, stated, key=pipeline_key()),
+        ):
+            pass
+
+
+@pytest.mark.parametrize("attack", ["left out", "all left out", "one more", "a link", "one of them is the whole"])
+def test_the_quarantine_of_a_shard_is_left_out_or_one_is_put_in(kept, attack) -> None:
+    folder, chain = kept
+    quarantine = folder / outcome.QUARANTINE
+    match attack:
+        case "left out":
+            shutil.rmtree(quarantine / "2")
+        case "all left out":
+            shutil.rmtree(quarantine)
+        case "one more":
+            shutil.copytree(quarantine / "2", quarantine / "3")
+        case "a link":
+            quarantine.rename(folder / "moved")
+            quarantine.symlink_to(folder / "moved")
+        case _:
+            (quarantine / "1").rename(folder / "one")
+            shutil.rmtree(quarantine)
+            (folder / "one").rename(quarantine)
+    with pytest.raises(EvidenceError, match="does not hold what each shard set aside, and nothing else"):
+        outcome.require_quarantine(folder, chain)
 
 
 # --- before the join --------------------------------------------------------------------------------------------------
@@ -263,13 +333,35 @@ def test_a_survey_is_left_out_or_repeated(begun, tmp_path: Path) -> None:
     plan(tmp_path, [2, 0, 1])
 
 
+def test_the_shards_find_more_malformed_records_together_than_may_be_set_aside(begun, tmp_path: Path) -> None:
+    """None of them alone has more than four."""
+    source, nonce = begun
+    for part in (1, 3):
+        path = source / f"part-{part}.csv"
+        path.write_bytes(path.read_bytes() + b"1,2\n")
+    for index in range(3):
+        survey(tmp_path, source, nonce, index)
+    with pytest.raises(DataError, match="found 5 malformed records; more than the 4 malformed records"):
+        plan(tmp_path, range(3))
+    assert not (tmp_path / "plan").exists() and not (tmp_path / "head").exists()
+
+
+def test_a_shard_finds_more_malformed_records_than_may_be_set_aside(begun, tmp_path: Path) -> None:
+    source, nonce = begun
+    last = source / "part-3.csv"
+    last.write_bytes(last.read_bytes() + b"1,2\n" * 4)
+    with pytest.raises(DataError, match=r"part-3\.csv, line .*more than the 4 malformed records"):
+        survey(tmp_path, source, nonce, 2)
+
+
 def test_a_shard_s_part_has_other_columns(begun, tmp_path: Path) -> None:
     source, nonce = begun
     last = source / "part-3.csv"
     last.write_text(last.read_text().replace("code", "cade", 1))
     with pytest.raises(DataError, match=r"part-3\.csv has other columns"):
         survey(tmp_path, source, nonce, 2)
-    (source / "part-2.csv").write_text((source / "part-2.csv").read_text().replace("code", "cade", 1))
+    third = source / "part-2.csv"
+    third.write_bytes(third.read_bytes().replace(b"code", b"cade", 1))
     for index in range(3):
         survey(tmp_path, source, nonce, index)
     with pytest.raises(DataError, match="the part of shard 2/3 has other columns"):

@@ -14,7 +14,7 @@ from portcullis.errors import DataError, EvidenceError, GateFailedError, UsageEr
 from portcullis.evidence.chain import split_bundle
 from portcullis.evidence.statement import Check
 from portcullis.keys import Signer
-from portcullis.report import bar_chart, gate_section, page, paragraph, table
+from portcullis.report import bar_chart, bound_chart, gate_section, page, paragraph, table
 from portcullis_pipelines.outcome import EVIDENCE, REPORT, RUN, publish_refusal, run_page, verify_directory, written
 from portcullis_pipelines.picture import chain_picture, mermaid
 from portcullis_pipelines.steps import STEPS
@@ -226,6 +226,15 @@ def test_each_bar_is_measured_by_its_own_line():
     lines = [float(re.match(r"M([0-9.]+) ", it.get("d"))[1]) for it in root.iter("path")]
     ends = [float(it.get("x")) + float(it.get("width")) for it in root.iter("rect")]
     assert lines[0] > ends[0] and lines[1] < ends[1] and len(lines) == 3
+
+
+def test_a_bound_is_drawn_for_whatever_it_finds():
+    checks = {name: Check(high=high) for name, high in {"a": 4, "b": 4, "c": 0, "d": 0, "e": 1, "f": 1, "g": 1}.items()}
+    figures = {"a": 3, "b": 99, "c": 0, "d": 1e-9, "e": float("nan"), "f": "text", "h": 7}
+    bars = list(ET.fromstring(bound_chart(figures, checks | {"h": Check(low=3)})).iter("rect"))
+    assert [it.get("width") for it in bars] == ["135.0", "360.0", "0.0", "360.0", "0.0", "0.0", "0.0"]
+    bad = ["var(--bad)"]
+    assert [it.get("fill") for it in bars] == ["var(--bar)", *bad, "var(--bar)", *bad * 4]
 
 
 def test_what_an_accuracy_is_made_of_shares_its_line():

@@ -1,13 +1,17 @@
-"""The private variant, run for real once: quick settings, and the attacks that are its own."""
+"""The private variant over two shards, run for real once: quick settings, and the attacks that are its own."""
 
 import dataclasses
 
 import pytest
+from click.testing import CliRunner
 from real_run import make_real_run
 
+from portcullis.cli.main import cli
 from portcullis.errors import ConfigError, EvidenceError, GateFailedError, PolicyError
+from portcullis.evidence.shards import base_step
 from portcullis_pipelines.config import ReferenceConfig, Thresholds
 from portcullis_pipelines.home import Home
+from portcullis_pipelines.outcome import QUARANTINE
 from portcullis_pipelines.steps import PRIVATE_STEPS, STEPS
 
 pytestmark = pytest.mark.slow
@@ -19,6 +23,8 @@ def quick() -> ReferenceConfig:
     assert config.dp_training is not None
     return dataclasses.replace(
         config,
+        shards=2,
+        dataset=dataclasses.replace(config.dataset, quarantine_at_most=1),
         dp_training=dataclasses.replace(config.dp_training, epochs=8, attack_epsilon=0.0, device="cpu"),
         audit=dataclasses.replace(config.audit, canaries=100),
         thresholds=Thresholds(robust_accuracy=0.01, clean_accuracy=0.3, agreement=0.5, accuracy_drop=0.5),
@@ -33,7 +39,9 @@ def private_run(tmp_path_factory):
 def test_every_step_of_the_variant_signed_and_the_certificate_is_in_the_report(private_run):
     verified = private_run.verify()
     made = {statement.step for statement in verified.statements}
-    assert made == {step.name for step in PRIVATE_STEPS if step.kind != "admission"}
+    assert made == set(verified.policy.steps) - {verified.policy.admission_step().name}
+    assert {base_step(step) for step in made} >= {step.name for step in PRIVATE_STEPS if step.kind != "admission"}
+    assert made >= {"survey_shard#1/2", "plan_shards", "ingest#0/2", "mask_pii#1/2", "merge_shards"}
     assert verified.policy.name == "cheque-digits-private"
     train = private_run.statement("train")
     assert train.stage == "dp_train" and 0 < train.figures["epsilon"] <= 8
@@ -45,6 +53,16 @@ def test_every_step_of_the_variant_signed_and_the_certificate_is_in_the_report(p
     assert budget.figures["charges"] == 2 and budget.figures["delta"] == 1e-5
     report = (private_run.output / "report.html").read_text()
     assert "idealised real-valued noise" in report and "one training row" in report
+
+
+def test_what_the_shards_set_aside_is_opened(private_run, tmp_path):
+    """There is no malformed row in these data; `test_sharded` has some."""
+    assert {path.name for path in (private_run.output / QUARANTINE).iterdir()} == {"0", "1"}
+    verb = ["quarantine", str(private_run.output), "--trust", str(private_run.home.trust)]
+    with private_run.environment():
+        done = CliRunner().invoke(cli, [*verb, "--output", str(tmp_path / "records.jsonl")])
+    assert (done.exit_code, done.output) == (0, f"0 records in {tmp_path / 'records.jsonl'}\n")
+    assert (tmp_path / "records.jsonl").read_bytes() == b""
 
 
 @pytest.mark.parametrize("gate", ["privacy_audit", "membership", "budget"])

@@ -1,6 +1,6 @@
 """The pipeline over shards, run for real by the local runner, leaves what a run of the whole table leaves."""
 
-import json
+import base64
 from pathlib import Path
 
 import pytest
@@ -19,8 +19,9 @@ from portcullis.evidence.step import now_ms
 from portcullis.evidence.trust import TrustStore
 from portcullis.files import read_bytes
 from portcullis.harden import secret_name
+from portcullis.ingest.quarantine import open_quarantine
 from portcullis.ingest.readers import open_source
-from portcullis.ingest.stage import ingest, survey_shard
+from portcullis.ingest.stage import ingest
 from portcullis.keys import symmetric_key
 from portcullis.pii.mask import mask_stream
 from portcullis.pii.plan import masking_plan
@@ -105,6 +106,31 @@ def test_the_counts_of_the_shards_add_up_to_those_of_the_whole(sharded_run, whol
             assert sum(it.figures[name] for it in gates) == figure, name
 
 
+def test_the_shards_set_aside_what_a_run_of_the_whole_sets_aside(sharded_run, whole) -> None:
+    made = statements(sharded_run.task("merge-shards/merged_evidence"))
+    counts = {name: it for name, it in whole["ingest"].figures.items() if name.startswith("quarantined")}
+    reasons = dict.fromkeys(("number_of_cells", "not_utf8", "out_of_bounds"), 1)
+    assert counts == {"quarantined": 3} | {f"quarantined_{reason}": 1 for reason in reasons}
+    for step in ("plan_shards", "merge_shards"):
+        assert {name: it for name, it in made[step].figures.items() if name.startswith("quarantined")} == counts
+    shards = [made[f"ingest#{index}/3"] for index in range(3)]
+    surveys = [made[f"survey_shard#{index}/3"] for index in range(3)]
+    assert [it.figures["quarantined"] for it in shards] == [it.figures["quarantined"] for it in surveys] == [0, 1, 2]
+    assert sum(it.figures["records"] for it in shards) == whole["ingest"].figures["records"] == 9183
+    with sharded_run.environment():
+        key = pipeline_key()
+        opened = []
+        for path, stated in zip(sharded_run.shards("ingest/quarantine"), shards, strict=True):
+            with open_quarantine(path, stated, key=key) as records:
+                opened += records
+    assert [(it["path"], it["reason"], base64.b64decode(it["bytes"])) for it in opened] == [
+        (f"part-{part}.csv", reason, small.MALFORMED[part]) for part, reason in enumerate(reasons, start=1)
+    ]
+    for it in opened:
+        before = (sharded_run.source / it["path"]).read_bytes()[: it["offset"]]
+        assert it["line"] == before.count(b"\n") + 1 and before.endswith(b"\n")
+
+
 def test_its_evidence_is_one_chain(sharded_run) -> None:
     store = TrustStore.load(sharded_run.home.trust)
     lines = split_bundle(sharded_run.task("merge-shards/merged_evidence").read_bytes())
@@ -182,25 +208,6 @@ def test_a_sharded_step_s_key_is_revoked_for_all_its_shards(sharded_run, tmp_pat
     revoked = {policy.step("mask_pii#0/3").key.keyid}
     with pytest.raises(EvidenceError, match="is revoked"):
         verify_chain(lines, policy, needed=["merge_shards"], judged_at=now_ms(), revoked_keys=revoked)
-
-
-def test_nothing_is_set_aside_over_shards(sharded_run, tmp_path: Path) -> None:
-    dataset = {**small.CONFIG.dataset.to_dict(), "quarantine_at_most": 5}
-    with pytest.raises(ConfigError, match="over shards no record is set aside"):
-        ReferenceConfig.from_dict({"dataset": dataset, "shards": 2})
-    with sharded_run.environment(), pytest.raises(ConfigError, match="over shards no record is set aside"):
-        survey_shard(
-            step="survey_shard#0/3",
-            nonce="0" * 32,
-            evidence=tmp_path,
-            uri=str(sharded_run.source),
-            spec=json.dumps(dataset),
-            survey=tmp_path / "survey",
-            head=tmp_path / "head",
-            bundle=tmp_path / "bundle",
-        )
-    policy = TrustStore.load(sharded_run.home.trust).policy
-    assert policy.step("ingest#1/3").checks["quarantined"].high == 0
 
 
 def test_a_number_of_shards_on_the_command_line_is_a_whole_one() -> None:

@@ -3,6 +3,10 @@
 import csv
 import io
 import json
+import re
+from collections import Counter
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,9 +22,9 @@ from portcullis.evidence.shards import Shard
 from portcullis.files import PinnedFile
 from portcullis.ingest import parts
 from portcullis.ingest.column_types import typed
-from portcullis.ingest.parts import Part, cut, record_starts, source_part
+from portcullis.ingest.parts import Part, Place, cut, record_starts, source_part
 from portcullis.ingest.plan import Plan, ShardSurvey, plan_of
-from portcullis.ingest.readers import open_source, read_pieces, survey
+from portcullis.ingest.readers import SourceStream, open_source, read_pieces, setting_aside, survey
 from portcullis.ingest.stage import planned_source
 from portcullis.pii.mask import mask_stream
 from portcullis.pii.plan import MaskingPlan
@@ -74,20 +78,18 @@ def folders(tmp_path_factory):
     return lambda: tmp_path_factory.mktemp("source")
 
 
-def over_shards(uri: str, count: int) -> tuple[Plan, list, pa.Table]:
-    """Do what the steps do, without their evidence: survey, plan, read and mask each shard."""
+def over_shards(uri: str, count: int, spec: DatasetSpec = SPEC) -> tuple[Plan, list[SourceStream], list[pa.Table]]:
+    """Do what the steps do, without their evidence: survey, plan, and read each shard; also the shards' heads."""
     shards = [Shard(index, count) for index in range(count)]
-    sources = [source_part(uri, shard) for shard in shards]
+    sources = [source_part(uri, shard, spec) for shard in shards]
     surveys, heads = [], []
     for shard, source in zip(shards, sources, strict=True):
-        found = survey(source.sources, SPEC, columns=source.columns)
+        found = survey(source.sources, spec, at_most=spec.quarantine_at_most)
+        check = setting_aside(spec, found.malformed)
         surveys.append(ShardSurvey.parse(ShardSurvey.of(shard, source, found).encode()))
-        heads.append(
-            head_of(TableStream(found.columns, found.rows, lambda it=source: read_pieces(it.sources, it.columns)))
-        )
-    plan = Plan.parse(plan_of(surveys, SPEC).encode())
-    streams = [planned_source(it, plan, shard, SPEC).table for it, shard in zip(sources, shards, strict=True)]
-    return plan, streams, heads
+        heads.append(head_of(TableStream(found.columns, found.rows, partial(read_pieces, source.sources, check))))
+    plan = Plan.parse(plan_of(surveys, spec).encode())
+    return plan, [planned_source(it, plan, shard, spec) for it, shard in zip(sources, shards, strict=True)], heads
 
 
 @settings(max_examples=30)
@@ -114,11 +116,12 @@ def test_shards_are_the_whole_source(folders, rows, kind, count, files, group, c
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parts, "_CHUNK", chunk)
         try:
-            plan, streams, heads = over_shards(uri, count)
+            plan, made, heads = over_shards(uri, count)
         except DataError as error:
             if "use fewer shards" not in str(error):
                 raise
             return
+    streams = [it.table for it in made]
     assert plan.schema == whole.table.schema and sum(plan.rows) == whole.table.rows
     assert plan.raw == whole.raw_digest == path_digest(Path(uri))
     assert plan.files == whole.files
@@ -159,6 +162,77 @@ def test_a_head_of_another_table_is_refused() -> None:
     table = stream_of(pa.table({"c": ["x"]}))
     with pytest.raises(DataError, match="the head has other columns"):
         mask_stream(table, PLAN, key=KEY, head=stream_of(pa.table({"d": ["x"]})))
+
+
+# --- malformed records ------------------------------------------------------------------------------------------------
+
+TOLERANT = replace(SPEC, quarantine_at_most=1000)
+HEADERS = {"csv": b"f,label,zip\n", "jsonl": b'{"f":0,"label":"no","zip":null}\n'}
+RECORDS = {
+    "csv": [
+        *(b"1,no,02139", b'7,yes,"a\nb"', b"2,no,", b'3,yes,""""'),
+        *(
+            b'1,no,a"b"',
+            b"1,no",
+            b"x,no,1",
+            b"1,w,1",
+            b"2000,no,1",
+            b",no,1",
+            b"1,no,\xff",
+            b'1,no,"\xff\n"',
+            b"1,no,a\rb",
+        ),
+    ],
+    "jsonl": [
+        *(b'{"f":1,"label":"no","zip":"x"}', b'{"zip":null,"label":"yes","f":2}', b'{"f":3,"label":"no","zip":7}'),
+        *(b"", b"{", b"7", b"\xff", b"\xef\xbb\xbf", b'{"f":1,"label":"no"}', b'{"f":"1","label":"no","zip":true}'),
+        *(b'{"f":1,"label":"w","zip":7}', b'{"f":1,"label":"no","zip":[]}', b'{"f":1,"label":"no","zip":"\\ud800"}'),
+    ],
+}
+
+
+@settings(max_examples=60)
+@given(
+    data=st.data(),
+    kind=st.sampled_from(["csv", "jsonl"]),
+    count=st.integers(2, 5),
+    files=st.integers(1, 3),
+    chunk=st.sampled_from([1 << 20, 7]),
+)
+def test_shards_set_aside_what_the_whole_source_sets_aside(folders, data, kind, count, files, chunk) -> None:
+    folder = folders() / "data"
+    folder.mkdir()
+    for index in range(files):
+        records = data.draw(st.lists(st.sampled_from(RECORDS[kind]), min_size=1, max_size=24))
+        end = data.draw(st.sampled_from([b"\n", b"\r\n"]))
+        written = HEADERS[kind] + end.join([*records, b""] if data.draw(st.booleans()) else records)
+        (folder / f"part-{index}.{kind}").write_bytes(written)
+    try:
+        whole = open_source(str(folder), TOLERANT)
+    except DataError:
+        whole = None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parts, "_CHUNK", chunk)
+        try:
+            plan, made, _ = over_shards(str(folder), count, TOLERANT)
+        except DataError as error:
+            if whole and not re.search("use fewer shards|every record is malformed", str(error)):  # in a part of it
+                raise
+            return
+    assert whole is not None, "the shards read what is refused as a whole"
+    assert plan.schema == whole.table.schema
+    aside = list(whole.set_aside())
+    assert [it for shard in made for it in shard.set_aside()] == aside
+    assert sum(map(Counter, plan.malformed), Counter()) == Counter(whole.malformed)
+    assert sum(it.records for it in made) == whole.records
+    pieces = [list(it.table.pieces()) for it in (whole, *made)]
+    first, *others = (pa.concat_tables(it).combine_chunks() for it in pieces)
+    assert table_digests(pa.concat_tables(others).combine_chunks()) == table_digests(first)
+    exact = replace(TOLERANT, quarantine_at_most=len(aside))
+    assert over_shards(str(folder), count, exact)[0] == plan
+    if aside:
+        with pytest.raises(DataError):
+            over_shards(str(folder), count, replace(TOLERANT, quarantine_at_most=len(aside) - 1))
 
 
 # --- the cut ----------------------------------------------------------------------------------------------------------
@@ -208,5 +282,7 @@ def test_a_record_starts_after_a_line_break_that_no_quotes_enclose(text, offsets
                 inside ^= quoted and byte == ord('"')
                 if byte == ord("\n") and not inside:
                     starts.append(at + 1)
-            expected = [next((it for it in starts if it >= offset), len(data)) for offset in offsets]
+            places = [Place(it, data.count(b"\n", 0, it) + 1, record) for record, it in enumerate(starts)]
+            end = Place(len(data), data.count(b"\n") + 1, len(starts) - 1)
+            expected = [next((it for it in places if it.offset >= offset), end) for offset in offsets]
             assert record_starts(file, offsets, quoted=quoted) == expected

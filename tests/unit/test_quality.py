@@ -1,6 +1,8 @@
 """The data-quality gate: what each screening finds, and that whatever the gate cannot judge is FAILED."""
 
 import math
+import re
+import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +36,7 @@ from portcullis.preflight.stage import preflight
 from portcullis.quality.backdoor import cluster_candidates, spectral_candidates, trigger_columns
 from portcullis.quality.component import evaluate_quality as component
 from portcullis.quality.neighbours import Neighbourhood
-from portcullis.quality.rows import constant_share, copies, missing_share, outliers
+from portcullis.quality.rows import constant_share, copies, missing_share, remoteness
 from portcullis.quality.screen import screen
 from portcullis.quality.settings import QualitySettings
 from portcullis.quality.stage import evaluate_quality
@@ -71,30 +73,35 @@ CLOUD = RANDOM.normal(0, 0.05, (200, 8)).astype(np.float32)
 CLOUD_LABELS = np.repeat([0, 1], 100)
 
 
+def far(points, labels):
+    return np.flatnonzero(remoteness(points, labels) > 6)
+
+
 def test_outliers_are_told_by_their_class():
     points = CLOUD.copy()
     points[100:] += 1  # another class, elsewhere: none of them is far from its own
-    assert not len(outliers(points, CLOUD_LABELS, distance=6))
+    assert not len(far(points, CLOUD_LABELS))
     points[3], points[150] = 1, 0  # where the other class is at home
-    assert outliers(points, CLOUD_LABELS, distance=6).tolist() == [3, 150]
+    assert far(points, CLOUD_LABELS).tolist() == [3, 150]
 
 
 def test_outliers_do_not_hide_one_another():
     points = CLOUD.copy()
     points[:40] += 1
-    assert outliers(points, CLOUD_LABELS, distance=6).tolist() == list(range(40))
+    assert far(points, CLOUD_LABELS).tolist() == list(range(40))
 
 
 def test_in_a_class_of_equal_rows_any_other_is_an_outlier():
     points = np.zeros((40, 3), dtype=np.float32)
     points[5, 1] = 1e-3
-    assert outliers(points, np.zeros(40, dtype=np.int64), distance=6).tolist() == [5]
+    assert far(points, np.zeros(40, dtype=np.int64)).tolist() == [5]
+    assert sorted(set(remoteness(points, np.zeros(40, dtype=np.int64)))) == [0, np.inf]
 
 
 def test_features_of_any_size_are_measured():
     points = np.full((30, 2), 3e38, dtype=np.float32)
     points[:15] *= -1
-    assert not len(outliers(points, np.zeros(30, dtype=np.int64), distance=6))
+    assert not len(far(points, np.zeros(30, dtype=np.int64)))
 
 
 # The neighbours.
@@ -363,6 +370,28 @@ def test_clean_data_pass(place):
     assert place.written() == ["bundle", "passed", "report.html"]
     page = (place.root / "out" / "report.html").read_text()
     assert "data_quality_gate: PASSED" in page and '<p class="">None.</p>' in page
+
+
+def rectangles(place: Place) -> list[list[tuple[str | None, float]]]:
+    """Return colour and width of the bars on the page, chart after chart."""
+    charts = re.findall("<svg.*?</svg>", (place.root / "out" / "report.html").read_text())
+    bars = [ET.fromstring(chart).iter("rect") for chart in charts]
+    return [[(it.get("fill"), float(it.attrib["width"])) for it in chart] for chart in bars]
+
+
+def test_the_page_draws_each_figure_by_its_bound_and_each_row_by_its_distance(place):
+    place.furnish(with_outlier())
+    statement = place.judge()
+    bounds = {name: bound["max"] for name, bound in CHECKS.items() if "max" in bound}
+    _, by_bound, by_distance = rectangles(place)
+    shares = {
+        name: min(statement.figures[name] / high, 2) if high else 2 * bool(statement.figures[name])
+        for name, high in bounds.items()
+    }
+    assert [width for _, width in by_bound] == pytest.approx([share * 180 for share in shares.values()], abs=0.1)
+    assert [fill == "var(--bad)" for fill, _ in by_bound] == [share > 1 for share in shares.values()]
+    assert [name for name, share in shares.items() if share > 1] == ["outlying_rows"]
+    assert [fill for fill, _ in by_distance].count("var(--bad)") == 1 and by_distance[-1][0] == "var(--bad)"
 
 
 def test_the_same_data_give_the_same_figures(place):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from portcullis.cli.show import SHORT, say
-from portcullis.errors import MissingDependencyError, UsageError
+from portcullis.errors import MissingDependencyError
 from portcullis.files import atomic_path, write_bytes
 
 try:
@@ -101,21 +101,20 @@ def quarantine(directory: Path, trust: Path | None, output: Path) -> None:
     from portcullis.digest import canonical_json
     from portcullis.evidence.trust import TrustStore
     from portcullis.ingest.quarantine import open_quarantine
-    from portcullis_pipelines.outcome import QUARANTINE, verify_directory
+    from portcullis_pipelines.outcome import ingested, quarantine_of, verify_directory
 
     verified = verify_directory(directory, TrustStore.load(trust or homes.default_trust()))
-    stated = next((it for it in verified.statements if it.step == "ingest"), None)
-    if stated is None:
-        raise UsageError("this run read its data over shards, which set nothing aside")
+    key = pipeline_key()
     count = 0
     with (
-        open_quarantine(directory / QUARANTINE, stated, key=pipeline_key()) as records,
         atomic_path(output, mode=0o600) as temporary,  # in a folder that nobody else may enter
         temporary.open("xb") as sink,
     ):
-        for record in records:
-            sink.write(canonical_json(record) + b"\n")
-            count += 1
+        for stated in ingested(verified.chain):
+            with open_quarantine(quarantine_of(directory, stated), stated, key=key) as records:
+                for record in records:
+                    sink.write(canonical_json(record) + b"\n")
+                    count += 1
     say(f"{count:,} records in {output}")
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from portcullis.errors import DataError
 from portcullis.files import BinaryFile, read_full
+from portcullis.ingest.beginning import Beginning
 from portcullis.ingest.malformed import Check, Fault, Malformed, MalformedError, Reason
 from portcullis.table import MAX_COLUMNS, check_header
 
@@ -66,13 +67,20 @@ class CsvBlock:
         return f"line {line_of(self.data, start, self.line)} (row {self.rows[row]})"
 
 
-def read_csv(file: BinaryFile, *, block_bytes: int = BLOCK_BYTES, check: Check | None = None) -> Iterator[CsvBlock]:
+def read_csv(
+    file: BinaryFile,
+    *,
+    block_bytes: int = BLOCK_BYTES,
+    check: Check | None = None,
+    beginning: Beginning | None = None,
+) -> Iterator[CsvBlock]:
     """Read a CSV file block by block; how it is cut shows in no cell and no position.
 
     Args:
-        file: At its start.
+        file: At its start, or at that of a part of it, which ends with a record.
         block_bytes: About how many bytes are parsed at a time; a record of more makes for a larger block.
         check: What a description demands. With it, malformed records are set aside; without it the first is refused.
+        beginning: Where the part begins; None for a file from its start.
 
     Yields:
         The blocks, each of at least one record, at least one block.
@@ -81,8 +89,9 @@ def read_csv(file: BinaryFile, *, block_bytes: int = BLOCK_BYTES, check: Check |
         DataError: Not in the dialect above, with the line; an empty file, no record, a bad header, a cell of more than
             1 MiB, or a record of more than 64 MiB. With `check`, only what concerns more than one record of one line.
     """
-    header: list[str] = []
-    line, row, offset, rest, at_end = 1, 0, 0, b"", False
+    begun = beginning or Beginning([], line=1, row=0, offset=0)
+    header, line, row, offset = list(begun.header), begun.line, begun.row, begun.offset
+    rest, at_end = b"", False
     while not at_end:
         part = read_full(file, block_bytes)
         at_end = len(part) < block_bytes

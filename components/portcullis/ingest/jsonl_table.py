@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 
 from portcullis.errors import DataError
 from portcullis.files import BinaryFile, read_full
+from portcullis.ingest.beginning import Beginning
 from portcullis.ingest.csv_table import BLOCK_BYTES, MAX_CELL_BYTES, check_beginning, check_encoding, line_of
 from portcullis.ingest.malformed import Check, Fault, Malformed, MalformedError, Reason
 from portcullis.table import check_header
@@ -40,6 +41,7 @@ class _Number(str):
 
 
 _KINDS: Mapping[type, str] = {str: "text", _Number: "a number", bool: "a boolean"}
+_TYPES = {said: kind for kind, said in _KINDS.items()}
 
 
 @dataclass(frozen=True)
@@ -66,13 +68,20 @@ class JsonlBlock:
         return f"line {self.lines[row]}"
 
 
-def read_jsonl(file: BinaryFile, *, block_bytes: int = BLOCK_BYTES, check: Check | None = None) -> Iterator[JsonlBlock]:
+def read_jsonl(
+    file: BinaryFile,
+    *,
+    block_bytes: int = BLOCK_BYTES,
+    check: Check | None = None,
+    beginning: Beginning | None = None,
+) -> Iterator[JsonlBlock]:
     """Read a JSON Lines file block by block.
 
     Args:
-        file: At its start.
+        file: At its start, or at that of a part of it, which ends with a line.
         block_bytes: About how many bytes are read at a time.
         check: What a description demands. With it, malformed lines are set aside; without it the first is refused.
+        beginning: Where the part begins; None for a file from its start.
 
     Yields:
         The blocks, each of at least one line, at least one block.
@@ -81,10 +90,10 @@ def read_jsonl(file: BinaryFile, *, block_bytes: int = BLOCK_BYTES, check: Check
         DataError: Not in the dialect above, with the line; an empty file, a cell of more than 1 MiB, or a line of more
             than 16 MiB. With `check`, only the last, an empty file, or a malformed first line.
     """
-    header: list[str] = []
-    kinds: dict[str, type] = {}
-    number = offset = 0
-    for data in _whole_lines(file, block_bytes):
+    begun = beginning or Beginning([], line=1, row=0, offset=0)
+    header, number, offset = list(begun.header), begun.line - 1, begun.offset
+    kinds = {name: _TYPES[said] for name, said in begun.kinds.items()}
+    for data in _whole_lines(file, block_bytes, begun.line):
         faults = _byte_faults(data, number + 1) if check else _check_bytes(data, number + 1)
         for lines in _batches(data):
             first = number + 1
@@ -211,8 +220,8 @@ def _spelled(value: object) -> str | None:
     return None if value is None else str(value)
 
 
-def _whole_lines(file: BinaryFile, block_bytes: int) -> Iterator[bytes]:
-    rest, number, at_end = b"", 1, False
+def _whole_lines(file: BinaryFile, block_bytes: int, number: int) -> Iterator[bytes]:
+    rest, at_end = b"", False
     while not at_end:
         part = read_full(file, block_bytes)
         at_end = len(part) < block_bytes

@@ -6,7 +6,7 @@ each column's type, as it would be of the whole source, and how many rows each s
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, cast, get_args
 
 import pyarrow as pa
 
@@ -15,6 +15,7 @@ from portcullis.digest import FileEntry, canonical_json, is_digest, manifest_dig
 from portcullis.errors import DataError
 from portcullis.evidence.shards import Shard
 from portcullis.ingest.column_types import Facts
+from portcullis.ingest.malformed import Reason
 from portcullis.ingest.parts import Part, SourcePart, cut, listing_digest
 from portcullis.ingest.readers import Surveyed, check_kind
 from portcullis.table import schema_of, table_schema
@@ -64,6 +65,7 @@ class ShardSurvey:
             "facts": {name: vars(facts) for name, facts in found.facts.items()},
             "kinds": {name: list(kind) for name, kind in found.kinds.items()},
             "text": found.text,
+            "malformed": found.malformed,
         }
         return canonical_json(document)
 
@@ -83,6 +85,7 @@ class ShardSurvey:
                 {name: Facts(**facts) for name, facts in document["facts"].items()},
                 {name: (path, holds) for name, (path, holds) in document["kinds"].items()},
                 document["text"],
+                _counts(document["malformed"]),
             )
             part = Part(tuple(entry.path for entry in files), *document["part"])
             survey = cls(document["shard"], part, document["listing"], document["in_folder"], files, found)
@@ -100,20 +103,27 @@ class Plan:
     Attributes:
         schema: Each column's type.
         rows: How many rows each shard has, in their order.
+        malformed: How many records each is to set aside, by reason.
         files: All files of the source, sorted by path.
         raw: What `digest.path_digest` returns for the source.
     """
 
     schema: pa.Schema
     rows: tuple[int, ...]
+    malformed: tuple[Mapping[Reason, int], ...]
     files: tuple[FileEntry, ...]
     raw: str
 
     def encode(self) -> bytes:
         """Return the plan as canonical JSON."""
-        columns = [list(column) for column in table_schema(self.schema)]
-        files = [vars(entry) for entry in self.files]
-        document = {"format": PLAN_FORMAT, "columns": columns, "rows": list(self.rows), "files": files, "raw": self.raw}
+        document = {
+            "format": PLAN_FORMAT,
+            "columns": [list(column) for column in table_schema(self.schema)],
+            "rows": list(self.rows),
+            "malformed": list(self.malformed),
+            "files": [vars(entry) for entry in self.files],
+            "raw": self.raw,
+        }
         return canonical_json(document)
 
     @classmethod
@@ -126,7 +136,8 @@ class Plan:
         document = _document(data, PLAN_FORMAT)
         try:
             files = tuple(FileEntry(**entry) for entry in document["files"])
-            plan = cls(schema_of(document["columns"]), tuple(document["rows"]), files, document["raw"])
+            malformed = tuple(map(_counts, document["malformed"]))
+            plan = cls(schema_of(document["columns"]), tuple(document["rows"]), malformed, files, document["raw"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(f"not a plan of shards: {error!r:.200}") from error
         if plan.encode() != data or not is_digest(plan.raw):
@@ -139,7 +150,7 @@ def plan_of(surveys: Sequence[ShardSurvey], spec: DatasetSpec) -> Plan:
 
     Raises:
         DataError: They saw different files, or cut them otherwise than is said in `portcullis.ingest.parts`, or their
-            parts have different columns.
+            parts have different columns; or all together have more malformed records than may be set aside.
         ConfigError: The description contradicts the header.
     """
     first = surveys[0]
@@ -158,7 +169,12 @@ def plan_of(surveys: Sequence[ShardSurvey], spec: DatasetSpec) -> Plan:
     if [it.part for it in surveys] != cut(sizes, len(surveys)):
         raise DataError("the shards cut the source otherwise than they should; do all run the same version?")
     raw = manifest_digest(files) if first.in_folder else files[0].sha256
-    return Plan(_joined(surveys).schema(spec), tuple(it.found.rows for it in surveys), files, raw)
+    malformed = tuple(it.found.malformed for it in surveys)
+    total = sum(sum(it.values()) for it in malformed)
+    if total > spec.quarantine_at_most:
+        allowed = f"the {spec.quarantine_at_most} malformed records that may be set aside"
+        raise DataError(f"the shards found {total} malformed records; more than {allowed}")
+    return Plan(_joined(surveys).schema(spec), tuple(it.found.rows for it in surveys), malformed, files, raw)
 
 
 def _joined(surveys: Sequence[ShardSurvey]) -> Surveyed:
@@ -174,6 +190,14 @@ def _joined(surveys: Sequence[ShardSurvey]) -> Surveyed:
         for name, more in found.facts.items():
             facts[name] = facts[name].with_(more) if name in facts else more
     return Surveyed(first.columns, sum(it.found.rows for it in surveys), facts, kinds, first.text)
+
+
+def _counts(document: Mapping[str, Any]) -> Mapping[Reason, int]:
+    """Return how many records are malformed for which reason."""
+    counts = {name: count for name, count in document.items() if name in get_args(Reason) and type(count) is int}
+    if len(counts) != len(document) or any(count < 1 for count in counts.values()):
+        raise ValueError("not a count for each reason")
+    return cast("Mapping[Reason, int]", counts)
 
 
 def _document(data: bytes, kind: str) -> Mapping[str, Any]:

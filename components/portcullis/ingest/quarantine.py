@@ -19,7 +19,7 @@ from portcullis.digest import canonical_json, parse_canonical_json, path_digest
 from portcullis.errors import DataError
 from portcullis.evidence.statement import Statement
 from portcullis.files import BinaryFile, write_all
-from portcullis.ingest.malformed import Malformed
+from portcullis.ingest.malformed import Malformed, Reason
 from portcullis.sealing.recipients import SealingPrivateKey, SealingPublicKey
 from portcullis.sealing.sealed import open_files, seal_written
 
@@ -29,6 +29,14 @@ CONTEXT = {"content": "portcullis quarantine"}
 _READ_BYTES = 1 << 20
 _FIGURE = "quarantined"
 _FIELDS = {"path", "line", "offset", "reason", "column", "bytes"}
+
+
+def quarantine_figures(*malformed: Mapping[Reason, int]) -> dict[str, int]:
+    """Return as figures how many records are set aside, in all and by reason; of several shards, together."""
+    counts: Counter[str] = Counter()
+    for it in malformed:
+        counts.update({f"{_FIGURE}_{reason}": count for reason, count in it.items()})
+    return {_FIGURE: counts.total(), **dict(sorted(counts.items()))}
 
 
 def seal_quarantine(

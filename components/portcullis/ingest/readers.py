@@ -27,7 +27,7 @@ sets the same ones aside, and the table is that of the source without them.
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 
 import pyarrow as pa
@@ -121,12 +121,7 @@ def open_source(uri: str, spec: DatasetSpec) -> SourceStream:
         MissingDependencyError: The built-in data needs scikit-learn.
     """
     sources = source_files(uri)
-    at_most = spec.quarantine_at_most if sources.kind != "parquet" else 0
-    table, malformed, check = _stream(sources, spec, at_most)
-
-    def set_aside() -> Iterator[tuple[str, Malformed]]:
-        return ((piece.path, it) for piece in _pieces(sources, check) for it in piece.malformed)
-
+    table, malformed, check = _stream(sources, spec, spec.quarantine_at_most)
     return SourceStream(
         table,
         spec.resolve(table.schema.names),
@@ -135,7 +130,7 @@ def open_source(uri: str, spec: DatasetSpec) -> SourceStream:
         sources.digest,
         table.rows + sum(malformed.values()),
         malformed,
-        set_aside if malformed else lambda: iter(()),
+        lambda: set_aside(sources, check),
     )
 
 
@@ -209,7 +204,7 @@ def _stream(
     """
     found = survey(sources, spec, at_most=at_most)
     schema = found.schema(spec)
-    check = Survey(spec).faults if found.malformed else None
+    check = setting_aside(spec, found.malformed)
     return TableStream(schema, found.rows, lambda: typed_pieces(sources, schema, check)), found.malformed, check
 
 
@@ -241,28 +236,26 @@ class Surveyed:
         return Survey(resolved, dict(self.facts)).schema(self.columns, spelled)
 
 
-def survey(
-    sources: SourceFiles, spec: DatasetSpec | None, *, columns: Sequence[str] | None = None, at_most: int = 0
-) -> Surveyed:
+def survey(sources: SourceFiles, spec: DatasetSpec | None, *, at_most: int = 0) -> Surveyed:
     """Check every cell of a source, and gather what its columns hold.
 
     Args:
         sources: The files.
         spec: What the columns mean; None where nobody says.
-        columns: Their names in order, where the files do not say it: parts of a JSON Lines file.
-        at_most: How many malformed records may be set aside.
+        at_most: How many malformed records may be set aside; of Parquet, none.
 
     Raises:
         DataError: A malformed cell or record, or more of them than may be set aside; or files with different columns.
         ConfigError: The description contradicts the header.
     """
     found = Survey(spec)
+    at_most = 0 if sources.kind == "parquet" else at_most
     check = found.faults if at_most else None
     first: _Piece | None = None
     rows = records = 0
     malformed: Counter[Reason] = Counter()
     kinds: dict[str, tuple[str, str]] = {}
-    for piece in _pieces(sources, check, columns):
+    for piece in _pieces(sources, check):
         first = first or piece
         if piece.table.schema != first.table.schema:
             raise DataError(f"{piece.path} has other columns, or other types, than {first.path}")
@@ -295,13 +288,28 @@ def check_kind(kinds: dict[str, tuple[str, str]], name: str, path: str, holds: s
         raise DataError(f"{path}: column {name!r} is {holds}, in {where} it is {known}")
 
 
-def read_pieces(sources: SourceFiles, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-    """Yield the rows of files as they are read, before any column is typed.
+def setting_aside(spec: DatasetSpec | None, malformed: Mapping[Reason, int]) -> Check | None:
+    """Return what sets the same records aside again as a survey did; None where it set none aside."""
+    return Survey(spec).faults if malformed else None
+
+
+def set_aside(sources: SourceFiles, check: Check | None) -> Iterator[tuple[str, Malformed]]:
+    """Yield the malformed records of files, each with its file's path, in the source's order; none without a check.
 
     Raises:
-        DataError: As `survey`; so is what they take.
+        DataError: As `survey`.
     """
-    return (piece.table for piece in _pieces(sources, None, columns))
+    if check:
+        yield from ((piece.path, it) for piece in _pieces(sources, check) for it in piece.malformed)
+
+
+def read_pieces(sources: SourceFiles, check: Check | None = None) -> Iterator[pa.Table]:
+    """Yield the rows of files as they are read, before any column is typed; the arguments are `typed_pieces`'.
+
+    Raises:
+        DataError: As `survey`.
+    """
+    return (piece.table for piece in _pieces(sources, check) if piece.table.num_rows)
 
 
 def typed_pieces(sources: SourceFiles, schema: pa.Schema, check: Check | None = None) -> Iterator[pa.Table]:
@@ -315,23 +323,19 @@ def typed_pieces(sources: SourceFiles, schema: pa.Schema, check: Check | None = 
     Raises:
         DataError: They are not what was surveyed.
     """
-    pieces = _pieces(sources, check, schema.names)
-    return (typed(piece.table, schema) for piece in pieces if piece.table.num_rows)
+    return (typed(piece, schema) for piece in read_pieces(sources, check))
 
 
-def _pieces(sources: SourceFiles, check: Check | None, columns: Sequence[str] | None = None) -> Iterator[_Piece]:
+def _pieces(sources: SourceFiles, check: Check | None) -> Iterator[_Piece]:
     for file in sources.files:
-        for piece in _PARSERS[sources.kind](file, check):
-            names = piece.table.column_names
-            in_order = columns is None or names == columns or set(names) != set(columns)
-            yield piece if in_order else replace(piece, table=piece.table.select(columns))
+        yield from _PARSERS[sources.kind](file, check)
 
 
 def _csv(file: SourceFile, check: Check | None) -> Iterator[_Piece]:
     path = file.entry.path
     with file.open() as opened:
         try:
-            for block in read_csv(opened, check=check):
+            for block in read_csv(opened, check=check, beginning=file.beginning):
                 yield _Piece(path, block.table, block.position, {}, block.records, block.malformed)
         except DataError as error:
             raise _of_file(path, error) from error
@@ -341,7 +345,7 @@ def _jsonl(file: SourceFile, check: Check | None) -> Iterator[_Piece]:
     path = file.entry.path
     with file.open() as opened:
         try:
-            for block in read_jsonl(opened, check=check):
+            for block in read_jsonl(opened, check=check, beginning=file.beginning):
                 yield _Piece(path, block.table, block.position, block.kinds, block.records, block.malformed)
         except DataError as error:
             raise _of_file(path, error) from error

@@ -20,6 +20,7 @@ from portcullis.digest import FileEntry, manifest_digest
 from portcullis.errors import DataError, UsageError
 from portcullis.files import BinaryFile, PinnedFile
 from portcullis.ingest import cheque_digits
+from portcullis.ingest.beginning import Beginning
 from portcullis.remote import StoreObject, is_fsspec, is_remote, remote_objects
 
 _FILE_URI = re.compile(r"file:(?://(?:localhost)?)?(/(?!/)[^?#]*)")
@@ -35,6 +36,7 @@ class SourceFile:
         entry: Path relative to the source, SHA-256 and size.
         view: Given the open file, what is read of it: all, or a part (see `portcullis.ingest.parts`).
         groups: The part of a Parquet file's row groups that is read, as place and number of equal parts.
+        beginning: Where a part of a text file begins; None from the file's start.
     """
 
     entry: FileEntry
@@ -42,6 +44,7 @@ class SourceFile:
     _opened: Callable[[], AbstractContextManager[BinaryFile]]
     view: Callable[[PinnedFile], BinaryFile] = field(default=lambda opened: opened)
     groups: tuple[int, int] = (0, 1)
+    beginning: Beginning | None = None
 
     @contextlib.contextmanager
     def open(self) -> Iterator[BinaryFile]:

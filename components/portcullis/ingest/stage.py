@@ -12,7 +12,7 @@ import pyarrow as pa
 from portcullis.at_rest import pipeline_key, pipeline_recipient, product_digest, seal_dataset, stream_sealed
 from portcullis.dataset import DatasetSpec
 from portcullis.digest import canonical_json, path_digest, sha256
-from portcullis.errors import ConfigError, DataError, UsageError
+from portcullis.errors import DataError, UsageError
 from portcullis.evidence.shards import Shard
 from portcullis.evidence.statement import Statement
 from portcullis.evidence.step import begin
@@ -21,8 +21,8 @@ from portcullis.files import atomic_path, read_bytes, write_bytes
 from portcullis.ingest.column_types import typed
 from portcullis.ingest.parts import SourcePart, source_part
 from portcullis.ingest.plan import Plan, ShardSurvey, plan_of
-from portcullis.ingest.quarantine import seal_quarantine
-from portcullis.ingest.readers import SourceStream, open_source, read_pieces, typed_pieces
+from portcullis.ingest.quarantine import quarantine_figures, seal_quarantine
+from portcullis.ingest.readers import SourceStream, open_source, read_pieces, set_aside, setting_aside, typed_pieces
 from portcullis.ingest.readers import survey as survey_part
 from portcullis.table import RowDigester, TableStream, digested, head_of, table_schema
 
@@ -71,7 +71,7 @@ def ingest(
         inputs |= {"raw": source.raw_digest}
     else:
         shard, planned = _shard(step), _read(plan)
-        part = source_part(uri, shard)
+        part = source_part(uri, shard, described)
         inputs |= {"raw": part.sources.digest, "plan": sha256(planned)}
     begun = begin(
         step,
@@ -102,8 +102,7 @@ def ingest(
             "files": len(source.files),
             "records": source.records,
             "rows": table.rows,
-            "quarantined": quarantined,
-            **{f"quarantined_{reason}": count for reason, count in sorted(source.malformed.items())},
+            **quarantine_figures(source.malformed),
             "quarantine_sha256": content,
             "columns": len(table.schema),
             "logical_root": digester.digests().root,
@@ -128,19 +127,16 @@ def survey_shard(
         bundle: Where the evidence goes.
 
     Raises:
-        ConfigError: The description is malformed, or allows records to be set aside: where a part begins would then
-            depend on what is malformed.
-        DataError: The part is malformed.
+        ConfigError: The description is malformed.
+        DataError: The part is malformed, or more of its records than the description allows to be set aside, or all.
         EvidenceError: The evidence does not hold.
         KeyMaterialError: There is no key to seal for.
         UsageError: The step is no shard.
     """
     started = now_ms()
     described = DatasetSpec.from_yaml(spec)
-    if described.quarantine_at_most:
-        raise ConfigError("over shards no record is set aside; write quarantine_at_most: 0, or run without shards")
     shard = _shard(step)
-    part = source_part(uri, shard)
+    part = source_part(uri, shard, described)
     begun = begin(
         step,
         stage="survey_shard",
@@ -149,8 +145,9 @@ def survey_shard(
         evidence=[evidence],
         started=started,
     )
-    found = survey_part(part.sources, described, columns=part.columns)
-    rows = TableStream(found.columns, found.rows, lambda: read_pieces(part.sources, part.columns))
+    found = survey_part(part.sources, described, at_most=described.quarantine_at_most)
+    check = setting_aside(described, found.malformed)
+    rows = TableStream(found.columns, found.rows, lambda: read_pieces(part.sources, check))
     resolved = described.resolve(found.columns.names)
     head_digest = seal_dataset(head, head_of(rows), resolved, recipient=pipeline_recipient())
     document = ShardSurvey.of(shard, part, found).encode()
@@ -158,7 +155,12 @@ def survey_shard(
     return begun.finish(
         bundle=bundle,
         outputs={"raw": part.sources.digest, "survey": sha256(document), "head": head_digest},
-        figures={"files": len(part.sources.files), "rows": found.rows, "columns": len(found.columns)},
+        figures={
+            "files": len(part.sources.files),
+            "rows": found.rows,
+            **quarantine_figures(found.malformed),
+            "columns": len(found.columns),
+        },
     )
 
 
@@ -187,7 +189,8 @@ def plan_shards(
 
     Raises:
         ConfigError: The description is malformed, or contradicts the header.
-        DataError: The shards saw different sources, or cut them otherwise.
+        DataError: The shards saw different sources, or cut them otherwise; or they found more malformed records
+            together than the description allows to be set aside.
         EvidenceError: The evidence does not hold; or a shard is missing, repeated, or of another run.
         SealError: A head was altered at rest, or lies in plain text.
         KeyMaterialError: There is no key to open or to seal for.
@@ -228,6 +231,7 @@ def plan_shards(
             "files": len(planned.files),
             "bytes": sum(entry.size for entry in planned.files),
             "rows": sum(planned.rows),
+            **quarantine_figures(*planned.malformed),
             "columns": len(planned.schema),
             "raw": planned.raw,
             "schema": _schema_figure(planned.schema),
@@ -243,11 +247,19 @@ def planned_source(part: SourcePart, plan: Plan, shard: Shard, spec: DatasetSpec
     """
     if len(plan.rows) != shard.count:
         raise DataError(f"the plan is for {len(plan.rows)} shards, not {shard.count}")
-    sources = part.sources
-    table = TableStream(plan.schema, plan.rows[shard.index], lambda: typed_pieces(sources, plan.schema))
-    files = tuple(file.entry for file in sources.files)
-    resolved = spec.resolve(plan.schema.names)
-    return SourceStream(table, resolved, files, sources.reader, sources.digest, table.rows, {}, lambda: iter(()))
+    sources, malformed = part.sources, plan.malformed[shard.index]
+    check = setting_aside(spec, malformed)
+    table = TableStream(plan.schema, plan.rows[shard.index], lambda: typed_pieces(sources, plan.schema, check))
+    return SourceStream(
+        table,
+        spec.resolve(plan.schema.names),
+        tuple(file.entry for file in sources.files),
+        sources.reader,
+        sources.digest,
+        table.rows + sum(malformed.values()),
+        malformed,
+        lambda: set_aside(sources, check),
+    )
 
 
 def _schema_figure(schema: pa.Schema) -> str:

@@ -41,8 +41,8 @@ def copies(points: NDArray[np.float32], labels: NDArray[np.int64]) -> tuple[NDAr
     return np.flatnonzero(repeated), int(sizes.max()), np.flatnonzero(labels_of_group[group] > 1)
 
 
-def outliers(points: NDArray[np.float32], labels: NDArray[np.int64], *, distance: float) -> NDArray[np.int64]:
-    """Find rows far from the middle of their class.
+def remoteness(points: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Tell how far each row is from the middle of its class, beyond the median distance.
 
     The middle is the median of each column, and how far is common is judged by the median and the median absolute
     deviation (MAD) of the class's distances to it, so that up to half of a class cannot hide itself by moving either
@@ -52,12 +52,12 @@ def outliers(points: NDArray[np.float32], labels: NDArray[np.int64], *, distance
     Args:
         points: Features (N, D), finite.
         labels: Class indices (N,).
-        distance: How many such standard deviations beyond the median distance a row is an outlier.
 
     Returns:
-        Their indices.
+        (N,), in such standard deviations, below 0 for a row that is nearer than most; infinite where most rows of the
+        class are equally far and this one is farther.
     """
-    found = np.zeros(len(labels), dtype=bool)
+    found = np.zeros(len(labels))
     for label in np.unique(labels):
         own = labels == label
         # In float64, where squares of features below 2**53 cannot overflow.
@@ -65,5 +65,8 @@ def outliers(points: NDArray[np.float32], labels: NDArray[np.int64], *, distance
         lengths = np.sqrt((away**2).sum(axis=1))
         middle = np.median(lengths)
         spread = 1.4826 * np.median(np.abs(lengths - middle))
-        found[own] = lengths - middle > distance * spread
-    return np.flatnonzero(found)
+        beyond = lengths - middle
+        # Without a spread, whatever is farther than the median is infinitely so.
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found[own] = np.where(beyond > 0, beyond / spread, beyond / (spread or 1.0))
+    return found

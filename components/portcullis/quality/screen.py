@@ -11,7 +11,7 @@ from portcullis.errors import InconclusiveError
 from portcullis.evidence.statement import Figure
 from portcullis.quality.backdoor import cluster_candidates, spectral_candidates, trigger_columns
 from portcullis.quality.neighbours import Neighbourhood
-from portcullis.quality.rows import constant_share, copies, missing_share, outliers
+from portcullis.quality.rows import constant_share, copies, missing_share, remoteness
 from portcullis.quality.settings import QualitySettings
 
 SHOWN_COLUMNS = 5
@@ -19,10 +19,14 @@ SHOWN_COLUMNS = 5
 
 @dataclass(frozen=True)
 class Finding:
-    """Figures, and which rows they speak of: what they are suspected of to their indices, from 0."""
+    """Figures, and which rows they speak of: what they are suspected of to their indices, from 0.
+
+    `remoteness` is how far each row is from its class's middle, where that was measured.
+    """
 
     figures: Mapping[str, Figure]
     suspects: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
+    remoteness: NDArray[np.float64] | None = None
 
 
 def screen(dataset: Dataset, settings: QualitySettings) -> Iterator[Finding]:
@@ -65,8 +69,9 @@ def screen(dataset: Dataset, settings: QualitySettings) -> Iterator[Finding]:
     if sizes.min() < settings.n_min:
         name = classes[int(sizes.argmin())]
         raise InconclusiveError(f"class {name!r} has {sizes.min()} rows; it is judged with {settings.n_min} or more")
-    away = outliers(points, labels, distance=settings.outlier_distance)
-    yield Finding({"outlying_rows": len(away) / len(labels)}, {"outlier": away})
+    remote = remoteness(points, labels)
+    away = np.flatnonzero(remote > settings.outlier_distance)
+    yield Finding({"outlying_rows": len(away) / len(labels)}, {"outlier": away}, remote)
     around = Neighbourhood.of(points, labels, classes=len(classes), neighbours=settings.neighbours)
     crowded, issues = around.crowded(settings.crowding), around.issues()
     yield Finding({"crowded_rows": len(crowded) / len(labels)}, {"crowded": crowded})

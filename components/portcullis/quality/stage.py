@@ -11,14 +11,16 @@ from portcullis.at_rest import read_input
 from portcullis.dataset import parse_dataset
 from portcullis.digest import content_digest
 from portcullis.errors import DataError, InconclusiveError
+from portcullis.evidence.policy import StepRule
 from portcullis.evidence.statement import Figure, Statement
 from portcullis.evidence.step import begin
 from portcullis.files import write_bytes
 from portcullis.quality.screen import screen
 from portcullis.quality.settings import QualitySettings
-from portcullis.report import gate_page, paragraph, section, table
+from portcullis.report import bound_chart, gate_page, histogram, paragraph, section, table
 
 SHOWN_ROWS = 50
+BINS = 60
 
 
 def evaluate_quality(
@@ -52,16 +54,34 @@ def evaluate_quality(
     )
     figures: dict[str, Figure] = {}
     suspects: dict[str, NDArray[np.int64]] = {}
+    remoteness: NDArray[np.float64] | None = None
     inconclusive = ""
     try:
         for finding in screen(parse_dataset(files), settings):
             figures |= finding.figures
             suspects |= finding.suspects
+            remoteness = finding.remoteness if remoteness is None else remoteness
     except (InconclusiveError, DataError) as error:
         inconclusive = str(error)
     statement = begun.finish(bundle=bundle, figures=figures, inconclusive=inconclusive)
-    write_bytes(report, gate_page(statement, begun.rule, _listed(suspects)).encode())
+    details = [*_drawn(statement, begun.rule, remoteness, settings), *_listed(suspects)]
+    write_bytes(report, gate_page(statement, begun.rule, details).encode())
     return statement
+
+
+def _drawn(
+    statement: Statement, rule: StepRule, remoteness: NDArray[np.float64] | None, settings: QualitySettings
+) -> Iterator[str]:
+    yield section("Figures by their bounds")
+    yield bound_chart(statement.figures, rule.checks)
+    yield paragraph("The dashed line is the most that the policy allows; bars end at twice that.", kind="dim")
+    if remoteness is not None:
+        high = 2 * settings.outlier_distance
+        low = float(np.clip(np.floor(remoteness.min()), -high, 0.0))
+        counts, _ = np.histogram(np.clip(remoteness, low, high), bins=BINS, range=(low, high))
+        yield section("Rows by their distance from their class's middle")
+        across = "standard deviations beyond the median distance; the last bar also has what is farther"
+        yield histogram(counts.tolist(), low=low, high=high, across=across, marked=settings.outlier_distance)
 
 
 def _listed(suspects: Mapping[str, NDArray[np.int64]]) -> Iterator[str]:

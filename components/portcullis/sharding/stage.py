@@ -50,7 +50,8 @@ def merge_shards(
         bundle: Where the evidence goes.
 
     Raises:
-        EvidenceError: The evidence does not hold; or a shard is missing, repeated, or of another run.
+        EvidenceError: The evidence does not hold; or a shard is missing, repeated, or of another run; or all together
+            set more records aside than the policy allows.
         DataError: A data set is malformed, or the shards have different columns or descriptions.
         SealError: One was altered at rest, or lies in plain text.
         KeyMaterialError: There is no key to open or to seal for.
@@ -79,7 +80,22 @@ def merge_shards(
     }
     makers = {source.partition(".")[0] for source in begun.rule.inputs.values()}
     masked = merged_counts([begun.chain.statements[maker].figures for maker in makers])
-    return begun.finish(bundle=bundle, outputs={"dataset": digest}, figures={**masked, **figures})
+    read = quarantined_counts([it.figures for it in begun.chain.statements.values() if it.stage == "ingest"])
+    return begun.finish(bundle=bundle, outputs={"dataset": digest}, figures={**masked, **read, **figures})
+
+
+def quarantined_counts(shards: Sequence[Mapping[str, Figure]]) -> dict[str, Figure]:
+    """Add up how many records the shards of `ingest` say that they set aside, in all and by reason.
+
+    Args:
+        shards: Each shard's figures.
+    """
+    sums: dict[str, int] = {}
+    for figures in shards:
+        for name, figure in figures.items():
+            if name.partition("_")[0] == "quarantined" and isinstance(figure, int):
+                sums[name] = sums.get(name, 0) + figure
+    return dict(sums)
 
 
 def merged_counts(shards: Sequence[Mapping[str, Figure]]) -> dict[str, Figure]:
