@@ -14,6 +14,7 @@ from pathlib import Path
 from portcullis.digest import canonical_json, sha256, tree_digest, tree_files
 from portcullis.errors import SealError, UsageError
 from portcullis.files import BinaryFile, atomic_path, read_bytes, write_all, write_bytes
+from portcullis.remote import remote_objects
 from portcullis.sealing.recipients import (
     Opener,
     Recipient,
@@ -21,7 +22,7 @@ from portcullis.sealing.recipients import (
     unwrap_dek,
     wrap_dek,
 )
-from portcullis.sealing.stream import DEK_SIZE, SEGMENT_SIZE, SealedFile, open_regular, open_sealed, sealing
+from portcullis.sealing.stream import DEK_SIZE, SEGMENT_SIZE, EncryptedFile, open_regular, open_sealed, sealing
 
 SIDECAR = "recipients.json"
 SUFFIX = ".sealed"
@@ -161,7 +162,7 @@ def open_directory(
 @contextlib.contextmanager
 def open_files(
     sealed: Path, *, private_key: Opener, context: Mapping[str, str], names: Collection[str]
-) -> Iterator[dict[str, SealedFile]]:
+) -> Iterator[dict[str, EncryptedFile]]:
     """Open the files of a sealed directory to read and seek in, holding a few segments of each in memory.
 
     Args:
@@ -180,6 +181,37 @@ def open_files(
             name: stack.enter_context(open_sealed(sealed / (name + SUFFIX), dek=dek, context=file_context))
             for name, file_context in contexts.items()
         }
+
+
+@contextlib.contextmanager
+def open_remote_files(
+    uri: str, *, private_key: Opener, context: Mapping[str, str], names: Collection[str]
+) -> Iterator[dict[str, EncryptedFile]]:
+    """Open the files of a sealed directory where it lies in a store; what is read costs requests for its segments.
+
+    Args:
+        uri: The directory: `s3://`, `gs://`, `minio://`, or another that fsspec reads (`portcullis.remote`).
+        private_key: Of one of its recipients.
+        context: What it was sealed for.
+        names: The very files that must be in it.
+
+    Raises:
+        SealError: As `open_directory`.
+        DataError: A name is none that a file may have.
+        UsageError: The store cannot be read, or the context is unusable.
+    """
+    found = {entry.name: entry for entry in remote_objects(f"{uri.rstrip('/')}/")[0]}
+    if set(found) != {SIDECAR, *(name + SUFFIX for name in names)}:
+        raise SealError(f"{uri} holds {sorted(found)}, not the sealed files {sorted(names)}")
+    if found[SIDECAR].size > SIDECAR_LIMIT:
+        raise SealError(f"{SIDECAR} in {uri} is larger than the {SIDECAR_LIMIT} bytes allowed here")
+    dek = unwrap_dek(found[SIDECAR].read(), private_key, context=context)
+    with contextlib.ExitStack() as stack:
+        opened = {}
+        for name, file_context in _file_contexts(context, sorted(names)).items():
+            stream = stack.enter_context(found[name + SUFFIX].open())
+            opened[name] = stack.enter_context(open_sealed(stream, dek=dek, context=file_context, name=f"{uri}/{name}"))
+        yield opened
 
 
 def _unlock(
