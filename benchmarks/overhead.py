@@ -52,7 +52,7 @@ from portcullis.watermark.mark import Claim, decoy_null, embed, read
 from portcullis.watermark.stage import verify_watermark, watermark_model
 from portcullis.watermark.weights import decode_weights, replace_weights
 from portcullis_pipelines.config import ReferenceConfig
-from portcullis_pipelines.home import Home, ensure_trust, generate_keys
+from portcullis_pipelines.home import Home, ensure_trust, generate_keys, sealing_key
 
 URI = "builtin:cheque-digits"
 LONG = (
@@ -190,7 +190,7 @@ def signed(config: ReferenceConfig, home: Home, out: Path) -> None:
         admission=out / "admission",
         evidence=out / "e18",
         trust=None,
-        private_key=(home.keys / "serving.pem").read_bytes(),
+        key=sealing_key(home),
     )
 
 

@@ -17,7 +17,7 @@ from portcullis.sealing.recipients import SealingPrivateKey
 from portcullis.serving.admitted import AdmittedModel, open_admitted
 from portcullis_pipelines import run as running
 from portcullis_pipelines.config import ReferenceConfig
-from portcullis_pipelines.home import Home, ensure_trust, generate_keys, step_names
+from portcullis_pipelines.home import Home, ensure_trust, generate_keys, sealing_key, step_names
 from portcullis_pipelines.outcome import ADMISSION, EVIDENCE, MODEL, SIGNATURE, Verified, verify_directory
 
 
@@ -108,7 +108,7 @@ class RealRun:
                 admission=self.output / ADMISSION,
                 evidence=self.output / EVIDENCE,
                 trust=None,
-                private_key=(self.home.keys / "serving.pem").read_bytes(),
+                key=sealing_key(self.home),
             )
 
     def task(self, pattern: str) -> Path:

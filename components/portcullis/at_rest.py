@@ -36,8 +36,8 @@ from portcullis.evidence.policy import EXTERNAL, Policy
 from portcullis.evidence.step import keys_base
 from portcullis.evidence.trust import TrustStore
 from portcullis.files import BinaryFile, write_all
-from portcullis.keys import resolve, role_uri
-from portcullis.sealing.recipients import SealingPrivateKey, SealingPublicKey
+from portcullis.keys import role_uri
+from portcullis.sealing.recipients import Opener, Recipient, opener_at, recipient_at
 from portcullis.sealing.sealed import SIDECAR, SUFFIX, open_directory, open_files, seal_written, sealed_recipients
 from portcullis.table import TableStream, stream_of
 
@@ -48,29 +48,27 @@ _PLAIN = frozenset(FILE_LIMITS)
 _SEALED = frozenset({*(name + SUFFIX for name in FILE_LIMITS), SIDECAR})
 
 
-def pipeline_recipient() -> SealingPublicKey:
+def pipeline_recipient() -> Recipient:
     """Return the key that data sets are sealed for, from where PORTCULLIS_KEYS says.
 
     Raises:
         KeyMaterialError: Missing, malformed, or open to other users.
         UsageError: PORTCULLIS_KEYS is not set.
     """
-    return SealingPublicKey.from_pem(resolve(role_uri(keys_base(), PUBLIC_KEY)))
+    return recipient_at(role_uri(keys_base(), PUBLIC_KEY))
 
 
-def pipeline_key() -> SealingPrivateKey:
+def pipeline_key() -> Opener:
     """Return the key that opens data sets, from where PORTCULLIS_KEYS says.
 
     Raises:
         KeyMaterialError: Missing, malformed, or open to other users.
         UsageError: PORTCULLIS_KEYS is not set.
     """
-    return SealingPrivateKey.from_pem(resolve(role_uri(keys_base(), PRIVATE_KEY)))
+    return opener_at(role_uri(keys_base(), PRIVATE_KEY))
 
 
-def seal_dataset(
-    directory: Path, table: pa.Table | TableStream, spec: DatasetSpec, *, recipient: SealingPublicKey
-) -> str:
+def seal_dataset(directory: Path, table: pa.Table | TableStream, spec: DatasetSpec, *, recipient: Recipient) -> str:
     """Seal a data set as it is written, atomically and in bounded memory; its plain text never touches a file.
 
     Args:
@@ -120,7 +118,7 @@ class _Nowhere(io.RawIOBase):
         return len(data)
 
 
-def open_dataset(directory: Path, *, key: SealingPrivateKey) -> dict[str, bytes]:
+def open_dataset(directory: Path, *, key: Opener) -> dict[str, bytes]:
     """Open a sealed data set in memory; `parse_dataset` reads what comes back.
 
     Raises:
@@ -133,7 +131,7 @@ def open_dataset(directory: Path, *, key: SealingPrivateKey) -> dict[str, bytes]
 
 
 @contextlib.contextmanager
-def stream_sealed(directory: Path, *, key: SealingPrivateKey) -> Iterator[DatasetStream]:
+def stream_sealed(directory: Path, *, key: Opener) -> Iterator[DatasetStream]:
     """Open a sealed data set to be read in pieces, whatever its size.
 
     Raises:
@@ -148,7 +146,7 @@ def stream_sealed(directory: Path, *, key: SealingPrivateKey) -> Iterator[Datase
         yield DatasetStream.digesting(files[DATA_FILE], description.read_all())
 
 
-def _check_sealed(directory: Path, key: SealingPrivateKey) -> None:
+def _check_sealed(directory: Path, key: Opener) -> None:
     if _names(directory) != _SEALED:
         raise DataError(f"{directory} is no sealed data set: it must hold exactly {', '.join(sorted(_SEALED))}")
     if sealed_recipients(directory) != [key.key_id]:

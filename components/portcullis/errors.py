@@ -30,6 +30,14 @@ class KeyMaterialError(UsageError):
     """A key is missing, unreadable, too widely readable, or of the wrong kind."""
 
 
+class KeyServiceError(KeyMaterialError):
+    """A service that holds a key refused, did not answer, or answered something else; `code` is what it calls that."""
+
+    def __init__(self, message: str, *, code: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+
+
 class TrustStoreError(UsageError):
     """There is no trust store, or it is incomplete; without one nothing can be judged."""
 

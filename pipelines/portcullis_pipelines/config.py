@@ -19,6 +19,7 @@ and an unknown key is refused.
     watermark: {owner: …}
     thresholds: {robust_accuracy: 0.75, clean_accuracy: 0.9, samples: 100, agreement: 0.98, accuracy_drop: 0.01}
     deployment: {target: local, cluster: {}, environment: development}
+    keys: {serving: aws-kms:arn:…, train: vault-transit:…}   (those that a service holds)
     shards: 1
 """
 
@@ -39,6 +40,7 @@ from portcullis.dp_training.settings import AuditSettings, PrivateSettings
 from portcullis.errors import ConfigError, DataError
 from portcullis.evidence.shards import MAX_SHARDS, Shard
 from portcullis.files import read_bytes
+from portcullis.keys.service import URIS, is_service_uri
 from portcullis.ledger.settings import LedgerSettings
 from portcullis.membership.settings import MembershipSettings
 from portcullis.pii.plan import MaskingPlan, masking_plan
@@ -221,6 +223,8 @@ class ReferenceConfig:
         ledger: The privacy budget of the data set over all runs; when None, what one run may spend.
         owner: Whose watermark the model carries; the data set's name when empty.
         deployment: Where it is deployed.
+        keys: By role (`serving`, `pipeline`, `owner`, or a step's name), the URI of a key that a service holds; every
+            other key is made here.
         recipients: Key ids of those who can open the sealed model; filled in from the serving key.
         shards: Over how many shards the data are read and masked; 1 for the whole at once.
     """
@@ -242,6 +246,7 @@ class ReferenceConfig:
     ledger: LedgerSettings | None = None
     owner: str = ""
     deployment: Deployment = field(default_factory=Deployment)
+    keys: Mapping[str, str] = field(default_factory=dict)
     recipients: tuple[str, ...] = ()
     shards: int = 1
 
@@ -302,6 +307,7 @@ class ReferenceConfig:
             "ledger",
             "watermark",
             "deployment",
+            "keys",
             "shards",
         }
         sections = _known(document, names, "the file")
@@ -331,6 +337,7 @@ class ReferenceConfig:
             ledger=_ledger(sections["ledger"], sections["dataset"]) if "ledger" in sections else None,
             owner=_owner(_known(sections.get("watermark", {}), {"owner"}, "watermark").get("owner", "")),
             deployment=_deployment(sections.get("deployment", {})),
+            keys=_keys(sections.get("keys", {})),
             shards=sections.get("shards", 1),
         )
 
@@ -538,6 +545,15 @@ def _deployment(value: Any) -> Deployment:
     if not isinstance(target, str) or not isinstance(environment, str) or not isinstance(cluster, dict):
         raise ConfigError("deployment.target and deployment.environment are text, deployment.cluster is a mapping")
     return Deployment(target, cluster, environment)
+
+
+def _keys(value: Any) -> dict[str, str]:
+    if not isinstance(value, dict):
+        raise ConfigError("keys is not a mapping")
+    for role, uri in value.items():
+        if not isinstance(role, str) or not isinstance(uri, str) or not is_service_uri(uri):
+            raise ConfigError(f"keys: {_shown(role)} must name a key of {', '.join(URIS)} (docs/keys.md)")
+    return dict(value)
 
 
 def _fraction(value: Any) -> float:

@@ -40,7 +40,7 @@ from portcullis.evidence.trust import (
 from portcullis.files import read_bytes, write_bytes
 from portcullis.keys import PublicKey, Signer, resolve
 from portcullis.ledger.stores import LEDGERS_ENV
-from portcullis.sealing.recipients import SealingPrivateKey
+from portcullis.sealing.recipients import SealingPrivateKey, opener_at
 from portcullis_pipelines.config import DEVELOPMENT, ReferenceConfig
 from portcullis_pipelines.steps import STEPS, policy_steps, steps_of
 
@@ -156,17 +156,25 @@ def step_names(config: ReferenceConfig) -> tuple[str, ...]:
     return tuple(step.name for step in steps_of(config))
 
 
-def generate_keys(home: Home, steps: Sequence[str] = STEP_NAMES) -> list[Path]:
+def generate_keys(
+    home: Home, steps: Sequence[str] = STEP_NAMES, services: Mapping[str, str] | None = None
+) -> list[Path]:
     """Create every key that is missing, mode 0600, and return the files made; existing keys are left alone.
 
     Args:
         home: The policy's folder.
         steps: The names of the policy's steps; each gets a signing key of its own.
+        services: By role (`serving`, `pipeline`, `owner`, or a step), the URI of a key that a service holds; it is
+            written in the place of the key.
 
     Raises:
-        UsageError: The folder cannot be written.
+        UsageError: The folder cannot be written; or another key lies where `services` says that a service holds it, or
+            there is no such role.
         KeyMaterialError: A sealing key that is there is malformed.
     """
+    held = dict(services or {})
+    if unknown := held.keys() - {"serving", "pipeline", "owner", *steps}:
+        raise UsageError(f"keys: there is no role {min(unknown)!r}; roles are serving, pipeline, owner and the steps")
 
     def random_key() -> bytes:
         return base64.b64encode(secrets.token_bytes(32)) + b"\n"
@@ -180,14 +188,18 @@ def generate_keys(home: Home, steps: Sequence[str] = STEP_NAMES) -> list[Path]:
     # Last, because they are made from the private ones.
     makers |= {"pipeline.pub.pem": lambda: _sealing_key(home, "pipeline.pem").public_key().to_pem()}
     makers |= {"serving.pub.pem": lambda: sealing_key(home).public_key().to_pem()}
+    references = {_file(role): f"{uri}\n".encode() for role, uri in held.items()}
+    references |= {f"{role}.pub.pem": f"{held[role]}\n".encode() for role in ("serving", "pipeline") if role in held}
     made: list[Path] = []
     with home.alone():
         home.keys.mkdir(exist_ok=True, mode=0o700)
         for name, make in makers.items():
             path = home.keys / name
             if not path.exists():
-                write_bytes(path, make(), mode=0o600)
+                write_bytes(path, references.get(name) or make(), mode=0o600)
                 made.append(path)
+            elif name in references and resolve(f"file:{path}") != references[name]:
+                raise UsageError(f"{path} holds another key than the configuration names; move it away")
     return made
 
 
@@ -195,7 +207,7 @@ def sealing_key(home: Home) -> SealingPrivateKey:
     """Return the serving recipient's private key.
 
     Raises:
-        KeyMaterialError: Missing, malformed, or open to other users.
+        KeyMaterialError: Missing, malformed, open to other users, or held by a service.
     """
     return _sealing_key(home, "serving.pem")
 
@@ -269,7 +281,7 @@ def ensure_trust(home: Home, config: ReferenceConfig) -> tuple[TrustStore, Refer
 
 
 def _ensure_trust(home: Home, config: ReferenceConfig) -> tuple[TrustStore, ReferenceConfig]:
-    config = replace(config, recipients=(sealing_key(home).public_key().key_id,))
+    config = replace(config, recipients=(opener_at(f"file:{home.keys / 'serving.pem'}").key_id,))
     keys = {step.name: home.signer(step.name).public_key for step in steps_of(config)}
     steps = policy_steps(config, keys)
     return _ensure_policy(home, config.policy_name, config.deployment.environment, steps), config

@@ -29,6 +29,7 @@ from portcullis.admission.stage import require_signature
 from portcullis.audit.verify import log_head, verify_log
 from portcullis.digest import path_digest, sha256
 from portcullis.dp_training.page import certificate_section
+from portcullis.encryption.stage import sealing_context
 from portcullis.errors import DataError, EvidenceError, PolicyError, PortcullisError, SealError, UsageError
 from portcullis.evidence.admission import Admission, verify_admission, verify_deployment
 from portcullis.evidence.chain import Chain, join_bundle
@@ -36,12 +37,14 @@ from portcullis.evidence.dsse import MAX_ENVELOPE_BYTES, Envelope
 from portcullis.evidence.policy import MAX_POLICY_BYTES, Policy
 from portcullis.evidence.shards import Shard
 from portcullis.evidence.statement import Statement, format_time
-from portcullis.evidence.step import read_evidence
+from portcullis.evidence.step import keys_base, read_evidence
 from portcullis.evidence.trust import TrustStore, now_ms, observe
 from portcullis.files import atomic_path, read_bytes, write_bytes
+from portcullis.keys import role_uri
 from portcullis.privacy.page import noise_section
 from portcullis.report import gate_section, page, paragraph, plain, section, table
-from portcullis.sealing.sealed import sealed_digest, sealed_recipients
+from portcullis.sealing.recipients import opener_at, recipient_at
+from portcullis.sealing.sealed import rewrap, sealed_digest, sealed_recipients
 from portcullis.serving.admitted import read_admission
 from portcullis_pipelines.picture import chain_picture
 
@@ -120,6 +123,28 @@ def verify_directory(directory: Path, store: TrustStore, *, published: bool = Tr
         _require_told(directory / RUN, run_json(verified))
         _require_told(directory / REPORT, _page_of(verified))
     return verified
+
+
+def rewrap_model(directory: Path, store: TrustStore) -> None:
+    """Wrap the key of a run's sealed model anew for the serving key, under its newest version where a service holds it.
+
+    Neither the sealed digest nor any evidence changes, so what was admitted stays admitted.
+
+    Args:
+        directory: What `portcullis run` left; it is verified first.
+        store: The trust store.
+
+    Raises:
+        RefusedError: As `verify_directory`, or the serving key here is not the one that the evidence names.
+        KeyMaterialError: The serving key is missing, or its service did not unwrap or wrap.
+    """
+    verified = verify_directory(directory, store)
+    recipient = recipient_at(role_uri(keys_base(), "serving.pub.pem"))
+    if [recipient.key_id] != sealed_recipients(directory / MODEL):
+        raise SealError("the serving key here is not the recipient that the evidence names")
+    context = sealing_context(verified.policy.name, verified.admission.content)
+    opener = opener_at(role_uri(keys_base(), "serving.pem"))
+    rewrap(directory / MODEL, opener=opener, recipients=[recipient], context=context)
 
 
 def _audit_head(directory: Path, store: TrustStore) -> str:

@@ -160,7 +160,7 @@ def test_the_model_is_wrapped_for_another_recipient_too(attacked):
 
     sidecar = attacked.output / MODEL / "recipients.json"
     ours = SealingPrivateKey.from_pem((attacked.home.keys / "serving.pem").read_bytes())
-    context = sealing_context(attacked.statement("encrypt").inputs["model"])
+    context = sealing_context(attacked.store.policy.name, attacked.statement("encrypt").inputs["model"])
     dek = unwrap_dek(sidecar.read_bytes(), ours, context=context)
     theirs = SealingPrivateKey.generate()
     sidecar.write_bytes(wrap_dek(dek, [ours.public_key(), theirs.public_key()], context=context))
@@ -210,7 +210,9 @@ def put_in_another_model(run, folder: Path) -> str:
     public = SealingPublicKey.from_pem((run.home.keys / "serving.pub.pem").read_bytes())
     content = run.statement("encrypt").inputs["model"]
     shutil.rmtree(run.output / MODEL)
-    seal_directory(evil, run.output / MODEL, recipients=[public], context=sealing_context(content))
+    seal_directory(
+        evil, run.output / MODEL, recipients=[public], context=sealing_context(run.store.policy.name, content)
+    )
     return sealed_digest(run.output / MODEL)
 
 

@@ -190,7 +190,7 @@ def test_every_command_and_option_says_what_it_does(portcullis):
         *("ledger", "ledger show", "ledger verify"),
         *("sign-pipeline", "verify-pipeline", "audit", "audit verify", "audit show"),
         *("watermark", "watermark verify", "claim", "claim make", "claim check"),
-        *("keys", "keys generate", "keys list", "keys trust", "keys revoke", "keys rollback"),
+        *("keys", "keys generate", "keys list", "keys trust", "keys revoke", "keys rewrap", "keys rollback"),
     }
     for path, command in found.items():
         assert command.help, path

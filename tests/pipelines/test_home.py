@@ -86,6 +86,28 @@ def test_only_what_is_missing_is_made(home):
     assert [str(name) for name in before if before[name] != after[name]] == ["train.pem"]
 
 
+SERVICE = "aws-kms:arn:aws:kms:eu-west-1:111122223333:key/serving"
+
+
+def test_a_key_that_a_service_holds_is_written_as_its_uri(tmp_path):
+    home = homes.Home(tmp_path / "home")
+    homes.generate_keys(home, services={"serving": SERVICE, "pipeline": SERVICE})
+    for name in ("serving.pem", "serving.pub.pem", "pipeline.pem", "pipeline.pub.pem"):
+        assert (home.keys / name).read_text() == f"{SERVICE}\n"
+    store, config = homes.ensure_trust(home, CONFIG)
+    assert config.recipients == (SERVICE,) == tuple(store.policy.step("encrypt").parameters["recipients"])
+    assert homes.generate_keys(home, services={"serving": SERVICE}) == []
+
+
+def test_a_key_is_not_replaced_by_a_services_unasked(home):
+    before = contents(home.keys)
+    with pytest.raises(UsageError, match="move it away"):
+        homes.generate_keys(home, services={"serving": SERVICE})
+    with pytest.raises(UsageError, match="there is no role 'other'"):
+        homes.generate_keys(home, services={"other": SERVICE})
+    assert contents(home.keys) == before
+
+
 def test_a_key_that_others_can_read_is_refused(home):
     (home.keys / "owner.pem").chmod(0o644)
     with pytest.raises(KeyMaterialError, match="chmod 600"):

@@ -17,7 +17,7 @@ FLOORS = [
     {"errors"},
     {
         *("digest", "files", "isolation", "strict_yaml", "keys", "remote", "sealing", "kubernetes_names"),
-        *("kubernetes_api", "hash_chain", "random_bits", "timestamps"),
+        *("kubernetes_api", "hash_chain", "random_bits", "safetensors_header", "timestamps"),
     },
     {"evidence", "audit", "table", "report"},
     {"dataset", "models", "ledger"},

@@ -7,15 +7,18 @@ import struct
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import padding
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.hashes import SHA512
+from cryptography.hazmat.primitives.hashes import SHA256, SHA512
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_private_key
+from key_services import VERSION, AzureKeyVault, serving
 
 from portcullis.digest import content_digest
-from portcullis.sealing.recipients import SealingPrivateKey
+from portcullis.keys.https import UNSAFE_ENV
+from portcullis.sealing.recipients import SealingPrivateKey, opener_at
 from portcullis.sealing.sealed import open_directory, seal_directory, sealed_digest
 
 DATA = Path(__file__).parents[1] / "data"
@@ -103,6 +106,20 @@ def read_dek(sidecar, mlkem, x25519, context):
     return dek
 
 
+def read_service_dek(sidecar, key_id, decrypt, context):
+    """Sections 2.2 and 2.3, given what the service does to what it made."""
+    fields = json.loads(sidecar)
+    entry = next(entry for entry in fields["recipients"] if entry["key_id"] == key_id)
+    info = jcs({"context": context, "format": "portcullis-recipients/v1", "key_id": key_id})
+    payload = decrypt(bytes.fromhex(entry["wrapped"]))
+    dek, bound = payload[:32], payload[32:]
+    assert bound == hashlib.sha256(info).digest()
+    listed = {"format": "portcullis-recipients/v1", "recipients": fields["recipients"]}
+    mac = hmac.digest(hkdf(dek, None, b"portcullis-recipients/v1", 32), jcs(listed), "sha256")
+    assert jcs({**listed, "mac": mac.hex()}) == sidecar
+    return dek
+
+
 def read_directory(root, mlkem, x25519, context):
     """Section 3."""
     dek = read_dek((root / "recipients.json").read_bytes(), mlkem, x25519, context)
@@ -183,4 +200,32 @@ def test_portcullis_opens_the_vector(vector, vector_directory, vector_keys):
     opened = open_directory(vector_directory, private_key=key, context=vector["context"])
     assert opened == {vector["file_name"]: vector["plaintext"].encode()}
     assert content_digest(opened) == vector["content_digest"]
+    assert sealed_digest(vector_directory) == vector["sealed_digest"]
+
+
+@pytest.fixture(scope="module")
+def service_vector():
+    return json.loads((DATA / "sealed-vector-service.json").read_text())
+
+
+def test_the_second_reader_opens_the_vector_of_a_services_key(vector, service_vector):
+    key = load_der_private_key(bytes.fromhex(service_vector["rsa_private"]), password=None)
+    oaep = padding.OAEP(mgf=padding.MGF1(SHA256()), algorithm=SHA256(), label=None)
+    sidecar = service_vector["recipients"].encode()
+    dek = read_service_dek(sidecar, service_vector["key_id"], lambda it: key.decrypt(it, oaep), vector["context"])
+    assert dek.hex() == vector["dek"]
+
+
+def test_portcullis_opens_the_vector_of_a_services_key(
+    vector, service_vector, vector_directory, monkeypatch, tmp_path_factory
+):
+    (vector_directory / "recipients.json").write_text(service_vector["recipients"])
+    key = load_der_private_key(bytes.fromhex(service_vector["rsa_private"]), password=None)
+    monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+    with serving(AzureKeyVault(keys={f"serving/{VERSION}": key})) as service:
+        for name, value in {**service.environment, UNSAFE_ENV: service.url}.items():
+            monkeypatch.setenv(name, value)
+        opener = opener_at(service_vector["key_id"])
+        opened = open_directory(vector_directory, private_key=opener, context=vector["context"])
+    assert opened == {vector["file_name"]: vector["plaintext"].encode()}
     assert sealed_digest(vector_directory) == vector["sealed_digest"]

@@ -390,7 +390,7 @@ def _prepared(config: Path | None) -> "tuple[homes.Home, TrustStore, ReferenceCo
     """Return the configuration's folder, with what is missing in it made, its trust store, and the configuration."""
     chosen = ReferenceConfig.load(config)
     home = homes.home_of(chosen)
-    if made := homes.generate_keys(home, homes.step_names(chosen)):
+    if made := homes.generate_keys(home, homes.step_names(chosen), chosen.keys):
         complain(f"made {len(made)} keys in {home.keys}")
     return home, *homes.ensure_trust(home, chosen)
 

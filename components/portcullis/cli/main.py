@@ -116,7 +116,7 @@ def run(
     if shards is not None:
         chosen = dataclasses.replace(chosen, shards=shards)
     home = homes.home_of(chosen)
-    made = homes.generate_keys(home, homes.step_names(chosen))
+    made = homes.generate_keys(home, homes.step_names(chosen), chosen.keys)
     store, chosen = homes.ensure_trust(home, chosen)
     if made and not as_json:
         say(f"made {len(made)} development keys in {home.keys}")
@@ -257,7 +257,7 @@ def generate(config: Path | None) -> None:
     """Create every missing key: one per step, the owner's, masking, split and serving. Files are of mode 0600."""
     chosen = ReferenceConfig.load(config)
     home = homes.home_of(chosen)
-    made = homes.generate_keys(home, homes.step_names(chosen))
+    made = homes.generate_keys(home, homes.step_names(chosen), chosen.keys)
     for path in made:
         say(str(path))
     say(f"{len(made)} keys made in {home.keys}; existing ones were left alone")
@@ -300,6 +300,21 @@ def revoke(step: str | None, admission: Path | None, config: Path | None) -> Non
         say(
             f"for a new key: move the old one out of {home.keys}, then: portcullis keys generate; portcullis keys trust"
         )
+
+
+@keys.command()
+@click.argument("directory", type=_EXISTING)
+@_trust
+def rewrap(directory: Path, trust: Path | None) -> None:
+    """Wrap a run's sealed model anew for the serving key, after its service rotated it.
+
+    The run is verified first. Neither the sealed model nor its evidence changes: what was admitted stays admitted.
+    """
+    from portcullis.evidence.trust import TrustStore
+    from portcullis_pipelines.outcome import rewrap_model
+
+    rewrap_model(directory, TrustStore.load(_use(trust)))
+    say(f"{directory / 'model'} is wrapped anew; the sealed model is as it was")
 
 
 @keys.command()

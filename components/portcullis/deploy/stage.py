@@ -28,7 +28,7 @@ from portcullis.evidence.statement import Figure, Statement
 from portcullis.evidence.step import KEYS_ENV, Step, begin_deployment, keys_base
 from portcullis.evidence.trust import STATE_ENV, TRUST_ENV, observe, state_directory
 from portcullis.files import atomic_path, write_bytes
-from portcullis.keys import role_uri
+from portcullis.keys import role_uri, variables_for
 from portcullis.sealing.sealed import sealed_digest
 from portcullis.serving.admitted import read_admission
 from portcullis.serving.stage import INPUT_NAME, bearer_token
@@ -192,14 +192,14 @@ def _probe_local(begun: Step, *, sealed: Path, admission: Path, evidence: Path) 
 def _server_environment(begun: Step) -> dict[str, str]:
     """Return what the server needs and nothing else of what this process was given.
 
-    Keys in the environment are handed on one by one. A `file:` base is handed on as it is: on one machine, one user.
+    Keys in the environment are handed on one by one, and what authorises the use of keys that a service holds. A
+    `file:` base is handed on as it is: on one machine, one user.
     """
     base = keys_base()
     roles = ["serving.pem", "serving.token"]
     if AUDIT_ENV in os.environ:  # the server signs its part by this step's key
         roles.append(f"{begun.rule.name}.pem")
-    uris = [role_uri(base, role) for role in roles]
-    variables = [uri.removeprefix("env:") for uri in uris if uri.startswith("env:")]
+    variables = [name for role in roles for name in variables_for(role_uri(base, role))]
     return {
         **{name: os.environ[name] for name in (*variables, AUDIT_ENV, CHECKPOINTS_ENV) if name in os.environ},
         "PATH": os.environ.get("PATH", os.defpath),

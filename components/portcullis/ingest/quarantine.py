@@ -20,7 +20,7 @@ from portcullis.errors import DataError
 from portcullis.evidence.statement import Statement
 from portcullis.files import BinaryFile, write_all
 from portcullis.ingest.malformed import Malformed, Reason
-from portcullis.sealing.recipients import SealingPrivateKey, SealingPublicKey
+from portcullis.sealing.recipients import Opener, Recipient
 from portcullis.sealing.sealed import open_files, seal_written
 
 FILE = "quarantine.jsonl"
@@ -40,7 +40,7 @@ def quarantine_figures(*malformed: Mapping[Reason, int]) -> dict[str, int]:
 
 
 def seal_quarantine(
-    directory: Path, records: Iterable[tuple[str, Malformed]], *, recipient: SealingPublicKey
+    directory: Path, records: Iterable[tuple[str, Malformed]], *, recipient: Recipient
 ) -> tuple[int, str]:
     """Seal malformed records as they come, atomically and one at a time in memory.
 
@@ -85,9 +85,7 @@ def seal_quarantine(
 
 
 @contextmanager
-def open_quarantine(
-    directory: Path, stated: Statement, *, key: SealingPrivateKey
-) -> Iterator[Iterator[Mapping[str, Any]]]:
+def open_quarantine(directory: Path, stated: Statement, *, key: Opener) -> Iterator[Iterator[Mapping[str, Any]]]:
     """Open a quarantine for its records, one at a time in memory.
 
     Args:

@@ -13,8 +13,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from portcullis.digest import sha256
-from portcullis.errors import KeyMaterialError
-from portcullis.keys.uri import resolve
+from portcullis.errors import KeyMaterialError, KeyServiceError
+from portcullis.keys.service import ServiceKey, service_key
+from portcullis.keys.uri import resolve, service_reference
 
 Algorithm = Literal["ecdsa-p256", "ed25519"]
 _ECDSA = ec.ECDSA(hashes.SHA256())
@@ -80,10 +81,10 @@ class PublicKey:
 
 @dataclass(frozen=True)
 class Signer:
-    """A private signing key; its `repr` shows the public half only."""
+    """A private signing key, here or in a service; its `repr` shows the public half only."""
 
     public_key: PublicKey
-    _key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey = field(repr=False, compare=False)
+    _key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | ServiceKey = field(repr=False, compare=False)
 
     @classmethod
     def generate(cls, algorithm: Algorithm = "ecdsa-p256") -> "Signer":
@@ -107,19 +108,39 @@ class Signer:
 
     @classmethod
     def from_uri(cls, uri: str) -> "Signer":
-        """Read the signing key that `uri` names.
+        """Read the signing key that `uri` names, or the name of a service's key that lies there in its place.
 
         Raises:
-            KeyMaterialError: As `resolve` and `from_pem`.
+            KeyMaterialError: As `resolve`, `from_pem` and `of_service`.
         """
-        return cls.from_pem(resolve(uri))
+        data = resolve(uri)
+        reference = service_reference(data)
+        return cls.of_service(reference) if reference else cls.from_pem(data)
+
+    @classmethod
+    def of_service(cls, uri: str) -> "Signer":
+        """Return a signing key that a service holds (`portcullis.keys.service`); its public half is asked for now.
+
+        Raises:
+            KeyMaterialError: The URI is malformed, the service did not tell, or it is neither ECDSA P-256 nor Ed25519.
+        """
+        key = service_key(uri)
+        return cls(PublicKey.from_pem(key.public_pem()), key)
 
     def derive(self, purpose: bytes) -> bytes:
-        """Return 32 secret bytes for one purpose: HMAC-SHA-256 under the private key, of which they say nothing."""
+        """Return 32 secret bytes for one purpose: HMAC-SHA-256 under the private key, of which they say nothing.
+
+        Raises:
+            KeyMaterialError: A service holds it.
+        """
         if isinstance(self._key, ed25519.Ed25519PrivateKey):
             secret = self._key.private_bytes_raw()
-        else:
+        elif isinstance(self._key, ec.EllipticCurvePrivateKey):
             secret = self._key.private_numbers().private_value.to_bytes(32)
+        else:
+            raise KeyMaterialError(
+                f"nothing can be derived from {self._key.uri}; this step needs a key of its own, in PEM"
+            )
         return hmac.digest(secret, b"portcullis-derived-key/v1|" + purpose, "sha256")
 
     @classmethod
@@ -129,13 +150,28 @@ class Signer:
         raise KeyMaterialError("signing keys are ECDSA P-256 or Ed25519")
 
     def sign(self, message: bytes) -> bytes:
-        """Sign `message`: DER ECDSA (about 71 bytes) or 64 bytes of Ed25519."""
+        """Sign `message`: DER ECDSA (about 71 bytes) or 64 bytes of Ed25519.
+
+        Raises:
+            KeyServiceError: A service holds the key and did not sign, or not so that the public half verifies it.
+        """
         if isinstance(self._key, ed25519.Ed25519PrivateKey):
             return self._key.sign(message)
-        return self._key.sign(message, _ECDSA)
+        if isinstance(self._key, ec.EllipticCurvePrivateKey):
+            return self._key.sign(message, _ECDSA)
+        signature = self._key.sign(message, self.public_key.algorithm)
+        if not self.public_key.verifies(signature, message):
+            raise KeyServiceError(f"{self._key.uri}: the service signed by another key, or something else")
+        return signature
 
     def private_pem(self) -> bytes:
-        """Return the private key as PKCS #8 PEM, to be written to a file of mode 0600."""
+        """Return the private key as PKCS #8 PEM, to be written to a file of mode 0600.
+
+        Raises:
+            KeyMaterialError: A service holds it.
+        """
+        if not isinstance(self._key, ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey):
+            raise KeyMaterialError(f"{self._key.uri} does not leave its service")
         return self._key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )

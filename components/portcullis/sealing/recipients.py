@@ -1,5 +1,8 @@
 """Recipients: who can open what was sealed. Sealing needs public keys only, so the step that seals cannot open.
 
+A recipient is such a key, or one that a key service holds (`portcullis.keys.service`), to which that service's own
+rules say who may wrap and who may unwrap.
+
 A data encryption key (DEK) is wrapped for each recipient with HPKE (RFC 9180, base mode) over X-Wing, the hybrid KEM of
 ML-KEM-768 (FIPS 203) and X25519 (draft-connolly-cfrg-xwing-kem), so that recorded ciphertext stays closed unless both
 are broken. The wrapped keys lie in a sidecar outside the sealed files, so that recipients can change while the files
@@ -10,10 +13,11 @@ Whoever has the public keys can seal; that a sealed thing is the right one is sh
 """
 
 import contextlib
+import hashlib
 import hmac
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import Protocol, Self
 
 from cryptography.exceptions import InvalidTag, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
@@ -37,11 +41,107 @@ from cryptography.hazmat.primitives.serialization import (
 
 from portcullis.digest import canonical_json, is_digest, parse_json, sha256
 from portcullis.errors import DataError, KeyMaterialError, SealError, UsageError
+from portcullis.keys.service import ServiceKey, is_service_uri, service_key
+from portcullis.keys.uri import resolve, service_reference
 from portcullis.sealing.stream import DEK_SIZE, check_context, check_dek, derive
 
 FORMAT = "portcullis-recipients/v1"
 MAX_RECIPIENTS = 1000
+MAX_WRAPPED = 8 << 10  # bytes of one recipient's wrapped key
 _SUITE = Suite(KEM.MLKEM768_X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
+
+
+class Recipient(Protocol):
+    """A key that data encryption keys are wrapped for."""
+
+    @property
+    def key_id(self) -> str:
+        """What it is called in a sidecar and in a policy."""
+
+    def wrap(self, dek: bytes, context: Mapping[str, str]) -> bytes:
+        """Wrap a data encryption key, bound to a context.
+
+        Raises:
+            KeyMaterialError: The key is degenerate, or a service holds it and did not wrap.
+        """
+
+
+class Opener(Protocol):
+    """A key that unwraps what was wrapped for it."""
+
+    @property
+    def key_id(self) -> str:
+        """That of the recipient."""
+
+    def unwrap(self, wrapped: bytes, context: Mapping[str, str]) -> bytes:
+        """Return what was wrapped.
+
+        Raises:
+            SealError: It was altered, or wrapped under another key or for another context.
+            KeyMaterialError: A service holds the key and did not unwrap.
+        """
+
+
+def recipient_at(uri: str) -> Recipient:
+    """Return the key to seal for that a URI names: a service's, or what `resolve` finds there, maybe after `hpke:`.
+
+    Raises:
+        KeyMaterialError: The URI is malformed, or what lies there is no public sealing key and names no service's.
+    """
+    found = _key_at(uri)
+    return SealingPublicKey.from_pem(found) if isinstance(found, bytes) else found
+
+
+def opener_at(uri: str) -> Opener:
+    """Return the key to open with that a URI names; as `recipient_at`, but for a private sealing key.
+
+    Raises:
+        KeyMaterialError: As `recipient_at`.
+    """
+    found = _key_at(uri)
+    return SealingPrivateKey.from_pem(found) if isinstance(found, bytes) else found
+
+
+def _key_at(uri: str) -> "bytes | ServiceSealingKey":
+    if is_service_uri(uri):
+        return ServiceSealingKey(service_key(uri))
+    place = uri.removeprefix("hpke:")
+    data = resolve(place)
+    reference = service_reference(data)
+    if reference is None:
+        return data
+    if place != uri:
+        raise KeyMaterialError(f"{uri} names {reference}, which is no hybrid sealing key")
+    return ServiceSealingKey(service_key(reference))
+
+
+@dataclass(frozen=True)
+class ServiceSealingKey:
+    """A key in a service, for both directions; which of them a process may use, the service's own rules say.
+
+    The context is bound inside what is wrapped too, since not every service binds one.
+    """
+
+    service: ServiceKey
+
+    @property
+    def key_id(self) -> str:
+        """Its URI."""
+        return self.service.uri
+
+    def wrap(self, dek: bytes, context: Mapping[str, str]) -> bytes:
+        """As `Recipient.wrap`."""
+        bound = _info(self.key_id, context)
+        return self.service.encrypt(dek + hashlib.sha256(bound).digest(), context=context, bound=bound)
+
+    def unwrap(self, wrapped: bytes, context: Mapping[str, str]) -> bytes:
+        """As `Opener.unwrap`."""
+        bound = _info(self.key_id, context)
+        payload = self.service.decrypt(wrapped, context=context, bound=bound)
+        dek, named = payload[:DEK_SIZE], payload[DEK_SIZE:]
+        if not hmac.compare_digest(named, hashlib.sha256(bound).digest()):
+            raise SealError(f"{self.key_id} opened this, but it was wrapped for another context")
+        return dek
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -75,6 +175,14 @@ class SealingPublicKey:
     def key_id(self) -> str:
         """SHA-256 (hex) of the DER of both parts."""
         return sha256(self._encode(Encoding.DER))
+
+    def wrap(self, dek: bytes, context: Mapping[str, str]) -> bytes:
+        """As `Recipient.wrap`; an X25519 point of low order is degenerate."""
+        try:
+            public = MLKEM768X25519PublicKey(self.mlkem, self.x25519)
+            return _SUITE.encrypt(dek, public, info=_info(self.key_id, context))
+        except ValueError as error:
+            raise KeyMaterialError(f"the recipient's key {self.key_id} cannot be sealed for") from error
 
     def _encode(self, encoding: Encoding) -> bytes:
         form = PublicFormat.SubjectPublicKeyInfo
@@ -126,11 +234,20 @@ class SealingPrivateKey:
         """That of the public key."""
         return self.public_key().key_id
 
+    def unwrap(self, wrapped: bytes, context: Mapping[str, str]) -> bytes:
+        """As `Opener.unwrap`."""
+        key_id = self.key_id
+        try:
+            pair = MLKEM768X25519PrivateKey(self.mlkem, self.x25519)
+            return _SUITE.decrypt(wrapped, pair, info=_info(key_id, context))
+        except InvalidTag as error:
+            raise SealError(f"the entry of key {key_id} was altered, or it was sealed for another context") from error
+
     def __repr__(self) -> str:
         return f"SealingPrivateKey(key_id={self.key_id!r})"
 
 
-def wrap_dek(dek: bytes, recipients: Collection[SealingPublicKey], *, context: Mapping[str, str]) -> bytes:
+def wrap_dek(dek: bytes, recipients: Collection[Recipient], *, context: Mapping[str, str]) -> bytes:
     """Wrap a data encryption key for each recipient; returns the sidecar, canonical JSON (docs/sealed-format.md).
 
     Args:
@@ -139,7 +256,7 @@ def wrap_dek(dek: bytes, recipients: Collection[SealingPublicKey], *, context: M
         context: As for `seal`; bound into every entry, and not written into the sidecar.
 
     Raises:
-        KeyMaterialError: `dek` is not 32 bytes, or a recipient's key is degenerate.
+        KeyMaterialError: `dek` is not 32 bytes, or a recipient's key is degenerate, or a service did not wrap.
         UsageError: There is no recipient, too many, or one twice; the context is empty or not printable text.
     """
     check_dek(dek)
@@ -147,21 +264,16 @@ def wrap_dek(dek: bytes, recipients: Collection[SealingPublicKey], *, context: M
     keys = {key.key_id: key for key in recipients}
     if len(keys) != len(recipients) or not 0 < len(keys) <= MAX_RECIPIENTS:
         raise UsageError(f"seal for 1 to {MAX_RECIPIENTS} recipients, each named once")
-    wrapped = {}
-    for key_id, key in sorted(keys.items()):
-        try:
-            public = MLKEM768X25519PublicKey(key.mlkem, key.x25519)
-            wrapped[key_id] = _SUITE.encrypt(dek, public, info=_info(key_id, context))
-        except ValueError as error:  # an X25519 point of low order
-            raise KeyMaterialError(f"the recipient's key {key_id} cannot be sealed for") from error
+    wrapped = {key_id: key.wrap(dek, context) for key_id, key in sorted(keys.items())}
     return _sidecar(dek, wrapped)
 
 
-def unwrap_dek(sidecar: bytes, private_key: SealingPrivateKey, *, context: Mapping[str, str]) -> bytes:
+def unwrap_dek(sidecar: bytes, private_key: Opener, *, context: Mapping[str, str]) -> bytes:
     """Return the data encryption key of 32 bytes that a sidecar holds for this key.
 
     Raises:
         SealError: A byte of the sidecar was altered, the key is not among its recipients, or the context is another.
+        KeyMaterialError: A service holds the key and did not unwrap.
         UsageError: The context is empty or not printable text.
     """
     check_context(context)
@@ -169,11 +281,7 @@ def unwrap_dek(sidecar: bytes, private_key: SealingPrivateKey, *, context: Mappi
     key_id = private_key.key_id
     if key_id not in wrapped:
         raise SealError(f"this is the wrong key: {key_id} is not among the recipients")
-    try:
-        pair = MLKEM768X25519PrivateKey(private_key.mlkem, private_key.x25519)
-        dek = _SUITE.decrypt(wrapped[key_id], pair, info=_info(key_id, context))
-    except InvalidTag as error:
-        raise SealError(f"the entry of key {key_id} was altered, or it was sealed for another context") from error
+    dek = private_key.unwrap(wrapped[key_id], context)
     if len(dek) != DEK_SIZE or not hmac.compare_digest(_sidecar(dek, wrapped), sidecar):
         raise SealError("the list of recipients was altered")
     return dek
@@ -208,8 +316,10 @@ def _parse_sidecar(sidecar: bytes) -> dict[str, bytes]:
         wrapped = {entry["key_id"]: bytes.fromhex(entry["wrapped"]) for entry in entries}
     except (DataError, KeyError, TypeError, ValueError) as error:
         raise SealError("the list of recipients was altered: it is malformed") from error
-    if not all(is_digest(key_id) for key_id in wrapped):
+    if not all(is_digest(key_id) or is_service_uri(key_id) for key_id in wrapped):
         raise SealError("the list of recipients was altered: a key id is malformed")
+    if not all(len(blob) <= MAX_WRAPPED for blob in wrapped.values()):
+        raise SealError("the list of recipients was altered: a wrapped key is too long")
     return wrapped
 
 

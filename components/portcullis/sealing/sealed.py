@@ -14,14 +14,15 @@ from pathlib import Path
 from portcullis.digest import canonical_json, sha256, tree_digest, tree_files
 from portcullis.errors import SealError, UsageError
 from portcullis.files import BinaryFile, atomic_path, read_bytes, write_all, write_bytes
+from portcullis.remote import remote_objects
 from portcullis.sealing.recipients import (
-    SealingPrivateKey,
-    SealingPublicKey,
+    Opener,
+    Recipient,
     claimed_recipients,
     unwrap_dek,
     wrap_dek,
 )
-from portcullis.sealing.stream import DEK_SIZE, SEGMENT_SIZE, SealedFile, open_regular, open_sealed, sealing
+from portcullis.sealing.stream import DEK_SIZE, SEGMENT_SIZE, EncryptedFile, open_regular, open_sealed, sealing
 
 SIDECAR = "recipients.json"
 SUFFIX = ".sealed"
@@ -34,7 +35,7 @@ def seal_directory(
     source: Path,
     target: Path,
     *,
-    recipients: Collection[SealingPublicKey],
+    recipients: Collection[Recipient],
     context: Mapping[str, str],
 ) -> None:
     """Seal every file below `source` into the new directory `target`, which appears whole or not at all.
@@ -63,7 +64,7 @@ def seal_files(
     files: Mapping[str, bytes],
     target: Path,
     *,
-    recipients: Collection[SealingPublicKey],
+    recipients: Collection[Recipient],
     context: Mapping[str, str],
 ) -> None:
     """Seal files held in memory, by POSIX path, into the new directory `target`: none of them ever lies there plain.
@@ -86,7 +87,7 @@ def seal_written(
     files: Mapping[str, Callable[[BinaryFile], object]],
     target: Path,
     *,
-    recipients: Collection[SealingPublicKey],
+    recipients: Collection[Recipient],
     context: Mapping[str, str],
 ) -> None:
     """Seal files of any length as they are written, by POSIX path, into the new directory `target`.
@@ -131,7 +132,7 @@ def _copy(path: Path, sink: BinaryFile) -> None:
 def open_directory(
     sealed: Path,
     *,
-    private_key: SealingPrivateKey,
+    private_key: Opener,
     context: Mapping[str, str],
     limits: Mapping[str, int] | None = None,
 ) -> dict[str, bytes]:
@@ -160,8 +161,8 @@ def open_directory(
 
 @contextlib.contextmanager
 def open_files(
-    sealed: Path, *, private_key: SealingPrivateKey, context: Mapping[str, str], names: Collection[str]
-) -> Iterator[dict[str, SealedFile]]:
+    sealed: Path, *, private_key: Opener, context: Mapping[str, str], names: Collection[str]
+) -> Iterator[dict[str, EncryptedFile]]:
     """Open the files of a sealed directory to read and seek in, holding a few segments of each in memory.
 
     Args:
@@ -182,14 +183,69 @@ def open_files(
         }
 
 
+@contextlib.contextmanager
+def open_remote_files(
+    uri: str, *, private_key: Opener, context: Mapping[str, str], names: Collection[str]
+) -> Iterator[dict[str, EncryptedFile]]:
+    """Open the files of a sealed directory where it lies in a store; what is read costs requests for its segments.
+
+    Args:
+        uri: The directory: `s3://`, `gs://`, `minio://`, or another that fsspec reads (`portcullis.remote`).
+        private_key: Of one of its recipients.
+        context: What it was sealed for.
+        names: The very files that must be in it.
+
+    Raises:
+        SealError: As `open_directory`.
+        DataError: A name is none that a file may have.
+        UsageError: The store cannot be read, or the context is unusable.
+    """
+    found = {entry.name: entry for entry in remote_objects(f"{uri.rstrip('/')}/")[0]}
+    if set(found) != {SIDECAR, *(name + SUFFIX for name in names)}:
+        raise SealError(f"{uri} holds {sorted(found)}, not the sealed files {sorted(names)}")
+    if found[SIDECAR].size > SIDECAR_LIMIT:
+        raise SealError(f"{SIDECAR} in {uri} is larger than the {SIDECAR_LIMIT} bytes allowed here")
+    dek = unwrap_dek(found[SIDECAR].read(), private_key, context=context)
+    with contextlib.ExitStack() as stack:
+        opened = {}
+        for name, file_context in _file_contexts(context, sorted(names)).items():
+            stream = stack.enter_context(found[name + SUFFIX].open())
+            opened[name] = stack.enter_context(open_sealed(stream, dek=dek, context=file_context, name=f"{uri}/{name}"))
+        yield opened
+
+
 def _unlock(
-    sealed: Path, private_key: SealingPrivateKey, context: Mapping[str, str], names: Collection[str] | None
+    sealed: Path, private_key: Opener, context: Mapping[str, str], names: Collection[str] | None
 ) -> tuple[bytes, dict[str, dict[str, str]]]:
     """Return the data encryption key of a sealed directory, and the context of each of its files."""
     contexts = _file_contexts(context, _sealed_names(sealed))
     if names is not None and set(contexts) != set(names):
         raise SealError(f"{sealed} holds {sorted(contexts)}, not {sorted(names)}")
     return unwrap_dek(read_bytes(sealed / SIDECAR, limit=SIDECAR_LIMIT), private_key, context=context), contexts
+
+
+def rewrap(sealed: Path, *, opener: Opener, recipients: Collection[Recipient], context: Mapping[str, str]) -> None:
+    """Wrap a sealed directory's data encryption key anew: no sealed file changes, nor the sealed digest.
+
+    Args:
+        sealed: The sealed directory; its list of recipients is replaced atomically.
+        opener: Of one of its recipients.
+        recipients: Who can open it from now on. Who could before may have kept the key that opens it.
+        context: What it was sealed for.
+
+    Raises:
+        SealError: As `open_directory`.
+        KeyMaterialError: As `seal_directory`, or a service did not unwrap or wrap.
+        UsageError: As `seal_directory`; or the list cannot be written.
+    """
+    dek, contexts = _unlock(sealed, opener, context, None)
+    for name, file_context in contexts.items():
+        with open_sealed(sealed / (name + SUFFIX), dek=dek, context=file_context):
+            pass  # it is this key that opens each file
+    try:
+        write_bytes(sealed / SIDECAR, wrap_dek(dek, recipients, context=context))
+    except OSError as error:
+        raise UsageError(f"cannot write {sealed / SIDECAR}: {error.strerror}") from error
 
 
 def sealed_recipients(sealed: Path) -> list[str]:

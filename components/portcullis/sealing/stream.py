@@ -155,19 +155,39 @@ def seal(
             writer.write(segment)
 
 
-class SealedFile(SegmentedFile):
+class EncryptedFile(SegmentedFile):
     """An open sealed file of `size` plaintext bytes, each segment of which is authenticated before it is given out.
 
-    It can be read and sought in as any file, holding a few segments in memory.
+    It can be read and sought in as any file, holding a few segments in memory; what is read costs the segments that it
+    lies in. `readinto` decrypts whole segments straight into the caller's buffer.
     """
 
-    def __init__(
-        self, path: Path, size: int, stream: BinaryIO, cipher: AESGCM, associated: bytes, segment_size: int
-    ) -> None:
+    def __init__(self, source: "_Source", size: int, cipher: AESGCM, associated: bytes, segment_size: int) -> None:
         super().__init__(size, segment_size)
-        self.path = path
-        self._stream, self._cipher, self._associated = stream, cipher, associated
+        self._source, self._cipher, self._associated = source, cipher, associated
         self._segments = max(1, -(-size // segment_size))
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        """Fill the buffer as far as the file goes; returns the number of bytes.
+
+        Raises:
+            SealError: A segment was altered; what the buffer holds then is no plaintext.
+        """
+        wanted = memoryview(buffer).cast("B")
+        wanted = wanted[: max(0, self.size - self._position)]
+        filled, sealed = 0, None
+        while filled < len(wanted):
+            index, start = divmod(self._position, self._segment_size)
+            length = min(self._segment_size, self.size - index * self._segment_size)
+            if start == 0 and length <= len(wanted) - filled:
+                sealed = sealed or self._buffer()
+                self._decrypt(index, sealed, wanted[filled:])
+            else:
+                length = super().readinto(wanted[filled : filled + length - start])
+                self._position -= length
+            filled += length
+            self._position += length
+        return filled
 
     def segment(self, index: int) -> bytes:
         """Decrypt a segment.
@@ -197,10 +217,9 @@ class SealedFile(SegmentedFile):
         if self.size:
             plaintext.seek(self.size - 1)
             plaintext.write(b"\0")
-        sealed = self._buffer()
+        self.seek(0)
         with plaintext.getbuffer() as plain:
-            for index in range(self._segments):
-                self._decrypt(index, sealed, plain[index * self._segment_size :])
+            self.readinto(plain)
         return plaintext.getvalue()
 
     def authenticate_end(self) -> None:
@@ -218,44 +237,56 @@ class SealedFile(SegmentedFile):
         """Read segment `index` into `sealed`, decrypt it into the start of `plain` and return that part."""
         length = min(self._segment_size, self.size - index * self._segment_size)
         sealed, plain = sealed[: length + TAG_SIZE], plain[:length]
-        if _pread(self.path, self._stream, sealed, HEADER_SIZE + index * (self._segment_size + TAG_SIZE)) < len(sealed):
-            raise SealError(f"{self.path} was truncated while it was read")
+        if self._source.read_at(HEADER_SIZE + index * (self._segment_size + TAG_SIZE), sealed) < len(sealed):
+            raise SealError(f"{self._source.name} was truncated while it was read")
         last = index == self._segments - 1
         try:
             self._cipher.decrypt_into(_nonce(index, last=last), sealed, self._associated, plain)
         except InvalidTag as error:
+            plain[:] = bytes(length)  # it may hold what was decrypted before the tag was found to be another
             damage = "altered, truncated or extended" if last else "altered"
-            raise SealError(f"{self.path} was {damage}: segment {index} is not authentic") from error
+            raise SealError(f"{self._source.name} was {damage}: segment {index} is not authentic") from error
         return plain
 
 
 @contextlib.contextmanager
-def open_sealed(path: Path, *, dek: bytes, context: Mapping[str, str]) -> Iterator[SealedFile]:
+def open_sealed(
+    path: Path | BinaryFile, *, dek: bytes, context: Mapping[str, str], name: str = ""
+) -> Iterator[EncryptedFile]:
     """Open a sealed file once its header, key commitment and final segment are authentic; a truncated one fails here.
+
+    Args:
+        path: The file; or one that is open to be read and sought in, of fsspec or an object store, say. It stays the
+            caller's to close, and nobody else may move its position.
+        dek: Data encryption key.
+        context: What it was sealed for.
+        name: What messages call a file that is open already.
 
     Raises:
         SealError: Altered, truncated, sealed under another key or for another context.
         KeyMaterialError: `dek` is not 32 bytes.
         UsageError: The file cannot be opened or is not a regular file, or the context is empty or not printable text.
     """
-    with open_regular(path) as stream:
+    with _source_of(path, name) as source:
         block = bytearray(HEADER_SIZE)
-        _pread(path, stream, memoryview(block), 0)
-        salt, segment_size, found = _parse_header(path, bytes(block))
+        source.read_at(0, memoryview(block))
+        salt, segment_size, found = _parse_header(source.name, bytes(block))
         expected, cipher = _header(dek, context, salt, segment_size)
         if found != dict(context):
-            raise SealError(f"{path} was sealed for another context, which differs in: {_difference(found, context)}")
+            raise SealError(
+                f"{source.name} was sealed for another context, which differs in: {_difference(found, context)}"
+            )
         if not hmac.compare_digest(block, expected):
-            raise SealError(f"this key does not open {path}: it is the wrong key, or the header was altered")
-        body = os.fstat(stream.fileno()).st_size - HEADER_SIZE
+            raise SealError(f"this key does not open {source.name}: it is the wrong key, or the header was altered")
+        body = source.size() - HEADER_SIZE
         segments = max(1, -(-body // (segment_size + TAG_SIZE)))
         size = body - segments * TAG_SIZE
         final = size - (segments - 1) * segment_size
         if segments > MAX_SEGMENTS or final < 0 or (final == 0 and segments > 1):
-            raise SealError(f"{path} was truncated or extended: no sealed file has its length")
-        sealed_file = SealedFile(path, size, stream, cipher, hashlib.sha256(block).digest(), segment_size)
-        sealed_file.authenticate_end()
-        yield sealed_file
+            raise SealError(f"{source.name} was truncated or extended: no sealed file has its length")
+        opened = EncryptedFile(source, size, cipher, hashlib.sha256(block).digest(), segment_size)
+        opened.authenticate_end()
+        yield opened
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -318,19 +349,19 @@ def _header(dek: bytes, context: Mapping[str, str], salt: bytes, segment_size: i
     return block.ljust(HEADER_SIZE, b"\0"), AESGCM(file_key)
 
 
-def _parse_header(path: Path, block: bytes) -> tuple[bytes, int, Any]:
+def _parse_header(name: str, block: bytes) -> tuple[bytes, int, Any]:
     """Return the salt, segment size and context that a header claims; nothing of it is authentic yet."""
     if not block.startswith(MAGIC):
-        raise SealError(f"{path} is not a sealed file of a known version")
+        raise SealError(f"{name} is not a sealed file of a known version")
     try:
         fields = parse_json(block[len(MAGIC) :].rstrip(b"\0"))
     except DataError as error:
-        raise SealError(f"{path} has an altered header: {error}") from error
+        raise SealError(f"{name} has an altered header: {error}") from error
     match fields:
         case {"salt": salt, "segment_size": int(size), "context": context}:
             if is_digest(salt) and 0 < size <= SEGMENT_SIZE:
                 return bytes.fromhex(salt), int(size), context  # int(): JSON's true would pass as 1
-    raise SealError(f"{path} has an altered header: a field is missing or out of range")
+    raise SealError(f"{name} has an altered header: a field is missing or out of range")
 
 
 def _difference(found: Any, context: Mapping[str, str]) -> str:
@@ -353,8 +384,55 @@ def _read(source: BinaryIO, size: int) -> bytes:
     return b"".join(pieces)
 
 
-def _pread(path: Path, stream: BinaryIO, buffer: memoryview, offset: int) -> int:
-    try:
-        return os.preadv(stream.fileno(), [buffer], offset)
-    except OSError as error:
-        raise SealError(f"cannot read {path}: {error.strerror}") from error
+class _Source:
+    """Sealed bytes that are read by their position."""
+
+    def __init__(self, stream: BinaryFile, name: str) -> None:
+        self.name, self._stream = name, stream
+
+    def size(self) -> int:
+        with self._errors():
+            return int(self._stream.seek(0, os.SEEK_END))
+
+    def read_at(self, offset: int, buffer: memoryview) -> int:
+        """Fill the buffer as far as the file goes."""
+        filled = 0
+        with self._errors():
+            self._stream.seek(offset)
+            while filled < len(buffer) and (part := self._stream.read(len(buffer) - filled)):
+                if len(part) > len(buffer) - filled:
+                    raise SealError(f"{self.name}: its store gave more than it was asked for")
+                buffer[filled : filled + len(part)] = part
+                filled += len(part)
+        return filled
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise SealError(f"cannot read {self.name}: {error.strerror or type(error).__name__}") from error
+
+
+class _LocalSource(_Source):
+    """The same of a regular file: one system call, whatever its position, so that threads may share it."""
+
+    def __init__(self, stream: BinaryIO, name: str) -> None:
+        super().__init__(stream, name)
+        self._descriptor = stream.fileno()
+
+    def size(self) -> int:
+        return os.fstat(self._descriptor).st_size
+
+    def read_at(self, offset: int, buffer: memoryview) -> int:
+        with self._errors():
+            return os.preadv(self._descriptor, [buffer], offset)
+
+
+@contextlib.contextmanager
+def _source_of(path: Path | BinaryFile, name: str) -> Iterator[_Source]:
+    if isinstance(path, Path):
+        with open_regular(path) as stream:
+            yield _LocalSource(stream, str(path))
+    else:
+        yield _Source(path, name or "the sealed file")

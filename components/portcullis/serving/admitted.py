@@ -12,7 +12,7 @@ from portcullis.evidence.step import read_evidence
 from portcullis.evidence.trust import TrustStore, now_ms, observe
 from portcullis.files import read_bytes
 from portcullis.models.store import LoadedModel, load_model_files
-from portcullis.sealing.recipients import SealingPrivateKey
+from portcullis.sealing.recipients import Opener
 from portcullis.sealing.sealed import open_directory, sealed_digest
 
 MAX_ADMISSION_BYTES = 4 << 20
@@ -39,9 +39,7 @@ def read_admission(path: Path) -> bytes:
         raise AdmissionError(f"there is no admission: {error}") from error
 
 
-def open_admitted(
-    *, sealed: Path, admission: Path, evidence: Path, trust: Path | None, private_key: bytes
-) -> AdmittedModel:
+def open_admitted(*, sealed: Path, admission: Path, evidence: Path, trust: Path | None, key: Opener) -> AdmittedModel:
     """Verify admission and chain with one's own trust store, then decrypt and load the model in memory.
 
     Args:
@@ -49,7 +47,7 @@ def open_admitted(
         admission: The admission's file.
         evidence: The bundle of evidence.
         trust: The trust store; the one that PORTCULLIS_TRUST names when None.
-        private_key: The serving recipient's private key, PEM.
+        key: The serving recipient's.
 
     Raises:
         TrustStoreError: There is no trust store.
@@ -67,8 +65,7 @@ def open_admitted(
         seen=observe(store),
         now=now_ms(),
     )
-    key = SealingPrivateKey.from_pem(private_key)
-    files = open_directory(sealed, private_key=key, context=sealing_context(admitted.content))
+    files = open_directory(sealed, private_key=key, context=sealing_context(admitted.policy_name, admitted.content))
     if content_digest(files) != admitted.content:
         raise SealError("the opened model is not the content that the gates judged")
     loaded = load_model_files(files)

@@ -10,6 +10,7 @@ from portcullis.errors import AdmissionError, KeyMaterialError, PolicyError
 from portcullis.evidence.step import keys_base, signer_for
 from portcullis.evidence.trust import TrustStore
 from portcullis.keys import Signer, resolve, role_uri
+from portcullis.sealing.recipients import opener_at
 from portcullis.serving.admitted import AdmittedModel, open_admitted
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def serve_admitted(
             admission=admission,
             evidence=evidence,
             trust=trust,
-            private_key=resolve(role_uri(keys_base(), "serving.pem")),
+            key=opener_at(role_uri(keys_base(), "serving.pem")),
         )
         content = admitted.admission.content
         if audit is not None:

@@ -14,7 +14,7 @@ from portcullis.errors import DataError
 from portcullis.evidence.statement import Figure, Statement
 from portcullis.evidence.step import begin
 from portcullis.pii.figures import pair_figures, pairs_in
-from portcullis.sealing.recipients import SealingPrivateKey
+from portcullis.sealing.recipients import Opener
 from portcullis.table import RowDigester, TableStream, digested, table_schema
 
 
@@ -26,7 +26,7 @@ class _Shard:
     digest: str
 
     @contextlib.contextmanager
-    def open(self, key: SealingPrivateKey) -> Iterator[DatasetStream]:
+    def open(self, key: Opener) -> Iterator[DatasetStream]:
         """Open it anew, and so digest it anew: the handles of all shards would be too many to keep."""
         with stream_sealed(self.path, key=key) as source:
             if source.digest != self.digest:
@@ -119,7 +119,7 @@ def merged_counts(shards: Sequence[Mapping[str, Figure]]) -> dict[str, Figure]:
     return {**sums, **(pair_figures("masked", pairs) if whole else {})}
 
 
-def _joined(shards: Sequence[_Shard], key: SealingPrivateKey) -> tuple[TableStream, DatasetSpec]:
+def _joined(shards: Sequence[_Shard], key: Opener) -> tuple[TableStream, DatasetSpec]:
     rows = 0
     alike: list[tuple[pa.Schema, DatasetSpec]] = []
     for index, shard in enumerate(shards):

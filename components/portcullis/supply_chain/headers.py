@@ -4,29 +4,17 @@ Each is judged by its header and its length alone: every tensor must have a know
 and nothing may lie beside them.
 """
 
-import json
 import math
 import re
 import struct
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from portcullis.errors import ModelError
-from portcullis.files import read_full
+from portcullis.safetensors_header import MAX_HEADER_BYTES, MAX_TENSORS, read_exactly, read_header
 
-MAX_HEADER_BYTES = 64 << 20
 MAX_NPY_HEADER_BYTES = 10_000
-MAX_TENSORS = 1_000_000
 MAX_AXES = 32
-# Bits of one element, as safetensors names the types.
-_SAFETENSORS = {
-    **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
-    **dict.fromkeys(("F32", "I32", "U32"), 32),
-    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 16),
-    **dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 8),
-    **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
-    "F4": 4,
-}
 # GGML's types: elements and bytes of one block (ggml.h).
 _GGML = {
     0: (1, 4),  # F32
@@ -77,72 +65,10 @@ def read_safetensors(stream: BinaryIO, size: int) -> Tensors:
     """Judge a safetensors file (format 0.4 and later).
 
     Raises:
-        ModelError: The header is no JSON of the format, names a tensor twice, or describes anything but tensors that
-            fill the rest of the file without gap or overlap.
+        ModelError: As `safetensors_header.read_header`.
     """
-    (length,) = struct.unpack("<Q", _exactly(stream, 8))
-    if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
-        raise ModelError("the safetensors header is longer than the file or the limit")
-    header = strict_json(_exactly(stream, length).rstrip(b" "))
-    metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise ModelError("the safetensors metadata are not text")
-    if not 1 <= len(header) <= MAX_TENSORS:
-        raise ModelError("the safetensors file holds no tensors, or too many")
-    spans = []
-    elements = 0
-    for described in header.values():
-        match described:
-            case {"dtype": str() as dtype, "shape": list() as shape, "data_offsets": [int() as start, int() as end]}:
-                pass
-            case _:
-                raise ModelError("the safetensors header describes something that is no tensor")
-        known = dtype in _SAFETENSORS and len(described) == 3 and len(shape) <= MAX_AXES
-        if not known or not all(map(_is_size, (*shape, start, end))):
-            raise ModelError("the safetensors header describes something that is no tensor")
-        count = math.prod(shape)
-        if (end - start) * 8 != count * _SAFETENSORS[dtype]:
-            raise ModelError("a tensor of the safetensors file has another length than its shape")
-        elements += count
-        spans.append((start, end))
-    _require_filled(spans, size - 8 - length)
-    return Tensors(len(spans), elements)
-
-
-def _require_filled(spans: list[tuple[int, int]], size: int) -> None:
-    position = 0
-    for start, end in sorted(spans):
-        if start != position:
-            raise ModelError("the file's tensors overlap or leave gaps")
-        position = end
-    if position != size:
-        raise ModelError("the file is longer or shorter than its tensors")
-
-
-def strict_json(data: bytes) -> dict[str, Any]:
-    """Parse a JSON object that names nothing twice.
-
-    Raises:
-        ModelError: It is something else.
-    """
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            raise ModelError("its JSON names something twice")
-        return found
-
-    try:
-        document = json.loads(data.decode("utf-8"), object_pairs_hook=once, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise ModelError("its JSON is malformed") from error
-    if not isinstance(document, dict) or not data.startswith(b"{"):
-        raise ModelError("its JSON is no object")
-    return document
-
-
-def _no_constant(name: str) -> None:
-    raise ModelError(f"its JSON holds {name}")
+    found = read_header(stream, size).values()
+    return Tensors(len(found), sum(math.prod(entry.shape) for entry in found))
 
 
 def read_npy(stream: BinaryIO, size: int) -> Tensors:
@@ -152,14 +78,14 @@ def read_npy(stream: BinaryIO, size: int) -> Tensors:
         ModelError: The array holds Python objects, which are pickles, or anything but numbers, or has another length
             than its shape.
     """
-    start = _exactly(stream, len(_NPY_MAGIC) + 2)
+    start = read_exactly(stream, len(_NPY_MAGIC) + 2)
     layout = {_NPY_MAGIC + b"\x01\x00": "<H", _NPY_MAGIC + b"\x02\x00": "<I"}.get(start)
     if layout is None:
         raise ModelError("a NumPy file of this version is not known")
-    (length,) = struct.unpack(layout, _exactly(stream, struct.calcsize(layout)))
+    (length,) = struct.unpack(layout, read_exactly(stream, struct.calcsize(layout)))
     if length > MAX_NPY_HEADER_BYTES:
         raise ModelError("the NumPy header is longer than the limit")
-    header = _NPY_HEADER.fullmatch(_exactly(stream, length))
+    header = _NPY_HEADER.fullmatch(read_exactly(stream, length))
     if header is None:
         raise ModelError("the NumPy file holds something else than numbers, or its header is malformed")
     count = math.prod(int(axis) for axis in header["shape"].split(b",") if axis.strip())
@@ -222,7 +148,7 @@ class _Gguf:
         self.position += size
         if self.position > self._limit:
             raise ModelError("the GGUF header is longer than the file or the limit")
-        return _exactly(self._stream, size)
+        return read_exactly(self._stream, size)
 
     def number(self, layout: str) -> int:
         return int(struct.unpack(layout, self.take(struct.calcsize(layout)))[0])
@@ -264,14 +190,3 @@ class _Gguf:
         if count < 1 or count % block:
             raise ModelError("a tensor of the GGUF file has no sound shape")
         return name, count, count // block * length, offset
-
-
-def _exactly(stream: BinaryIO, size: int) -> bytes:
-    data = read_full(stream, size)
-    if len(data) != size:
-        raise ModelError("the file ends within its header")
-    return data
-
-
-def _is_size(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

@@ -16,7 +16,8 @@ from portcullis.digest import tree_files
 from portcullis.errors import DataError, ModelError
 from portcullis.files import read_full
 from portcullis.isolation import run_isolated
-from portcullis.supply_chain.headers import Tensors, read_gguf, read_npy, read_safetensors, strict_json
+from portcullis.safetensors_header import strict_json
+from portcullis.supply_chain.headers import Tensors, read_gguf, read_npy, read_safetensors
 from portcullis.supply_chain.pickled import PickledTensors
 from portcullis.supply_chain.torch_files import read_legacy_torch, read_torch_archive
 from portcullis.supply_chain.zips import read_npz
