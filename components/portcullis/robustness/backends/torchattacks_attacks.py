@@ -5,8 +5,8 @@
 - CW takes the largest other logit to be at least 0: it gets the margin itself.
 - DeepFool clips each step to [0, 1] and so often stops short of the boundary: it is given a large overshoot, and what
   it finds is drawn back towards the clean input by bisection. CW's finds are, too.
-- AutoAttack runs APGD and FAB for 10 steps, not 100, counts what FAB finds out of the ball, and takes ten classes for
-  granted: its parts are put together anew, with the reference's steps.
+- AutoAttack runs APGD and FAB for 10 steps, not 100, and takes ten classes for granted: its parts are put together
+  anew, with the reference's steps and the model's classes.
 - APGD and Square take images only: other inputs are shown to APGD as images of one line, and Square is left out.
 - APGD-T crashes with fewer than four classes: there it is left out.
 """
