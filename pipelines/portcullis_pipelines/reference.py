@@ -145,8 +145,10 @@ def _shipped(given: Any, sides: Any, noised: Any, trained: Any, *, evidence: Any
         "cw_learning_rate": given.attack_cw_learning_rate,
         "deepfool_steps": given.attack_deepfool_steps,
         "deepfool_overshoot": given.attack_deepfool_overshoot,
+        "ddn_steps": given.attack_ddn_steps,
         "apgd_steps": given.attack_apgd_steps,
         "apgd_targets": given.attack_apgd_targets,
+        "libraries": given.attack_libraries,
         "n_min": given.attack_n_min,
         "seed": given.attack_seed,
         "mode": given.attack_mode,
@@ -253,8 +255,10 @@ def secure_training(
     attack_cw_learning_rate: float,
     attack_deepfool_steps: int,
     attack_deepfool_overshoot: float,
+    attack_ddn_steps: int,
     attack_apgd_steps: int,
     attack_apgd_targets: int,
+    attack_libraries: str,
     attack_n_min: int,
     attack_seed: int,
     attack_mode: str,
@@ -301,7 +305,7 @@ def secure_training(
         train_seed: Seed of the training.
         train_device: `auto`, `cpu` or `cuda`.
         attack_epsilon: Linf radius of FGSM, PGD and APGD in the gate.
-        attack_l2_budget: L2 radius within which CW and DeepFool count.
+        attack_l2_budget: L2 radius within which DeepFool, DDN and CW count.
         attack_pgd_steps: Steps of PGD.
         attack_pgd_step_size: Step size of PGD.
         attack_cw_steps: Steps of CW.
@@ -309,8 +313,10 @@ def secure_training(
         attack_cw_learning_rate: CW's learning rate.
         attack_deepfool_steps: Steps of DeepFool.
         attack_deepfool_overshoot: DeepFool's overshoot.
+        attack_ddn_steps: Steps of DDN.
         attack_apgd_steps: Steps of each APGD.
         attack_apgd_targets: Other classes that APGD aims at.
+        attack_libraries: Libraries whose own attacks the gate adds, or `none`.
         attack_n_min: Fewest samples that are judged.
         attack_seed: Of random starts.
         attack_mode: `full` for a number, `verdict` to stop as soon as the verdict is known.

@@ -9,12 +9,14 @@ from digits_models import Wrapped, digits, hardened_model, plain_model
 
 from portcullis.models.pytorch import reproducible
 from portcullis.robustness import native
-from portcullis.robustness.verify import Ball, adversarial, margin, untouched
+from portcullis.robustness.backends import foolbox_attacks
+from portcullis.robustness.verify import Ball, adversarial, correct, margin, untouched
 
 CPU = torch.device("cpu")
 EPSILON = 0.12
 ROWS = 150
-NATIVES = ("pgd", "apgd", "square", "noise")
+NATIVES = ("fgsm", "pgd", "apgd", "square", "noise")
+NEAREST = ("deepfool", "ddn")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -39,6 +41,15 @@ class Attacked:
         rest = {"epsilon": epsilon, "generator": native.generator_of(seed, CPU)}
         with untouched(self.module):
             match name:
+                case "fgsm":
+                    loss = native.cross_entropy(self.labels, self.scale)
+                    return native.fgsm(*given, loss, epsilon=epsilon)
+                case "deepfool":
+                    options = {"steps": 50, "classes": 9, **options}
+                    return native.deepfool(*given, self.labels, overshoot=0.02, **options)
+                case "ddn":
+                    loss = native.cross_entropy(self.labels, self.scale)
+                    return native.ddn(*given, self.labels, loss, **{"steps": 100, **options})
                 case "pgd":
                     loss, goal = native.margin_loss(self.labels), native.misclassified(self.labels)
                     return native.pgd(*given, loss, goal, **{"steps": 40, **options}, **rest)
@@ -60,6 +71,14 @@ class Attacked:
     def library(self, attack: torchattacks.attack.Attack) -> torch.Tensor:
         with reproducible(0, CPU), untouched(self.module):
             return attack(self.inputs, self.labels).detach()
+
+    def few(self, rows: int) -> "Attacked":
+        return Attacked(self.module, self.inputs[:rows], self.labels[:rows])
+
+    def distances(self, candidates: torch.Tensor) -> torch.Tensor:
+        """Return each row's L2 distance to what misclassifies it, infinite where nothing does."""
+        distance = (candidates - self.inputs).flatten(1).norm(dim=1)
+        return torch.where(correct(self.module, candidates, self.labels), torch.inf, distance)
 
     def broken(self, candidates: torch.Tensor, epsilon: float = EPSILON) -> torch.Tensor:
         return adversarial(self.module, self.inputs, candidates, self.labels, Ball("linf", epsilon))
@@ -116,6 +135,27 @@ class TestAgreement:
         library, own = attacked.broken(attacked.library(attack)), attacked.broken(attacked.by("pgd-ce"))
         assert abs(int(own.sum()) - int(library.sum())) <= 0.04 * ROWS
 
+    def test_fgsm_is_the_librarys(self, attacked: Attacked) -> None:
+        library = attacked.broken(attacked.library(torchattacks.FGSM(attacked.module, eps=EPSILON)))
+        assert torch.equal(attacked.broken(attacked.by("fgsm")), library)
+
+    def test_ten_steps_on_the_margin_find_what_forty_find(self, attacked: Attacked) -> None:
+        """The plan's default against more of the same."""
+        few, many = (int(attacked.broken(attacked.by("pgd", steps=steps)).sum()) for steps in (10, 40))
+        assert few >= many - 2
+
+    @pytest.mark.parametrize(("name", "peer"), [("deepfool", "L2DeepFoolAttack"), ("ddn", "DDNAttack")])
+    def test_the_nearest_are_as_near_as_foolboxs(self, attacked: Attacked, name: str, peer: str) -> None:
+        few = attacked.few(60)
+        model = foolbox_attacks.foolbox.PyTorchModel(few.module, bounds=(0, 1), device=CPU)
+        with reproducible(0, CPU), untouched(few.module):
+            raw, _, _ = getattr(foolbox_attacks.foolbox.attacks, peer)()(model, few.inputs, few.labels, epsilons=None)
+        own, library = few.distances(few.by(name)), few.distances(raw.detach())
+        assert own.isfinite().all() and library.isfinite().all(), "every row can be broken at some distance"
+        assert own.median() <= 1.06 * library.median()
+        for budget in (0.4, 0.8):
+            assert int((own <= budget).sum()) >= int((library <= budget).sum()) - 3
+
     def test_square_finds_no_less_than_the_library(self, attacked: Attacked) -> None:
         attack = torchattacks.Square(attacked.module, eps=EPSILON, n_queries=300, seed=0)
         library, own = attacked.broken(attacked.library(attack)), attacked.broken(attacked.by("square"))
@@ -135,7 +175,22 @@ class TestCandidates:
         assert candidates.shape == target.inputs.shape and not candidates.requires_grad
         assert Ball("linf", epsilon).holds(target.inputs, candidates).all()
 
-    @pytest.mark.parametrize("name", NATIVES)
+    @pytest.mark.parametrize("name", NEAREST)
+    @pytest.mark.parametrize("classes", [2, 3, 5])
+    def test_the_nearest_are_inputs_and_misclassified(self, name: str, classes: int) -> None:
+        target = tabular(classes)
+        candidates = target.by(name)
+        assert candidates.shape == target.inputs.shape and not candidates.requires_grad
+        assert Ball("linf", 1.0).holds(target.inputs, candidates).all()
+        assert target.distances(candidates).isfinite().float().mean() > 0.97
+        assert torch.equal(candidates, target.by(name)), "nothing in it is random"
+
+    def test_ddn_stops_where_it_is_near_enough(self) -> None:
+        target = tabular(4)
+        everything, enough = (target.distances(target.by("ddn", enough=it)) for it in (0.0, 0.5))
+        assert (everything <= enough + 1e-6).all() and (enough[everything <= 0.45] <= 0.5).all()
+
+    @pytest.mark.parametrize("name", [name for name in NATIVES if name != "fgsm"])
     def test_follow_the_seed_alone(self, name: str) -> None:
         target, few = tabular(4), {"pgd": {"steps": 1}, "apgd": {"steps": 10}, "square": {"queries": 3}, "noise": {}}
         first = target.by(name, seed=5, **few[name])
@@ -143,7 +198,7 @@ class TestCandidates:
         assert torch.equal(first, target.by(name, seed=5, **few[name]))
         assert not torch.equal(first, target.by(name, seed=6, **few[name]))
 
-    @pytest.mark.parametrize("name", NATIVES)
+    @pytest.mark.parametrize("name", NATIVES + NEAREST)
     def test_leave_everything_as_it_was(self, name: str) -> None:
         target = tabular(4)
         inputs, state = target.inputs.clone(), torch.get_rng_state()
@@ -151,7 +206,7 @@ class TestCandidates:
         assert torch.equal(torch.get_rng_state(), state) and torch.equal(target.inputs, inputs)
         assert all(weights.grad is None and weights.requires_grad for weights in target.module.parameters())
 
-    @pytest.mark.parametrize("name", NATIVES)
+    @pytest.mark.parametrize("name", NATIVES + NEAREST)
     def test_no_rows_are_no_candidates(self, name: str) -> None:
         target = tabular(3)
         target.inputs, target.labels = target.inputs[:0], target.labels[:0]

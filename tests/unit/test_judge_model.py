@@ -21,9 +21,7 @@ from portcullis.robustness.judge import judge_model
 from portcullis.robustness.page import pixels_of, robustness_details
 from portcullis.robustness.settings import RobustnessSettings
 
-QUICK = RobustnessSettings(
-    pgd_steps=20, pgd_step_size=0.02, cw_steps=20, cw_learning_rate=0.1, deepfool_steps=5, apgd_targets=1
-)
+QUICK = RobustnessSettings(cw_steps=20, cw_learning_rate=0.1, deepfool_steps=5, ddn_steps=10, apgd_targets=1)
 DATA = DatasetSpec(
     "digits", Label("digit", SPEC.labels), Features(tuple(f"p{index}" for index in range(64)), (1, 8, 8), 0, 16)
 )

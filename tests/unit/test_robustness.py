@@ -14,13 +14,14 @@ from portcullis.models.store import LoadedModel
 from portcullis.robustness import native, soundness
 from portcullis.robustness.attacks import planned_attacks
 from portcullis.robustness.evaluate import evaluate
+from portcullis.robustness.proposal import Target
 from portcullis.robustness.settings import RobustnessSettings
 from portcullis.robustness.verify import Ball, adversarial, correct, margin
 
-ATTACKS = ("fgsm", "pgd", "apgd", "cw", "deepfool")
+ATTACKS = ("fgsm", "pgd", "deepfool", "ddn", "apgd", "cw")
 # Weaker than the defaults, to be quick.
 QUICK = RobustnessSettings(
-    pgd_steps=20, pgd_step_size=0.02, cw_steps=50, cw_learning_rate=0.1, deepfool_steps=10, apgd_targets=1
+    pgd_step_size=0.04, cw_steps=50, cw_learning_rate=0.1, deepfool_steps=10, ddn_steps=20, apgd_targets=1
 )
 
 
@@ -103,7 +104,7 @@ class TestAttacks:
 
     def test_cw_moves_pixels_that_are_black_or_white(self, plain: LoadedModel, clean) -> None:
         inputs, labels, median = clean
-        attack = planned_attacks(plain.module, median, QUICK)["cw"]
+        attack = planned_attacks(Target(plain.module, 10, median), QUICK)["cw"]
         moved = attack.propose(inputs, labels) != inputs
         saturated = (inputs == 0) | (inputs == 1)
         assert saturated.float().mean() > 0.3
@@ -116,7 +117,7 @@ class TestAttacks:
         self, plain: LoadedModel, clean, name: str
     ) -> None:
         inputs, labels, median = clean
-        attack = planned_attacks(plain.module, median, QUICK)[name]
+        attack = planned_attacks(Target(plain.module, 10, median), QUICK)[name]
         library = {
             "cw": torchattacks.CW(plain.module, c=1, steps=50),
             "deepfool": torchattacks.DeepFool(plain.module, steps=10),
@@ -127,7 +128,7 @@ class TestAttacks:
     @pytest.mark.parametrize("name", ATTACKS)
     def test_proposals_are_inputs(self, plain: LoadedModel, clean, name: str) -> None:
         inputs, labels, median = clean
-        attack = planned_attacks(plain.module, median, QUICK)[name]
+        attack = planned_attacks(Target(plain.module, 10, median), QUICK)[name]
         proposed = attack.propose(inputs, labels)
         assert proposed.shape == inputs.shape and proposed.dtype == torch.float32
         assert ((proposed >= 0) & (proposed <= 1)).all()
@@ -249,21 +250,23 @@ class TestInconclusive:
 
     def test_refuses_when_an_unbounded_attack_fails(self, plain: LoadedModel, rows, monkeypatch) -> None:
         """As it would on a model whose gradients lead nowhere; here its proposals are thrown away."""
-        monkeypatch.setattr(torchattacks.PGD, "forward", lambda self, images, labels: images)
+        monkeypatch.setattr(native, "pgd", lambda module, clean, *_, **__: clean.clone())
         with pytest.raises(InconclusiveError, match=r"unbounded attack breaks only 0\.0%"):
             evaluate(plain, *rows, QUICK)
 
     def test_refuses_when_an_attack_proposes_nan(self, plain: LoadedModel, rows, monkeypatch) -> None:
-        monkeypatch.setattr(torchattacks.FGSM, "forward", lambda self, images, labels: images * torch.nan)
+        monkeypatch.setattr(native, "fgsm", lambda module, clean, *_, **__: clean * torch.nan)
         with pytest.raises(InconclusiveError, match="lost its way"):
             evaluate(plain, *rows, QUICK)
 
     def test_refuses_when_one_step_beats_many(self, plain: LoadedModel, rows, monkeypatch) -> None:
-        honest = torchattacks.PGD.forward
+        honest = native.pgd
         monkeypatch.setattr(
-            torchattacks.PGD,
-            "forward",
-            lambda self, images, labels: honest(self, images, labels) if self.eps == 1 else images,
+            native,
+            "pgd",
+            lambda module, clean, *rest, epsilon, **named: (
+                honest(module, clean, *rest, epsilon=epsilon, **named) if epsilon == 1 else clean.clone()
+            ),
         )
         with pytest.raises(InconclusiveError, match="FGSM breaks more"):
             evaluate(plain, *rows, QUICK)
@@ -280,7 +283,7 @@ class TestInconclusive:
             native,
             "pgd",
             lambda module, clean, *rest, epsilon, **named: (
-                clean.clone() if epsilon > 0.1 else honest(module, clean, *rest, epsilon=epsilon, **named)
+                clean.clone() if 0.1 < epsilon < 1 else honest(module, clean, *rest, epsilon=epsilon, **named)
             ),
         )
         with pytest.raises(InconclusiveError, match="smaller radius"):
@@ -312,21 +315,21 @@ class TestInconclusive:
             soundness.require_falling(left, 96)
 
     @pytest.mark.parametrize(
-        ("attack", "error"),
+        ("owner", "attack", "error"),
         [
-            ("FGSM", RuntimeError),
-            ("PGD", IndexError),
-            ("PGD", StopIteration),
-            ("PGD", MemoryError),
-            ("CW", ValueError),
-            ("DeepFool", AssertionError),
+            (native, "fgsm", RuntimeError),
+            (native, "pgd", IndexError),
+            (native, "pgd", StopIteration),
+            (native, "pgd", MemoryError),
+            (native, "deepfool", AssertionError),
+            (torchattacks.CW, "forward", ValueError),
         ],
     )
-    def test_refuses_when_an_attack_fails(self, plain, rows, monkeypatch, attack: str, error: type) -> None:
-        def fail(self, images, labels):
+    def test_refuses_when_an_attack_fails(self, plain, rows, monkeypatch, owner, attack: str, error: type) -> None:
+        def fail(*_, **__):
             raise error("backend")
 
-        monkeypatch.setattr(getattr(torchattacks, attack), "forward", fail)
+        monkeypatch.setattr(owner, attack, fail)
         with pytest.raises(InconclusiveError, match="could not be attacked"):
             evaluate(plain, *rows, QUICK)
 
@@ -402,7 +405,7 @@ class TestHygiene:
                 torch.rand(1)
                 raise RuntimeError("backend")
 
-            monkeypatch.setattr(torchattacks.DeepFool, "forward", fail)
+            monkeypatch.setattr(torchattacks.CW, "forward", fail)
             with pytest.raises(InconclusiveError):
                 evaluate(model, *rows, QUICK)
             assert self.state(module) == before
@@ -423,7 +426,7 @@ class TestHygiene:
         ("l2_budget", float("inf")),
         ("pgd_steps", 0),
         ("pgd_steps", True),
-        ("pgd_steps", 40.0),
+        ("pgd_steps", 10.0),
         ("pgd_step_size", 0.0),
         ("pgd_step_size", float("nan")),
         ("cw_steps", 0),
@@ -438,8 +441,14 @@ class TestHygiene:
         ("n_min", 0),
         ("seed", -1),
         ("seed", 2**53),
-        pytest.param("pgd_step_size", 0.004, id="PGD cannot cross its ball"),
-        pytest.param("pgd_steps", 19, id="PGD has too few steps"),
+        pytest.param("pgd_step_size", 0.019, id="PGD cannot cross its ball"),
+        pytest.param("pgd_steps", 7, id="PGD has too few steps"),
+        ("ddn_steps", 9),
+        ("libraries", ""),
+        ("libraries", "cleverhans"),
+        ("libraries", "foolbox,foolbox"),
+        ("libraries", "none,foolbox"),
+        ("libraries", 1),
     ],
 )
 def test_refuses_settings(name: str, value: object) -> None:

@@ -40,8 +40,8 @@ def attack(
         raise UsageError("--least is above 0, up to 1")
     from portcullis.robustness.judge import judge_model
 
-    # PGD crosses its ball in 40 steps, whatever the radius.
-    step = epsilon / 10 if epsilon > 0 else _DEFAULT.pgd_step_size
+    # PGD's ten steps cross its ball, whatever the radius.
+    step = epsilon / 4 if epsilon > 0 else _DEFAULT.pgd_step_size
     settings = dataclasses.replace(_DEFAULT, epsilon=epsilon, l2_budget=l2_budget, pgd_step_size=step)
     judged = judge_model(model, data, settings)
     if report is not None:

@@ -23,8 +23,10 @@ def evaluate_robustness(
     cw_learning_rate: float,
     deepfool_steps: int,
     deepfool_overshoot: float,
+    ddn_steps: int,
     apgd_steps: int,
     apgd_targets: int,
+    libraries: str,
     n_min: int,
     seed: int,
     mode: str,
@@ -33,14 +35,14 @@ def evaluate_robustness(
     report: Output[HTML],
     metrics: Output[Metrics],
 ):
-    """Attack a model with FGSM, PGD, APGD, CW and DeepFool on the attested test rows, and sign the verdict.
+    """Attack a model with FGSM, PGD, APGD, DeepFool, DDN and CW on the attested test rows, and sign the verdict.
 
     Args:
         model: The model.
         test: The attested test rows.
         evidence: Evidence of both.
         epsilon: Linf radius of FGSM, PGD and APGD, inputs scaled to 0..1.
-        l2_budget: L2 radius within which CW and DeepFool count.
+        l2_budget: L2 radius within which DeepFool, DDN and CW count.
         pgd_steps: Steps of PGD.
         pgd_step_size: Step size of PGD.
         cw_steps: Steps of CW.
@@ -48,8 +50,10 @@ def evaluate_robustness(
         cw_learning_rate: CW's learning rate.
         deepfool_steps: Steps of DeepFool.
         deepfool_overshoot: DeepFool's overshoot.
+        ddn_steps: Steps of DDN.
         apgd_steps: Steps of each APGD.
         apgd_targets: Other classes that APGD aims at.
+        libraries: Libraries whose own attacks are added, or `none`: `torchattacks`, `foolbox`, `art`, commas between.
         n_min: Fewest samples that are judged.
         seed: Of random starts.
         mode: `full` for a number, `verdict` to stop as soon as the verdict is known.
@@ -79,8 +83,10 @@ def evaluate_robustness(
             cw_learning_rate=cw_learning_rate,
             deepfool_steps=deepfool_steps,
             deepfool_overshoot=deepfool_overshoot,
+            ddn_steps=ddn_steps,
             apgd_steps=apgd_steps,
             apgd_targets=apgd_targets,
+            libraries=libraries,
             n_min=n_min,
             seed=seed,
             mode=mode,
@@ -105,8 +111,10 @@ def robustness_gate(
     cw_learning_rate: float,
     deepfool_steps: int,
     deepfool_overshoot: float,
+    ddn_steps: int,
     apgd_steps: int,
     apgd_targets: int,
+    libraries: str,
     n_min: int,
     seed: int,
     mode: str,
@@ -115,7 +123,7 @@ def robustness_gate(
     gpus: str,
     gpu_resource: str,
 ) -> NamedTuple("Outputs", [("evidence", Artifact)]):
-    """Refuse a model that FGSM, PGD, APGD, CW or DeepFool break too often, and whatever cannot be judged soundly.
+    """Refuse a model that FGSM, PGD, APGD, DeepFool, DDN or CW break too often, and what cannot be judged soundly.
 
     The bounds that it must keep are the policy's. PASSED means that these attacks found no more within these budgets on
     the attested test rows.
@@ -125,7 +133,7 @@ def robustness_gate(
         test: The attested test rows.
         evidence: Evidence of both.
         epsilon: Linf radius of FGSM, PGD and APGD, inputs scaled to 0..1.
-        l2_budget: L2 radius within which CW and DeepFool count.
+        l2_budget: L2 radius within which DeepFool, DDN and CW count.
         pgd_steps: Steps of PGD.
         pgd_step_size: Step size of PGD.
         cw_steps: Steps of CW.
@@ -133,8 +141,10 @@ def robustness_gate(
         cw_learning_rate: CW's learning rate.
         deepfool_steps: Steps of DeepFool.
         deepfool_overshoot: DeepFool's overshoot.
+        ddn_steps: Steps of DDN.
         apgd_steps: Steps of each APGD.
         apgd_targets: Other classes that APGD aims at.
+        libraries: Libraries whose own attacks are added, or `none`: `torchattacks`, `foolbox`, `art`, commas between.
         n_min: Fewest samples that are judged.
         seed: Of random starts.
         mode: `full` for a number, `verdict` to stop as soon as the verdict is known.
@@ -159,8 +169,10 @@ def robustness_gate(
         cw_learning_rate=cw_learning_rate,
         deepfool_steps=deepfool_steps,
         deepfool_overshoot=deepfool_overshoot,
+        ddn_steps=ddn_steps,
         apgd_steps=apgd_steps,
         apgd_targets=apgd_targets,
+        libraries=libraries,
         n_min=n_min,
         seed=seed,
         mode=mode,

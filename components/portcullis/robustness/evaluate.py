@@ -10,6 +10,7 @@ arXiv:1802.00420). So conditions under which the attacks prove little make the m
 """
 
 import copy
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,11 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from portcullis.errors import DataError, InconclusiveError
+from portcullis.evidence.statement import Figure
 from portcullis.models.pytorch import FOREIGN_ERRORS, choose_device, reproducible, torch
 from portcullis.models.store import LoadedModel
 from portcullis.robustness import soundness
-from portcullis.robustness.attacks import CHEAP, Attack, planned_attacks, unbounded_attack
+from portcullis.robustness.attacks import CHEAP, planned_attacks, unbounded_attack
+from portcullis.robustness.proposal import Target
 from portcullis.robustness.settings import RobustnessSettings
+from portcullis.robustness.trial import Counted, Rows, Trial
 from portcullis.robustness.verdict import Conclusion, Question, judge_in_turn, least_count
 from portcullis.robustness.verify import Ball, adversarial, margin, untouched
 
@@ -63,8 +67,9 @@ class RobustnessReport:
 
     Attributes:
         figures: `samples`; `classes`; `clean_accuracy`; `robust_accuracy` (share of samples that are classified
-            correctly and withstand every attack); `robust_accuracy_fgsm`, `_pgd`, `_apgd`, `_cw`, `_deepfool` (share
-            that are classified correctly and withstand that one); `unbounded_success` (share of samples that an
+            correctly and withstand every attack); `robust_accuracy_fgsm`, `_pgd`, `_deepfool`, `_ddn`, `_apgd`, `_cw`,
+            and `_LIBRARY_ATTACK` of each library of the plan (share that are classified correctly and withstand that
+            one); `unbounded_success` (share of samples that an
             unbounded attack breaks, at least 0.99); `smallest_gradient` (least L2 norm of the margin's input gradient,
             above 0); `gradient_agreement` (share of points where the gradient tells the margin's change);
             `planted_found` (share of planted adversarial examples that the attack finds); `gradient_free` (of samples
@@ -72,7 +77,9 @@ class RobustnessReport:
             its sample is alone, in median margins, at most 0.001); `forward_equivalents`; `device`, `cpu` or `cuda`.
             Accuracies and shares are in 0..1. In `verdict` mode `robust_accuracy` is the low end of an interval and
             `robust_accuracy_high` its other end; `judged` of `pool` samples, which withstand FGSM and PGD, met all
-            attacks; `stop` is `certain`, `sequential` or `exhausted`; and only FGSM and PGD have figures of their own.
+            attacks; `stop` is `certain`, `sequential` or `exhausted`; and only attacks that ran on every sample have
+            figures of their own. Where so many samples are broken that the model has failed, whatever else could be
+            found out, there are no figures of soundness and no curve.
         attacks: By name, what each attack did.
         curve: By Linf radius, the share of some correctly classified samples that withstand PGD.
         examples: A few samples that were broken.
@@ -112,45 +119,18 @@ def evaluate(
     device = choose_device()
     with reproducible(settings.seed, device), untouched(model.module):
         try:
-            module = model.module if device.type == "cpu" else copy.deepcopy(model.module).to(device)
+            # Convolutions of few channels are faster so; attacks and their figures stay the same within rounding.
+            module = copy.deepcopy(model.module).to(device)
+            module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             inputs, targets = inputs.to(device), targets.to(device)
             asked = question if settings.mode == "verdict" else None
-            return _measure(_Counted(module), inputs, targets, model.spec.labels, settings, asked)
+            return _measure(Counted(module), inputs, targets, model.spec.labels, settings, asked)
         except FOREIGN_ERRORS as error:
             raise InconclusiveError(f"the model could not be attacked: {type(error).__name__}: {error}") from error
 
 
-class _Counted(torch.nn.Module):
-    """A network that counts its forward-equivalents."""
-
-    def __init__(self, module: torch.nn.Module) -> None:
-        super().__init__()
-        self.module = module
-        self.cost = 0
-        self.eval()
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.module(inputs)
-        self.cost += len(inputs)
-        if logits.requires_grad:
-            logits.register_hook(lambda _: self._add(2 * len(inputs)))  # type: ignore[no-untyped-call]
-        return logits
-
-    def _add(self, cost: int) -> None:
-        self.cost += cost
-
-
-@dataclass
-class _Outcome:
-    """What an attack found among n rows: broken (n,) bool, its candidates for the first few, and its cost."""
-
-    broken: torch.Tensor
-    candidates: torch.Tensor
-    cost: int
-
-
 def _measure(
-    module: _Counted,
+    module: Counted,
     inputs: torch.Tensor,
     targets: torch.Tensor,
     classes: tuple[str, ...],
@@ -161,164 +141,159 @@ def _measure(
     margins = margin(logits, targets)
     hits = margins > 0
     soundness.require_better_than_chance(hits, targets, len(classes))
-    median_margin = float(margins[hits].median())
-    batch_difference = soundness.batch_difference(module, inputs, logits, median_margin)
-    inputs, targets = inputs[hits], targets[hits]
-    epsilon, seed, samples = settings.epsilon, settings.seed, len(hits)
-    smallest_gradient = soundness.smallest_gradient(module, inputs, targets)
-    agreement = soundness.gradient_agreement(module, inputs, targets, epsilon=epsilon, seed=seed)
-    unbounded_success = _unbounded_success(module, median_margin, inputs, targets)
-    planted_found = soundness.planted_found(
-        module, inputs, median_margin=median_margin, epsilon=epsilon, steps=settings.apgd_steps, seed=seed
-    )
-    plan = planned_attacks(module, median_margin, settings)
-    outcomes = {name: _run(attack, module, inputs, targets) for name, attack in plan.items() if name in CHEAP}
-    robust = {name: int((~outcome.broken).sum()) / samples for name, outcome in outcomes.items()}
-    if robust["pgd"] > robust["fgsm"] + MAX_LEAD_OF_FGSM:
-        raise InconclusiveError("one step of FGSM breaks more samples than all steps of PGD; the gradients mislead")
-    curve = soundness.curve(module, inputs, targets, epsilon=epsilon, seed=seed)
-    broken = torch.stack([outcome.broken for outcome in outcomes.values()]).any(dim=0)
-    attacks = {name: _tried(plan[name], outcome) for name, outcome in outcomes.items()}
-    later = {name: attack for name, attack in plan.items() if name not in CHEAP}
-    interval: dict[str, int | float | str] = {}
-    if question is None:
-        for name, attack in later.items():
-            outcomes[name] = _run(attack, module, inputs, targets)
-            attacks[name] = _tried(attack, outcomes[name])
-            robust[name] = int((~outcomes[name].broken).sum()) / samples
-            broken |= outcomes[name].broken
-        left = ~broken
-        conclusion = Conclusion(int(left.sum()), int(left.sum()), len(left), "exhausted")
+    samples, rows = len(hits), Rows(inputs[hits], targets[hits])
+    target = Target(module, len(classes), float(margins[hits].median()))
+    trials = {name: Trial.of(attack, rows) for name, attack in planned_attacks(target, settings).items()}
+    figures: dict[str, Figure] = {
+        "samples": samples,
+        "classes": len(classes),
+        "clean_accuracy": soundness.share(hits),
+        "device": inputs.device.type,
+    }
+    curve: Mapping[float, float] = {}
+    need = None if question is None else least_count(question.threshold, samples)
+    withstood = None if need is None else _too_few(module, rows, trials, need)
+    if withstood is not None:
+        # What is broken is broken, however soundly the rest could have been measured.
+        conclusion = Conclusion(0, withstood, 0, "certain")
+        figures |= _interval(conclusion, withstood, samples)
     else:
-        left, conclusion = _until_known(later, module, inputs, targets, broken, question, settings, samples, attacks)
-        interval = {"pool": int((~broken).sum()), "judged": conclusion.judged, "stop": conclusion.stop}
-    free = soundness.gradient_free(module, inputs[left], targets[left], epsilon=epsilon, seed=seed)
-    found = int(free.sum())
-    if question is not None:
-        interval["robust_accuracy_high"] = conclusion.high / samples
-    return RobustnessReport(
-        figures={
-            "samples": samples,
-            "classes": len(classes),
-            "clean_accuracy": soundness.share(hits),
-            "robust_accuracy": max(conclusion.low - found, 0) / samples,
-            **{f"robust_accuracy_{name}": share for name, share in robust.items()},
-            **interval,
-            "unbounded_success": unbounded_success,
-            "smallest_gradient": smallest_gradient,
-            "gradient_agreement": agreement,
-            "planted_found": planted_found,
-            "gradient_free": found,
-            "batch_difference": batch_difference,
-            "forward_equivalents": module.cost,
-            "device": inputs.device.type,
-        },
-        attacks=attacks,
-        curve=curve,
-        examples=_examples(module, inputs, targets, classes, outcomes),
-    )
+        figures["batch_difference"] = soundness.batch_difference(module, inputs, logits, target.median_margin)
+        figures |= _soundness(target, rows, settings)
+        for name in CHEAP:
+            trials[name].run_all(module, rows, (~trials[name].ran).nonzero()[:, 0])
+        _require_pgd_no_weaker_than_fgsm(trials, samples)
+        curve = soundness.curve(module, rows.inputs, rows.targets, epsilon=settings.epsilon, seed=settings.seed)
+        if question is None or need is None:
+            for trial in trials.values():
+                trial.run_all(module, rows, (~trial.ran).nonzero()[:, 0])
+            whole = int((~_broken(trials)).sum())
+            conclusion = Conclusion(whole, whole, len(rows), "exhausted")
+        else:
+            pool = int((~_broken(trials)).sum())
+            conclusion = _until_known(module, rows, trials, question, need=need, n_min=settings.n_min)
+            figures |= _interval(conclusion, pool, samples)
+        left = ~_broken(trials) & torch.stack([trial.ran for trial in trials.values()]).all(dim=0)
+        free = soundness.gradient_free(
+            module, rows.inputs[left], rows.targets[left], epsilon=settings.epsilon, seed=settings.seed
+        )
+        figures["gradient_free"] = found = int(free.sum())
+        conclusion = dataclasses.replace(conclusion, low=max(conclusion.low - found, 0))
+    robust = {
+        f"robust_accuracy_{name}": int((~trial.broken).sum()) / samples
+        for name, trial in trials.items()
+        if trial.ran.all()
+    }
+    examples = _examples(module, rows, classes, trials)
+    cost = {"robust_accuracy": conclusion.low / samples, "forward_equivalents": module.cost}
+    tried = {
+        name: Tried(trial.attack.ball, int(trial.ran.sum()), int(trial.broken.sum()), trial.cost)
+        for name, trial in trials.items()
+        if trial.ran.any()
+    }
+    return RobustnessReport({**figures, **robust, **cost}, attacks=tried, curve=curve, examples=examples)
+
+
+def _too_few(module: Counted, rows: Rows, trials: Mapping[str, Trial], need: int) -> int | None:
+    """Run the cheap attacks, each on what is left, until fewer rows than `need` are left.
+
+    Returns:
+        How many are left then, or None if they are not fewer.
+    """
+    if len(rows) < need:
+        return len(rows)
+    for name in CHEAP:
+        for _ in trials[name].run(module, rows, (~_broken(trials)).nonzero()[:, 0]):
+            left = int((~_broken(trials)).sum())
+            if left < need:
+                return left
+    return None
 
 
 def _until_known(
-    later: Mapping[str, Attack],
-    module: _Counted,
-    inputs: torch.Tensor,
-    targets: torch.Tensor,
-    broken: torch.Tensor,
-    question: Question,
-    settings: RobustnessSettings,
-    samples: int,
-    attacks: dict[str, Tried],
-) -> tuple[torch.Tensor, Conclusion]:
-    """Run the later attacks on what is not broken until the verdict is known, and add to `attacks` what they did.
-
-    Returns:
-        Which rows (n,) met all attacks and withstood them; and the conclusion.
-    """
-    pool = (~broken).nonzero()[:, 0]
-    withstood = torch.zeros_like(broken)
+    module: Counted, rows: Rows, trials: Mapping[str, Trial], question: Question, *, need: int, n_min: int
+) -> Conclusion:
+    """Run the later attacks on what the cheap ones left, in the question's order, until the verdict is known."""
+    pool = (~_broken(trials)).nonzero()[:, 0]
 
     def judge(places: NDArray[np.int64]) -> NDArray[np.bool_]:
-        rows = pool[torch.from_numpy(places).to(pool.device)]
-        for name, attack in later.items():
-            left = rows if name == next(iter(later)) else rows[withstood[rows]]
-            if not len(left):
-                break
-            outcome = _run(attack, module, inputs[left], targets[left])
-            withstood[left] = ~outcome.broken
-            now, before = _tried(attack, outcome), attacks.get(name)
-            attacks[name] = now if before is None else _added(before, now)
-        return withstood[rows].cpu().numpy()
+        chosen = pool[torch.from_numpy(places).to(pool.device)]
+        left = chosen
+        for name, trial in trials.items():
+            if name in CHEAP:
+                continue
+            trial.run_all(module, rows, left)
+            # A row that is broken is done with: for the others after it, it counts as tried.
+            left = left[~trial.broken[left]]
+        withstood = torch.zeros_like(rows.targets, dtype=torch.bool)
+        withstood[left] = True
+        result: NDArray[np.bool_] = withstood[chosen].cpu().numpy()
+        return result
 
-    need = least_count(question.threshold, samples)
-    conclusion = judge_in_turn(question.order(len(pool)), judge, need=need, n_min=settings.n_min)
-    return withstood, conclusion
+    return judge_in_turn(question.order(len(pool)), judge, need=need, n_min=n_min)
 
 
-def _unbounded_success(module: _Counted, median_margin: float, inputs: torch.Tensor, targets: torch.Tensor) -> float:
-    attack = unbounded_attack(module, median_margin)
-    success = soundness.share(_run(attack, module, inputs[:UNBOUNDED_SAMPLES], targets[:UNBOUNDED_SAMPLES]).broken)
+def _broken(trials: Mapping[str, Trial]) -> torch.Tensor:
+    return torch.stack([trial.broken for trial in trials.values()]).any(dim=0)
+
+
+def _interval(conclusion: Conclusion, pool: int, samples: int) -> dict[str, Figure]:
+    return {
+        "robust_accuracy_high": conclusion.high / samples,
+        "pool": pool,
+        "judged": conclusion.judged,
+        "stop": conclusion.stop,
+    }
+
+
+def _soundness(target: Target, rows: Rows, settings: RobustnessSettings) -> dict[str, Figure]:
+    module, inputs, targets = target.module, rows.inputs, rows.targets
+    epsilon, seed = settings.epsilon, settings.seed
+    smallest = soundness.smallest_gradient(module, inputs, targets)
+    agreement = soundness.gradient_agreement(module, inputs, targets, epsilon=epsilon, seed=seed)
+    attack = unbounded_attack(target)
+    first, labels = inputs[:UNBOUNDED_SAMPLES], targets[:UNBOUNDED_SAMPLES]
+    success = soundness.share(adversarial(module, first, attack.propose(first, labels), labels, attack.ball))
     if not success >= MIN_UNBOUNDED_SUCCESS:
         raise InconclusiveError(
             f"even an unbounded attack breaks only {success:.1%} of samples; the gradients cannot be followed"
         )
-    return success
+    planted = soundness.planted_found(
+        module, inputs, median_margin=target.median_margin, epsilon=epsilon, steps=settings.apgd_steps, seed=seed
+    )
+    return {
+        "smallest_gradient": smallest,
+        "gradient_agreement": agreement,
+        "unbounded_success": success,
+        "planted_found": planted,
+    }
 
 
-def _run(attack: Attack, module: _Counted, inputs: torch.Tensor, targets: torch.Tensor) -> _Outcome:
-    before = module.cost
-    broken: list[torch.Tensor] = []
-    shown: list[torch.Tensor] = []
-    for clean, labels in zip(torch.split(inputs, soundness.CHUNK), torch.split(targets, soundness.CHUNK), strict=True):
-        candidates = attack.propose(clean, labels).detach()
-        if not candidates.isfinite().all():
-            raise InconclusiveError("an attack lost its way in values that are not finite")
-        broken.append(adversarial(module, clean, candidates, labels, attack.ball))
-        if not shown:
-            shown.append(candidates)
-    cost = module.cost - before
-    return _Outcome(torch.cat(broken), shown[0], cost)
-
-
-def _tried(attack: Attack, outcome: _Outcome) -> Tried:
-    return Tried(attack.ball, len(outcome.broken), int(outcome.broken.sum()), outcome.cost)
-
-
-def _added(first: Tried, second: Tried) -> Tried:
-    return Tried(first.ball, first.tried + second.tried, first.broken + second.broken, first.cost + second.cost)
+def _require_pgd_no_weaker_than_fgsm(trials: Mapping[str, Trial], samples: int) -> None:
+    lead = int(trials["fgsm"].broken.sum()) - int(trials["pgd"].broken.sum())
+    if lead > MAX_LEAD_OF_FGSM * samples:
+        raise InconclusiveError("one step of FGSM breaks more samples than all steps of PGD; the gradients mislead")
 
 
 def _examples(
-    module: torch.nn.Module,
-    inputs: torch.Tensor,
-    targets: torch.Tensor,
-    classes: tuple[str, ...],
-    outcomes: Mapping[str, _Outcome],
+    module: torch.nn.Module, rows: Rows, classes: tuple[str, ...], trials: Mapping[str, Trial]
 ) -> tuple[Example, ...]:
-    """Return the first samples that an attack on all samples broke, each by another attack in turn where it can be."""
+    """Return a few samples that were broken, each by another attack in turn where it can be."""
     chosen: dict[int, str] = {}
-    names = list(outcomes)
+    names = [name for name, trial in trials.items() if trial.shown]
     for turn in range(EXAMPLES):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            first = outcomes[name].broken[: len(outcomes[name].candidates)].nonzero()[:, 0].tolist()
-            fresh = [place for place in first if place not in chosen]
+        for name in names[turn % len(names) :] + names[: turn % len(names)] if names else ():
+            fresh = [place for place in trials[name].shown if place not in chosen]
             if fresh:
                 chosen[fresh[0]] = name
                 break
     examples = []
     for place, name in chosen.items():
-        changed = outcomes[name].candidates[place]
+        changed = trials[name].shown[place]
         with torch.no_grad():
             answer = int(module(changed[None])[0].argmax())
-        examples.append(
-            Example(
-                name,
-                inputs[place].cpu().numpy(),
-                changed.cpu().numpy(),
-                classes[int(targets[place])],
-                classes[answer],
-            )
-        )
+        clean, label = rows.inputs[place].cpu().numpy(), classes[int(rows.targets[place])]
+        examples.append(Example(name, clean, changed.cpu().numpy(), label, classes[answer]))
     return tuple(examples)
 
 

@@ -4,6 +4,15 @@ from portcullis.report import line_chart, paragraph, pictures, pixels_of, sectio
 from portcullis.robustness.evaluate import RobustnessReport
 from portcullis.robustness.settings import RobustnessSettings
 
+CHECKS = (
+    ("unbounded attack succeeds", "unbounded_success"),
+    ("planted adversarial examples found", "planted_found"),
+    ("gradient tells the margin's change", "gradient_agreement"),
+    ("smallest gradient of the margin", "smallest_gradient"),
+    ("broken without gradients after all attacks failed", "gradient_free"),
+    ("logits change when a sample is alone", "batch_difference"),
+)
+
 
 def robustness_details(report: RobustnessReport, settings: RobustnessSettings) -> list[str]:
     """Return the HTML of a measurement, for `portcullis.report.gate_page`."""
@@ -23,14 +32,6 @@ def robustness_details(report: RobustnessReport, settings: RobustnessSettings) -
             f"number. Of {figures['pool']} that withstood the first two attacks, {figures['judged']} met the others, "
             "in an order derived from this gate's key."
         )
-    checks = [
-        ("unbounded attack succeeds", figures["unbounded_success"]),
-        ("planted adversarial examples found", figures["planted_found"]),
-        ("gradient tells the margin's change", figures["gradient_agreement"]),
-        ("smallest gradient of the margin", figures["smallest_gradient"]),
-        ("broken without gradients after all attacks failed", figures["gradient_free"]),
-        ("logits change when a sample is alone", figures["batch_difference"]),
-    ]
     return [
         section("Attacks"),
         table(("attack", "within", "tried on", "broke", "forward-equivalents"), rows),
@@ -42,13 +43,20 @@ def robustness_details(report: RobustnessReport, settings: RobustnessSettings) -
             "forward-equivalents.",
             kind="dim",
         ),
-        section("Accuracy by radius"),
-        line_chart(
-            report.curve, across="Linf radius: share of correct samples that withstand PGD", marked=settings.epsilon
-        ),
-        section("Soundness of the measurement"),
-        table(("check", "figure"), checks),
+        *_soundness(report, settings),
         *_samples(report),
+    ]
+
+
+def _soundness(report: RobustnessReport, settings: RobustnessSettings) -> list[str]:
+    if not report.curve:
+        return [paragraph("So many samples are broken that the model failed; the rest was not measured.")]
+    across = "Linf radius: share of correct samples that withstand PGD"
+    return [
+        section("Accuracy by radius"),
+        line_chart(report.curve, across=across, marked=settings.epsilon),
+        section("Soundness of the measurement"),
+        table(("check", "figure"), [(name, report.figures[figure]) for name, figure in CHECKS]),
     ]
 
 

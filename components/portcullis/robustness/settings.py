@@ -5,20 +5,22 @@ from dataclasses import dataclass
 from portcullis.errors import ConfigError
 
 MAX_SEED = 2**53 - 1
+# Libraries whose attacks a plan may add.
+LIBRARIES = ("torchattacks", "foolbox", "art")
 
 
 @dataclass(frozen=True)
 class RobustnessSettings:
     """The plan of `portcullis.robustness.evaluate.evaluate`; the defaults suit 8x8 images of digits.
 
-    Lengths are in units of the scaled input [0, 1]. FGSM, PGD and APGD are bounded by `epsilon`. CW and DeepFool look
-    for the nearest misclassified input in L2, however far it is, so each success counts only within `l2_budget`. Its
+    Lengths are in units of the scaled input [0, 1]. FGSM, PGD and APGD are bounded by `epsilon`. DeepFool, DDN and CW
+    look for the nearest misclassified input in L2, however far it is: a success counts only within `l2_budget`. Its
     default is the radius at which the L2 ball has the volume of the Linf ball: 2 epsilon Gamma(D/2 + 1)^(1/D) /
     sqrt(pi), which is 0.404 for epsilon = 0.1 and D = 64 inputs, so that neither threat is the smaller set.
 
     Attributes:
         epsilon: Linf radius of FGSM, PGD and APGD, above 0 and below 0.5, where every input could become grey.
-        l2_budget: L2 radius within which CW and DeepFool count.
+        l2_budget: L2 radius within which DeepFool, DDN and CW count.
         pgd_steps: Steps of PGD.
         pgd_step_size: Step size of PGD; the steps together must cross the ball.
         cw_steps: Steps of CW's optimiser.
@@ -26,8 +28,12 @@ class RobustnessSettings:
         cw_learning_rate: Learning rate of CW's optimiser, in tanh space.
         deepfool_steps: Steps of DeepFool.
         deepfool_overshoot: Share by which DeepFool oversteps the boundary; the excess is taken back afterwards.
+        ddn_steps: Steps of DDN.
         apgd_steps: Steps of each APGD; AutoAttack's standard plan has 100.
         apgd_targets: Other classes that APGD aims at, likeliest first; AutoAttack's standard plan has 9.
+        libraries: Libraries whose own attacks are added, separated by commas, or `none`: `torchattacks` (FGSM, PGD,
+            DeepFool, and AutoAttack with the reference's 100 steps; its CW always runs), `foolbox` (FGSM, PGD,
+            DeepFool, DDN, CW), `art` (FGSM, PGD, DeepFool). Each only proposes; what counts is decided here.
         n_min: Fewest samples that are judged.
         seed: Of random starts.
         mode: `full` runs every attack on every sample and reports a number. `verdict` stops as soon as it is known,
@@ -40,15 +46,17 @@ class RobustnessSettings:
 
     epsilon: float = 0.1
     l2_budget: float = 0.4
-    pgd_steps: int = 40
-    pgd_step_size: float = 0.01
+    pgd_steps: int = 10
+    pgd_step_size: float = 0.025
     cw_steps: int = 100
     cw_c: float = 0.3
     cw_learning_rate: float = 0.05
     deepfool_steps: int = 20
-    deepfool_overshoot: float = 0.5
+    deepfool_overshoot: float = 0.02
+    ddn_steps: int = 40
     apgd_steps: int = 20
     apgd_targets: int = 3
+    libraries: str = "none"
     n_min: int = 100
     seed: int = 0
     mode: str = "full"
@@ -68,6 +76,7 @@ class RobustnessSettings:
             ("pgd_steps", 1, 100_000),
             ("cw_steps", 1, 100_000),
             ("deepfool_steps", 1, 100_000),
+            ("ddn_steps", 10, 100_000),
             ("apgd_steps", 10, 100_000),
             ("apgd_targets", 0, 1_000),
             ("n_min", 1, 1 << 30),
@@ -78,5 +87,15 @@ class RobustnessSettings:
                 raise ConfigError(f"robustness: {name} must be a whole number from {low} to {most}")
         if self.mode not in ("full", "verdict"):
             raise ConfigError("robustness: mode must be full or verdict")
+        named = self.named_libraries if isinstance(self.libraries, str) else ("",)
+        if len(set(named)) != len(named) or not set(named) <= set(LIBRARIES):
+            raise ConfigError(
+                f"robustness: libraries must be none, or some of {', '.join(LIBRARIES)} with commas between"
+            )
         if self.pgd_steps * self.pgd_step_size < 2 * self.epsilon:
             raise ConfigError("robustness: pgd_steps times pgd_step_size must be at least twice epsilon")
+
+    @property
+    def named_libraries(self) -> tuple[str, ...]:
+        """The libraries by name, in the order in which they run."""
+        return () if self.libraries == "none" else tuple(self.libraries.split(","))

@@ -1,0 +1,98 @@
+"""Running an attack on rows, chunk by chunk, and keeping what it verifiably broke and what that cost."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from portcullis.errors import InconclusiveError
+from portcullis.models.pytorch import torch
+from portcullis.robustness.proposal import Attack
+from portcullis.robustness.soundness import CHUNK
+from portcullis.robustness.verify import adversarial
+
+SHOWN = 6
+
+
+class Counted(torch.nn.Module):
+    """A network that counts its forward-equivalents: 1 for a row's forward pass, 2 for its backward pass."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self.cost = 0
+        self.eval()
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Map inputs to the network's logits."""
+        logits: torch.Tensor = self.module(inputs)
+        self.cost += len(inputs)
+        if logits.requires_grad:
+            logits.register_hook(lambda _: self._add(2 * len(inputs)))  # type: ignore[no-untyped-call]
+        return logits
+
+    def _add(self, cost: int) -> None:
+        self.cost += cost
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows that a network classifies correctly: inputs (n, ...) in [0, 1] and labels (n,)."""
+
+    inputs: torch.Tensor
+    targets: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def places(self) -> torch.Tensor:
+        """Return the places of all rows (n,)."""
+        return torch.arange(len(self), device=self.targets.device)
+
+
+@dataclass
+class Trial:
+    """What one attack did so far.
+
+    Attributes:
+        attack: The attack.
+        ran: On which rows it ran, (n,) bool.
+        broken: Which of these it broke, (n,) bool.
+        cost: In forward-equivalents.
+        shown: Candidates that broke a row, by its place; a few.
+    """
+
+    attack: Attack
+    ran: torch.Tensor
+    broken: torch.Tensor
+    cost: int = 0
+    shown: dict[int, torch.Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, attack: Attack, rows: Rows) -> "Trial":
+        """Return the trial of an attack that has not run yet."""
+        return cls(
+            attack, torch.zeros_like(rows.targets, dtype=torch.bool), torch.zeros_like(rows.targets, dtype=torch.bool)
+        )
+
+    def run(self, module: Counted, rows: Rows, places: torch.Tensor) -> Iterator[None]:
+        """Run on the rows at some places (m,); yields after each chunk, where one may stop.
+
+        Raises:
+            InconclusiveError: The attack proposes values that are not finite.
+        """
+        for chunk in torch.split(places, CHUNK):
+            clean, labels = rows.inputs[chunk], rows.targets[chunk]
+            before = module.cost
+            candidates = self.attack.propose(clean, labels).detach()
+            if not candidates.isfinite().all():
+                raise InconclusiveError("an attack lost its way in values that are not finite")
+            broken = adversarial(module, clean, candidates, labels, self.attack.ball)
+            self.ran[chunk], self.broken[chunk] = True, broken
+            self.cost += module.cost - before
+            for place in broken.nonzero()[: max(SHOWN - len(self.shown), 0), 0].tolist():
+                self.shown[int(chunk[place])] = candidates[place]
+            yield
+
+    def run_all(self, module: Counted, rows: Rows, places: torch.Tensor) -> None:
+        """Run on the rows at some places (m,); raises as `run`."""
+        for _ in self.run(module, rows, places):
+            pass
