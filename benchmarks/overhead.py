@@ -32,6 +32,7 @@ from portcullis.ingest.stage import ingest
 from portcullis.keys import symmetric_key
 from portcullis.ledger.mechanisms import MAX_EPSILON
 from portcullis.ledger.settings import LedgerSettings
+from portcullis.membership.stage import evaluate_membership
 from portcullis.models.store import WEIGHTS_FILE, ModelSpec, load_model, read_model_files, save_model
 from portcullis.pii.mask import mask_table
 from portcullis.pii.residual import residual_figures
@@ -39,6 +40,7 @@ from portcullis.pii.stage import mask_pii, residual_pii
 from portcullis.preflight.stage import preflight
 from portcullis.privacy.noise import noise_dataset
 from portcullis.privacy.stage import dp_noise
+from portcullis.privacy.trial import trial
 from portcullis.quality.screen import screen
 from portcullis.quality.stage import evaluate_quality
 from portcullis.robustness.stage import evaluate_robustness
@@ -59,6 +61,7 @@ LONG = (
     "portcullis.training.adversarial.train",
     "portcullis.robustness.evaluate.evaluate",
     "portcullis.quality.network.activations",
+    "portcullis.membership.inversion.invert",
 )
 
 
@@ -138,10 +141,21 @@ def signed(config: ReferenceConfig, home: Home, out: Path) -> None:
         model=out / "model",
         bundle=out / "e7",
     )
+    evaluate_membership(
+        step="membership",
+        model=out / "model",
+        train=out / "noised",
+        test=out / "test",
+        evidence=out / "e7",
+        settings=config.membership,
+        report=out / "r6",
+        bundle=out / "e7-attacked",
+    )
+    enforce("membership", subject=tree_digest(out / "model"), evidence=out / "e7-attacked", passed=out / "e7-passed")
     evaluate_budget(
         step="budget",
         model=out / "model",
-        evidence=out / "e7",
+        evidence=out / "e7-passed",
         ledger=config.ledger_parameters(),
         charging=config.charging,
         report=out / "r2",
@@ -211,6 +225,9 @@ def judge(config: ReferenceConfig, gate: str, model: Path, out: Path, *, evidenc
 
 def bare(config: ReferenceConfig, home: Home, out: Path) -> None:
     """Run the functions that the steps call, on the same data, without evidence and sealing."""
+    from portcullis.membership.attack import attack as infer
+    from portcullis.membership.inversion import invert
+    from portcullis.membership.losses import losses
     from portcullis.robustness.evaluate import evaluate
     from portcullis.training.adversarial import train
 
@@ -228,6 +245,7 @@ def bare(config: ReferenceConfig, home: Home, out: Path) -> None:
     write_dataset(out / "test", sides.test, masked.spec)
     trained_on = read_dataset(out / "train")
     noised = noise_dataset(trained_on, config.privacy)
+    trial(noised.mechanisms, noised.table)
     write_dataset(out / "noised", noised.table, noised.spec)
     rows = read_dataset(out / "noised")
     described = rows.spec.features
@@ -236,8 +254,11 @@ def bare(config: ReferenceConfig, home: Home, out: Path) -> None:
     )
     module, _ = train(*features_and_labels(rows), spec, config.training)
     save_model(out / "model", module, spec)
-    features, labels = features_and_labels(read_dataset(out / "test"))
-    evaluate(load_model(out / "model"), features, labels, config.robustness)
+    held, model = read_dataset(out / "test"), load_model(out / "model")
+    features, labels = features_and_labels(held)
+    infer(losses(model, *features_and_labels(rows)), losses(model, features, labels), config.membership)
+    invert(model, rows, held, config.membership)
+    evaluate(model, features, labels, config.robustness)
     mark(out / "model", out / "marked", symmetric_key(f"file:{home.keys / 'watermark.key'}"), config.dataset.name)
     evaluate(load_model(out / "marked"), features, labels, config.robustness)
     before, after = (load_model(out / name).predict_logits(features) for name in ("model", "marked"))

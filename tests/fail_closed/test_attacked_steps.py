@@ -37,6 +37,7 @@ from portcullis.evidence.dsse import Envelope
 from portcullis.evidence.statement import Statement
 from portcullis.evidence.step import enforce
 from portcullis.keys import role_uri, symmetric_key
+from portcullis.membership.stage import evaluate_membership
 from portcullis.pii.plan import MaskingPlan
 from portcullis.pii.stage import mask_pii, residual_pii
 from portcullis.privacy.noise import noise_dataset
@@ -69,13 +70,19 @@ class Steps:
             "split": {"dataset": task("mask-pii/masked"), "evidence": task("enforce-2/passed")},
             "dp_noise": {"dataset": task("split/train"), "evidence": task("split/split_evidence")},
             "train": {"dataset": task("dp-noise/noised"), "evidence": task("dp-noise/noised_evidence")},
-            "budget": {"model": task("train/model"), "evidence": task("train/model_evidence")},
+            "membership": {
+                "model": task("train/model"),
+                "train": task("dp-noise/noised"),
+                "test": task("split/test"),
+                "evidence": task("train/model_evidence"),
+            },
+            "budget": {"model": task("train/model"), "evidence": task("enforce-3/passed")},
             "robustness:trained": {
                 "model": task("train/model"),
                 "test": task("split/test"),
-                "evidence": task("enforce-3/passed"),
+                "evidence": task("enforce-4/passed"),
             },
-            "watermark": {"model": task("train/model"), "evidence": task("enforce-4/passed")},
+            "watermark": {"model": task("train/model"), "evidence": task("enforce-5/passed")},
             "verify_watermark": {
                 "model": task("watermark/marked"),
                 "unmarked": task("train/model"),
@@ -84,15 +91,15 @@ class Steps:
             "robustness:watermarked": {
                 "model": task("watermark/marked"),
                 "test": task("split/test"),
-                "evidence": task("enforce-5/passed"),
+                "evidence": task("enforce-6/passed"),
             },
             "equivalence": {
                 "model": task("watermark/marked"),
                 "judged": task("train/model"),
                 "test": task("split/test"),
-                "evidence": task("enforce-6/passed"),
+                "evidence": task("enforce-7/passed"),
             },
-            "encrypt": {"model": task("watermark/marked"), "evidence": task("enforce-7/passed")},
+            "encrypt": {"model": task("watermark/marked"), "evidence": task("enforce-8/passed")},
             "sign": {"sealed": task("encrypt/sealed"), "evidence": task("encrypt/sealed_evidence")},
         }
 
@@ -137,6 +144,8 @@ class Steps:
                         model=out / "model",
                         **given,
                     )
+                case "membership":
+                    return evaluate_membership(settings=config.membership, report=out / "report", **given)
                 case "robustness:trained" | "robustness:watermarked":
                     return evaluate_robustness(settings=config.robustness, report=out / "report", **given)
                 case "watermark":
@@ -186,6 +195,9 @@ ARTIFACTS = [
     ("split", "dataset"),
     ("dp_noise", "dataset"),
     ("train", "dataset"),
+    ("membership", "model"),
+    ("membership", "train"),
+    ("membership", "test"),
     ("budget", "model"),
     ("robustness:trained", "model"),
     ("robustness:trained", "test"),
@@ -205,6 +217,7 @@ MODULES = {
     "split": "portcullis.split.stage",
     "dp_noise": "portcullis.privacy.stage",
     "train": "portcullis.training.stage",
+    "membership": "portcullis.membership.stage",
     "budget": "portcullis.budget.stage",
     "robustness:trained": "portcullis.robustness.stage",
     "watermark": "portcullis.watermark.stage",
@@ -213,7 +226,7 @@ MODULES = {
     "encrypt": "portcullis.encryption.stage",
     "sign": "portcullis.signing.stage",
 }
-DATA = ("dataset", "test")  # what rests sealed
+DATA = ("dataset", "train", "test")  # what rests sealed
 # They work on what lies there, and look at it again afterwards.
 LOOKS_AGAIN = {"encrypt": DataError, "sign": RefusedError}
 
@@ -669,7 +682,7 @@ def test_enforce_is_shown_another_subject_than_the_gate_judged(attacked, tmp_pat
 
 def test_enforce_is_pointed_at_a_step_that_is_no_gate(attacked, tmp_path):
     with attacked.environment(), pytest.raises(PolicyError, match="no gate"):
-        enforce("train", subject="0" * 64, evidence=attacked.task("enforce-4/passed"), passed=tmp_path / "passed")
+        enforce("train", subject="0" * 64, evidence=attacked.task("enforce-5/passed"), passed=tmp_path / "passed")
 
 
 def test_the_pipeline_calls_a_step_with_weaker_parameters_than_the_policys(steps):
