@@ -46,6 +46,7 @@ from portcullis.report import gate_section, page, paragraph, plain, section, tab
 from portcullis.sealing.recipients import opener_at, recipient_at
 from portcullis.sealing.sealed import rewrap, sealed_digest, sealed_recipients
 from portcullis.serving.admitted import read_admission
+from portcullis.training.page import training_section
 from portcullis_pipelines.picture import chain_picture
 
 EVIDENCE = "evidence.intoto.jsonl"
@@ -352,6 +353,7 @@ def run_page(
             ),
             section("Verdicts"),
             *(part for gate in gates for part in gate_section(gate, policy.step(gate.step).checks)),
+            *_training_section(statements),
             *_privacy_section(statements),
             section("Digests"),
             table(("step", "direction", "name", "SHA-256"), _digest_rows(statements)),
@@ -374,6 +376,11 @@ def _admission_section(admission: Admission, audit: str) -> list[str]:
             ],
         ),
     ]
+
+
+def _training_section(statements: Sequence[Statement]) -> list[str]:
+    parts = [part for it in statements if it.stage == "train" for part in training_section(it)]
+    return [section("Training"), *parts] if parts else []
 
 
 def _privacy_section(statements: Sequence[Statement]) -> list[str]:

@@ -125,6 +125,8 @@ def _trained(given: Any) -> Any:
         epochs=given.train_epochs,
         batch_size=given.train_batch_size,
         learning_rate=given.train_learning_rate,
+        ema=given.train_ema,
+        held_out=given.train_held_out,
         seed=given.train_seed,
         device=given.train_device,
     )
@@ -244,6 +246,8 @@ def secure_training(
     train_epochs: int,
     train_batch_size: int,
     train_learning_rate: float,
+    train_ema: float,
+    train_held_out: float,
     train_seed: int,
     train_device: str,
     attack_epsilon: float,
@@ -296,12 +300,14 @@ def secure_training(
         test_fraction: Expected share of test rows.
         architecture: Name of an installed architecture.
         architecture_options: Its options.
-        train_method: `pgd`, `trades` or `plain`.
+        train_method: `trades2`, `mix`, `pgd`, `trades`, `nfgsm` or `plain`.
         train_epsilon: Linf radius of the attack inside training.
         train_steps: Its steps.
         train_epochs: Passes over the training rows.
         train_batch_size: Rows per step.
         train_learning_rate: Peak learning rate.
+        train_ema: Decay of the exponential mean of the weights; 0 for none.
+        train_held_out: Share of the training rows by which the checkpoint is chosen.
         train_seed: Seed of the training.
         train_device: `auto`, `cpu` or `cuda`.
         attack_epsilon: Linf radius of FGSM, PGD and APGD in the gate.

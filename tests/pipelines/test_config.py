@@ -133,7 +133,7 @@ REFUSED = {
     "a number that Python will not spell": (f"training: {{epsilon: 0x{'f' * 9000}}}", "a very large number"),
     "a long value": (f"training: {{epochs: {'x' * 9000}}}", "…, not a whole number"),
     "out of range": ("training: {epsilon: 0.5}", "below 0.5"),
-    "unknown method": ("training: {method: none}", "one of pgd, trades, plain"),
+    "unknown method": ("training: {method: none}", "one of trades2, mix, pgd, trades, nfgsm, plain"),
     "PGD cannot cross its ball": ("robustness: {pgd_steps: 1}", "at least twice epsilon"),
     "quality above one": ("quality: {label_issues: 1.1}", "quality.label_issues must be a number from 0 to 1"),
     "quality below zero": ("quality: {outlying_rows: -0.1}", "quality.outlying_rows must be"),

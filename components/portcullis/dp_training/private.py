@@ -22,7 +22,8 @@ from portcullis.errors import MissingDependencyError, ModelError
 from portcullis.evidence.statement import Figure
 from portcullis.models.pytorch import FOREIGN_ERRORS, choose_device, reproducible, torch
 from portcullis.models.store import ModelSpec, build_module
-from portcullis.training.adversarial import ascend, training_tensors
+from portcullis.training.adversarial import training_tensors
+from portcullis.training.recipes import ascend
 
 try:
     from opacus import GradSampleModule

@@ -2,7 +2,7 @@
 
 from typing import Dict, NamedTuple
 
-from kfp.dsl import Artifact, Dataset, Input, Metrics, Model, Output
+from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Model, Output
 
 from portcullis.container import component
 
@@ -19,33 +19,39 @@ def train(
     epochs: int,
     batch_size: int,
     learning_rate: float,
+    ema: float,
+    held_out: float,
     seed: int,
     device: str,
     model: Output[Model],
     model_evidence: Output[Artifact],
+    report: Output[HTML],
     metrics: Output[Metrics],
     step: str = "train",
 ) -> NamedTuple("Outputs", [("digest", str)]):
     """Train a model, adversarially by default; on a GPU where there is one.
 
-    Refuses malformed rows, an architecture that is not installed, and a model that is not finite.
+    Refuses malformed or too few rows, an architecture that is not installed, and a model that is not finite.
 
     Args:
         dataset: The training rows.
         evidence: Their evidence.
         architecture: Name of an installed architecture (entry-point group `portcullis.architectures`).
         options: Options of the architecture.
-        method: `pgd`, `trades` or `plain`.
+        method: `trades2`, `mix`, `pgd`, `trades`, `nfgsm` or `plain`.
         epsilon: Linf radius of the attack inside training, inputs scaled to 0..1.
-        steps: Gradient steps of that attack.
+        steps: Gradient steps of that attack in `mix`, `pgd` and `trades`.
         epochs: Passes over the rows.
         batch_size: Rows per step.
         learning_rate: Peak learning rate.
-        seed: Seed of weights, order and attack.
+        ema: Decay of the exponential mean of the weights; 0 for none.
+        held_out: Share of the rows by which the checkpoint is chosen.
+        seed: Seed of weights, rows held out, order and attack.
         device: `auto`, `cpu` or `cuda`.
         step: Name of this step in the policy.
         model: The model: safetensors and a description, never pickle.
         model_evidence: The evidence with this step's statement.
+        report: Figures and curves.
         metrics: Training figures.
 
     Returns:
@@ -70,10 +76,13 @@ def train(
             epochs=epochs,
             batch_size=batch_size,
             learning_rate=learning_rate,
+            ema=ema,
+            held_out=held_out,
             seed=seed,
             device=device,
         ),
         model=Path(model.path),
+        report=Path(report.path),
         bundle=Path(model_evidence.path),
     )
     log_figures(metrics, statement)
