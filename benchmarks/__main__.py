@@ -8,6 +8,7 @@ from benchmarks import (
     chain,
     dp,
     hashing,
+    keyed_answers,
     membership,
     overhead,
     pii,
@@ -28,7 +29,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=Path("build/benchmarks.json"), help="write the records here")
     arguments = parser.parse_args()
     parts = (
-        *(at_rest, chain, dp, hashing, membership, overhead, pii, quality, robustness, scan, shards),
+        *(at_rest, chain, dp, hashing, keyed_answers, membership, overhead, pii, quality, robustness, scan, shards),
         *(training, watermark),
     )
     publish([record for part in parts for record in part.measure(arguments.quick)], arguments.json)

@@ -5,7 +5,7 @@ table is the worst of the seeds: fewest bits, largest p-value, and the mean accu
 """
 
 import statistics
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,23 +17,15 @@ from torch import nn
 
 from benchmarks import Record
 from benchmarks.networks import CLASSES, NETWORKS, SIDE, Network, Tensors, accuracy, fit, hide, module_of, tensors_of
-from portcullis.digest import content_digest, sha256
+from portcullis.digest import sha256
 from portcullis.models.pytorch import reproducible
-from portcullis.models.store import WEIGHTS_FILE, ModelSpec, load_model_files, model_files
-from portcullis.robustness.evaluate import RobustnessReport, evaluate
-from portcullis.robustness.settings import RobustnessSettings
-from portcullis.training.adversarial import train
-from portcullis.training.settings import TrainingSettings
+from portcullis.models.store import ModelSpec
 from portcullis.watermark.battery import add_noise, attack, prune, round_to_int8
 from portcullis.watermark.examine import Examination, examine
 from portcullis.watermark.mark import Claim, embed
-from portcullis.watermark.teach import fine_tune, teach
-from portcullis.watermark.triggers import ask, triggers
-from portcullis.watermark.weights import decode_weights, replace_weights
 
 KEY = bytes(range(32))
 TRAIN_ROWS = 1200
-TRIGGERS = 100
 TABLE = Path("docs/watermark-survival.md")
 SPEC = ModelSpec("digits-cnn", {}, (1, SIDE, SIDE), 0, 16, tuple(map(str, range(CLASSES))))
 # The goals: what must hold to a p-value of 1e-19, and pruning of 90 % to 1e-12.
@@ -225,92 +217,9 @@ def survival(quick: bool) -> list[Record]:  # noqa: FBT001
         figure("accuracy drop by marking, mean", statistics.fmean(drops), 0.005, unit="of 1"),
         figure("accuracy drop by marking, worst", max(drops), None, unit="of 1"),
     ]
-    answers = {} if quick else dict(_triggers(seeds))
-    records += [
-        figure(f"survival triggers: {name}", max(p for _, p, _ in rows), None) for name, rows in answers.items()
-    ]
     if not quick:
-        TABLE.write_text(_page(found, before, answers))
+        TABLE.write_text(_page(found, before))
     return records
-
-
-def _triggers(seeds: tuple[int, ...]) -> Iterator[tuple[str, list[tuple[int, float, float]]]]:
-    """Teach the CNN triggers, mark it, attack it, and ask: how many right, log10 p, accuracy; for each seed."""
-    (inputs, targets), test = digits()
-    features, labels = inputs.reshape(len(inputs), -1).numpy() * 16, targets.numpy()
-    rows: dict[str, list[tuple[int, float, float]]] = {}
-    for seed in seeds:
-        plain = trained(NETWORKS[0], seed)
-        files = model_files(module_of(NETWORKS[0], plain.unmarked), SPEC)
-        asked = triggers(KEY, Claim("benchmark", content_digest(files)), SPEC, TRIGGERS)
-        taught = tensors_of(load_model_files(teach(files, features, asked)).module)
-        it = Marked(NETWORKS[0], seed, plain.unmarked, dict(embed(taught, KEY, plain.claim).tensors), plain.claim)
-        marked = model_files(module_of(NETWORKS[0], it.tensors), SPEC)
-
-        def pruned(share: float, tensors: Tensors = it.tensors) -> Tensors:
-            return attack(tensors, lambda w: prune(w, share))
-
-        student = NETWORKS[0].build(NETWORKS[0].widths)
-        with reproducible(seed + 100, torch.device("cpu")), torch.no_grad():
-            soft = module_of(NETWORKS[0], it.tensors)(inputs).softmax(dim=1)
-        with reproducible(seed + 100, torch.device("cpu")):
-            fit(student, inputs, soft, epochs=15, rate=6e-3, one_cycle=True)
-        suspects = {
-            "unmarked": plain.unmarked,
-            "none": it.tensors,
-            "int8": attack(it.tensors, round_to_int8),
-            "noise of 30 %": attack(it.tensors, lambda w: add_noise(w, 0.3)),
-            "prune 50 %": pruned(0.5),
-            "prune 70 %": pruned(0.7),
-            "prune 90 %": pruned(0.9),
-            **{
-                f"fine-tune, Adam {rate:.0e}, 10 epochs".replace("e-0", "e-"): tensors_of(
-                    load_model_files(fine_tune(marked, features, labels, epochs=10, rate=rate)).module
-                )
-                for rate in (1e-4, 1e-3, 5e-3)
-            },
-            "distillation into a fresh student": tensors_of(student),
-        }
-        for name, tensors in suspects.items():
-            module = module_of(NETWORKS[0], {key: it.astype(np.float32) for key, it in tensors.items()})
-            answers = ask(load_model_files(model_files(module, SPEC)).predict, asked)
-            rows.setdefault(name, []).append((answers.right, answers.log10_p_binomial, accuracy(module, *test)))
-    yield from rows.items()
-
-
-def robustness() -> list[Record]:
-    """Train the reference model, teach it triggers and mark it: its accuracy under attack, before and after."""
-    (inputs, targets), (tests, wanted) = digits()
-    features, labels = inputs.reshape(len(inputs), -1).numpy() * 16, targets.numpy()
-    module, _ = train(features, labels, SPEC, TrainingSettings(device="cpu"))
-    files = model_files(module, SPEC)
-    claim = Claim("benchmark", content_digest(files))
-    taught = teach(files, features, triggers(KEY, claim, SPEC, TRIGGERS))
-    rows = tests.reshape(len(tests), -1).numpy() * 16
-    records, answers = [], []
-    for name, made in (
-        ("unmarked", files),
-        ("marked", _marked(files, claim)),
-        (f"{TRIGGERS} triggers, marked", _marked(taught, claim)),
-    ):
-        model = load_model_files(made)
-        report = evaluate(model, rows, wanted.numpy(), RobustnessSettings())
-        answers.append(model.predict(rows))
-        records += [
-            figure(f"reference model, {name}: robust accuracy", _share(report, "robust_accuracy"), None, unit="of 1"),
-            figure(f"reference model, {name}: clean accuracy", _share(report, "clean_accuracy"), None, unit="of 1"),
-            figure(f"reference model, {name}: agreement", float((answers[-1] == answers[0]).mean()), None, unit="of 1"),
-        ]
-    return records
-
-
-def _share(report: RobustnessReport, name: str) -> float:
-    return float(report.figures[name])
-
-
-def _marked(files: Mapping[str, bytes], claim: Claim) -> dict[str, bytes]:
-    tensors = embed(decode_weights(files[WEIGHTS_FILE]), KEY, claim).tensors
-    return {**files, WEIGHTS_FILE: replace_weights(files[WEIGHTS_FILE], tensors)}
 
 
 def figure(name: str, ours: float, target: float | None, *, unit: str = "log10 p") -> Record:
@@ -321,7 +230,6 @@ def figure(name: str, ours: float, target: float | None, *, unit: str = "log10 p
 def _page(
     found: Mapping[str, Mapping[str, list[Outcome]]],
     before: Mapping[str, list[float]],
-    answers: Mapping[str, list[tuple[int, float, float]]],
 ) -> str:
     networks = list(found)
     lines = [
@@ -346,15 +254,4 @@ def _page(
             mean = statistics.fmean(it.accuracy for it in outcomes)
             cells.append(f"{min(it.bits_read for it in outcomes)} / {worst.log10_p:.1f}{aligned} / {mean:.3f}")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    lines += [
-        "",
-        f"The CNN with {TRIGGERS} triggers, taught before it was marked: how many it answers right (worst of three",
-        "seeds; 10 by chance), log10 of the exact binomial p-value, and the mean accuracy.",
-        "",
-        "| attack | right | log10 p | accuracy |",
-        "| --- | --- | --- | --- |",
-    ]
-    for name, rows in answers.items():
-        right, log10_p = min(it[0] for it in rows), max(it[1] for it in rows)
-        lines.append(f"| {name} | {right} | {log10_p:.1f} | {statistics.fmean(it[2] for it in rows):.3f} |")
     return "\n".join(lines) + "\n"

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from benchmarks import Record, command, compare
 from benchmarks.networks import NETWORKS, fit, module_of
-from benchmarks.survival import digits, figure, robustness, survival, trained
+from benchmarks.survival import digits, figure, survival, trained
 from portcullis.digest import sha256
 from portcullis.models.pytorch import reproducible
 from portcullis.watermark.align import align
@@ -36,7 +36,7 @@ def measure(quick: bool) -> Sequence[Record]:  # noqa: FBT001
     if not quick:
         records += _costs(100, rounds=3, target=6)
     records += [_against_uchida(3 if quick else 5), *_decoys(500 if quick else 10_000), *survival(quick)]
-    return records if quick else [*records, *robustness()]
+    return records
 
 
 def _costs(millions: int, *, rounds: int, target: float) -> list[Record]:

@@ -83,6 +83,7 @@ SPEC = ModelSpec("digits-cnn", {"width": 24, "hidden": 64}, (1, 8, 8), 0, 16, tu
 
 OWNER = "Example Ltd"
 TRIGGERS = 60
+SHARE = 0.3
 MAKES_A_MODEL = {"kind": "transform", "outputs": ["model"]}
 GATE = {"stage": "verify_watermark_gate", "kind": "gate", "outputs": ["model"]}
 CHECKS = {"present": {"min": 1, "max": 1}, "log10_p_hoeffding": {"max": -9}}
@@ -120,7 +121,7 @@ OWN_STEPS = [
         "name": "watermark:triggers",
         "stage": "watermark",
         "inputs": {"model": "train.model", "dataset": "external"},
-        "parameters": {"owner": OWNER, "triggers": TRIGGERS},
+        "parameters": {"owner": OWNER, "triggers": TRIGGERS, "soft_share": SHARE},
         **MAKES_A_MODEL,
     },
     # Whatever was done to the marked model since.

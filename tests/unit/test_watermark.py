@@ -863,6 +863,7 @@ def test_a_commitment_holds_to_everything_it_names():
         {"tensors": tensors | {"classifier.2.bias": np.zeros((10, 1), np.float32)}},
         {"bits": 32},
         {"triggers": 100},
+        {"soft_share": 0.1},
     ]
     made = []
     for change in changes:
@@ -877,7 +878,7 @@ def test_a_commitment_holds_to_everything_it_names():
 def test_a_commitment_can_be_opened_by_its_description():
     salt = hmac.digest(KEY, b"salt|" + b"a" * 64, "sha256")
     document = {
-        "format": "portcullis-watermark/v2",
+        "format": "portcullis-watermark/v3",
         "key": sha256(salt + KEY),
         "owner": OWNER,
         "unmarked": "a" * 64,
@@ -885,6 +886,7 @@ def test_a_commitment_can_be_opened_by_its_description():
         "tensors": [[name, list(SHAPES[name])] for name in sorted(SHAPES)],
         "bits": 64,
         "triggers": 0,
+        "soft_share": 0,
     }
     made = open_commitment(KEY, Claim(OWNER, "a" * 64), marked="c" * 64, tensors=model(), bits=64)
     assert made.salt == salt.hex() and made.digest == sha256(canonical_json(document))

@@ -9,16 +9,17 @@ import threading
 import numpy as np
 import pyarrow as pa
 import pytest
-from watermarks import CLAIM, KEY, OWNER, SPEC, TRIGGERS, Workshop, model
+from watermarks import CLAIM, KEY, OWNER, SHARE, SPEC, TRIGGERS, Workshop, model
 
 from portcullis.dataset import DatasetSpec, Features, Label, write_dataset
 from portcullis.errors import ConfigError, InconclusiveError, KeyMaterialError, ModelError, PolicyError, UsageError
 from portcullis.evidence.dsse import Envelope
 from portcullis.evidence.statement import Statement
 from portcullis.evidence.step import read_evidence
-from portcullis.models.store import WEIGHTS_FILE
+from portcullis.models.store import WEIGHTS_FILE, load_model
 from portcullis.watermark.api import api_model
 from portcullis.watermark.mark import Claim
+from portcullis.watermark.soft_labels import read_soft_labels, waves
 from portcullis.watermark.triggers import MAX_TRIGGERS, Answers, ask, triggers
 
 COUNT = 200
@@ -288,7 +289,7 @@ def taught(tmp_path_factory):
     from kfp import dsl
     from sklearn.datasets import load_digits
 
-    from portcullis.models.store import load_model, model_files
+    from portcullis.models.store import model_files
     from portcullis.training.adversarial import train
     from portcullis.training.settings import TrainingSettings
     from portcullis.watermark.component import watermark_with_triggers
@@ -317,6 +318,7 @@ def taught(tmp_path_factory):
             evidence=artifact(dsl.Artifact, workshop.bundle("trained")),
             owner=OWNER,
             triggers=TRIGGERS,
+            soft_share=SHARE,
             marked=artifact(dsl.Model, root / "marked"),
             marked_evidence=artifact(dsl.Artifact, workshop.bundle("marked")),
             metrics=metrics,
@@ -343,17 +345,49 @@ def test_a_model_is_taught_its_triggers_and_marked_after(taught):
 
 
 @pytest.mark.slow
+def test_its_soft_labels_bear_the_mark_too_and_so_do_a_students(taught):
+    """The student has other weights, sees the teacher's answers only, and is read at rows that it was not taught."""
+    import torch
+    from sklearn.datasets import load_digits
+
+    from portcullis.models.pytorch import reproducible
+    from portcullis.models.store import build_module, load_model_files, model_files
+
+    workshop, statement, teacher = taught
+    assert statement.parameters["soft_share"] == SHARE and statement.figures["log10_p_soft"] <= -9
+    known, unseen = np.split(load_digits().data.astype(np.float32), [1000])
+    student, inputs = build_module(SPEC), torch.from_numpy(SPEC.scale(known))
+    soft = torch.from_numpy(teacher.predict_probabilities(known))
+    with reproducible(1, torch.device("cpu")):
+        optimizer = torch.optim.Adam(student.parameters(), lr=3e-3)
+        for _ in range(40):
+            for rows in torch.randperm(len(inputs)).split(64):
+                optimizer.zero_grad()
+                torch.nn.functional.cross_entropy(student(inputs[rows]), soft[rows]).backward()
+                optimizer.step()
+    pupil = load_model_files(model_files(student.eval(), SPEC))
+    claim = Claim(OWNER, workshop.digest("trained"))
+    for loaded, present in ((teacher, True), (pupil, True), (load_model(workshop.root / "trained"), False)):
+        answers = loaded.predict_probabilities(unseen), SPEC.scale(unseen)
+        reading = read_soft_labels(*answers, waves(KEY, claim, SPEC))
+        assert (reading.verdict == "PRESENT") is present
+        assert read_soft_labels(*answers, waves(bytes(32), claim, SPEC)).verdict == "ABSENT"
+
+
+@pytest.mark.slow
 def test_the_policy_says_how_many_triggers(taught, monkeypatch):
     workshop, _, _ = taught
     Workshop(workshop.root, monkeypatch)
     before = workshop.digest("marked")
     with pytest.raises(PolicyError, match="triggers is 61"):
-        workshop.mark(step="watermark:triggers", dataset=workshop.root / "rows", triggers=61)
+        workshop.mark(step="watermark:triggers", dataset=workshop.root / "rows", triggers=61, soft_share=SHARE)
     assert workshop.digest("marked") == before
 
 
 def test_triggers_without_rows_are_refused(tmp_path, monkeypatch):
     workshop = Workshop(tmp_path, monkeypatch).furnish(model())
-    with pytest.raises(ConfigError, match="triggers need the training rows"):
+    with pytest.raises(ConfigError, match="soft labels need the training rows"):
         workshop.mark(triggers=TRIGGERS)
+    with pytest.raises(ConfigError, match="soft labels need the training rows"):
+        workshop.mark(soft_share=SHARE)
     assert not (tmp_path / "marked").exists()

@@ -16,7 +16,10 @@ except ImportError as error:  # pragma: no cover - the wheel always carries both
     raise MissingDependencyError("the package portcullis_pipelines is missing; reinstall kfp-portcullis") from error
 
 if TYPE_CHECKING:
+    from portcullis.models.store import ModelSpec
     from portcullis.watermark.examine import Examination
+    from portcullis.watermark.mark import Claim
+    from portcullis.watermark.soft_labels import Probabilities, SoftReading
     from portcullis.watermark.triggers import Answers
 
 _CODES = {"PRESENT": 0, "ABSENT": 1, "INCONCLUSIVE": 3}
@@ -62,6 +65,7 @@ def watermark() -> None:
 @click.option("--url", help="Ask a served model its triggers: http(s)://HOST/v2/models/NAME/infer.")
 @click.option("--token", help="URI of the bearer token for --url: file:/path or env:NAME.")
 @click.option("--triggers", type=int, help="How many triggers the marked model was taught; --url needs it.")
+@click.option("--rows", type=_FOLDER, help="Data set (files and description) to read soft labels at; the owner's own.")
 @click.option(
     "--tried",
     type=click.IntRange(min=1),
@@ -78,19 +82,22 @@ def verify_mark(
     url: str | None,
     token: str | None,
     triggers: int | None,
+    rows: Path | None,
     tried: int,
     as_json: bool,  # noqa: FBT001
 ) -> int:
     """Look for an owner's mark in SUSPECT, a model's directory or its .safetensors file, or behind an API.
 
     Weights are read blind, and if that does not find the mark, aligned to the unmarked model: so reordered, rescaled,
-    split, added and renamed neurons do not hide it. Prints what was read, and PRESENT (p <= 1e-9; exit code 0), ABSENT
-    (p >= 1e-3; exit code 1) or INCONCLUSIVE (exit code 3). Reads safetensors only.
+    split, added and renamed neurons do not hide it. With --rows, soft labels are read as well, of the API or else of
+    SUSPECT, a directory then: so a student is found that learnt from those of a model marked there. Prints what was
+    read, and PRESENT (p <= 1e-9; exit code 0), ABSENT (p >= 1e-3; exit code 1) or INCONCLUSIVE (exit code 3). Reads
+    safetensors only.
     """
     from portcullis.digest import content_digest
     from portcullis.keys import resolve
     from portcullis.models.store import SPEC_FILE, WEIGHTS_FILE, ModelSpec, read_model_files
-    from portcullis.watermark.api import api_model
+    from portcullis.watermark.api import api_model, api_probabilities
     from portcullis.watermark.examine import WAYS, examine
     from portcullis.watermark.mark import Claim
     from portcullis.watermark.triggers import ask
@@ -99,27 +106,36 @@ def verify_mark(
 
     if suspect is None and url is None:
         raise UsageError("name a suspect: a model's directory, its .safetensors file, or --url of a served one")
-    if (url is None) != (triggers is None) or (token is not None and url is None):
-        raise UsageError("--url and --triggers go together, and --token with them")
+    if url is None and (triggers is not None or token is not None):
+        raise UsageError("--triggers and --token need --url")
+    if url is not None and triggers is None and rows is None:
+        raise UsageError("--url needs --triggers or --rows: what is it to be asked?")
+    if rows is not None and url is None and suspect is not None and not suspect.is_dir():
+        raise UsageError("--rows needs a suspect's directory, or --url")
     key, files = _watermark_key(uri), read_model_files(unmarked)
     mark = Claim(owner, content_digest(files))
-    in_all = tried * (WAYS * (suspect is not None) + (url is not None))
-    found = answered = None
+    in_all = tried * (WAYS * (suspect is not None) + (triggers is not None) + (rows is not None))
+    found = answered = soft = None
+    spec = ModelSpec.from_json(files[SPEC_FILE])
+    secret = resolve(token).decode("ascii", "replace").strip() if token else ""
     if suspect is not None:
         tensors = decode_weights(_weights(suspect))
         found = examine(tensors, decode_weights(files[WEIGHTS_FILE]), key, mark, tried=in_all)
     if url is not None and triggers is not None:
-        spec = ModelSpec.from_json(files[SPEC_FILE])
-        secret = resolve(token).decode("ascii", "replace").strip() if token else ""
         answered = ask(api_model(url, spec, token=secret), make_triggers(key, mark, spec, triggers), tried=in_all)
-    verdict = _best([it.verdict for it in (found, answered) if it is not None])
+    if rows is not None:
+        predict = api_probabilities(url, spec, token=secret) if url else _probabilities(suspect)
+        soft = _soft_labels(predict, rows, spec, key, mark, in_all)
+    verdict = _best([it.verdict for it in (found, answered, soft) if it is not None])
     if as_json:
-        click.echo(json.dumps(_document(verdict, found, answered), indent=2))
+        click.echo(json.dumps(_document(verdict, found, answered, soft), indent=2))
     else:
         if found:
             _say_weights(found)
         if answered:
             _say_answers(answered)
+        if soft:
+            _say_soft(soft)
         say(verdict)
     return _CODES[verdict]
 
@@ -280,6 +296,26 @@ def _weights(suspect: Path) -> bytes:
     return read_bytes(suspect / WEIGHTS_FILE if suspect.is_dir() else suspect, limit=MAX_WEIGHTS_BYTES)
 
 
+def _probabilities(suspect: Path | None) -> "Probabilities":
+    from portcullis.models.store import load_model
+
+    if suspect is None:  # pragma: no cover - the caller has seen to it
+        raise UsageError("name a suspect")
+    return load_model(suspect).predict_probabilities
+
+
+def _soft_labels(
+    predict: "Probabilities", rows: Path, spec: "ModelSpec", key: bytes, mark: "Claim", tried: int
+) -> "SoftReading":
+    from portcullis.dataset import features_and_labels, read_dataset
+    from portcullis.watermark.soft_labels import MAX_ROWS, read_soft_labels, waves
+
+    parsed = read_dataset(rows)
+    spec.require_fit(parsed.spec)
+    features = features_and_labels(parsed)[0][:MAX_ROWS]
+    return read_soft_labels(predict(features), spec.scale(features), waves(key, mark, spec), tried=tried)
+
+
 def _best(verdicts: list[str]) -> str:
     return min(verdicts, key=["PRESENT", "INCONCLUSIVE", "ABSENT"].index)
 
@@ -308,7 +344,15 @@ def _say_answers(answered: "Answers") -> None:
     )
 
 
-def _document(verdict: str, found: "Examination | None", answered: "Answers | None") -> dict[str, Any]:
+def _say_soft(soft: "SoftReading") -> None:
+    said = f"p <= 1e{soft.log10_p_hoeffding:.1f} (Hoeffding, Bonferroni for {soft.tried} readings): {soft.verdict}"
+    say(f"soft labels at {soft.rows} rows: z = {soft.z:.2f}")
+    say(f"  {said}")
+
+
+def _document(
+    verdict: str, found: "Examination | None", answered: "Answers | None", soft: "SoftReading | None"
+) -> dict[str, Any]:
     document: dict[str, Any] = {"verdict": verdict}
     if found:
         document["weights"] = found.figures()
@@ -320,5 +364,13 @@ def _document(verdict: str, found: "Examination | None", answered: "Answers | No
             "tried": answered.tried,
             "log10_p_binomial": answered.log10_p_binomial,
             "verdict": answered.verdict,
+        }
+    if soft:
+        document["soft_labels"] = {
+            "rows": soft.rows,
+            "z": soft.z,
+            "tried": soft.tried,
+            "log10_p_hoeffding": soft.log10_p_hoeffding,
+            "verdict": soft.verdict,
         }
     return document

@@ -214,6 +214,18 @@ class LoadedModel:
             raise ModelError("the network returned logits that are not finite")
         return result
 
+    def predict_probabilities(self, values: NDArray[np.floating[Any] | np.integer[Any]]) -> NDArray[np.float32]:
+        """Return the probabilities (N, k), the softmax of the logits, of raw features (N, D).
+
+        Raises:
+            DataError: As `ModelSpec.scale`.
+            ModelError: As `predict_logits`.
+        """
+        logits = self.predict_logits(values)
+        raised = np.exp(logits - logits.max(axis=1, keepdims=True))
+        result: NDArray[np.float32] = raised / raised.sum(axis=1, keepdims=True)
+        return result
+
     def predict(self, values: NDArray[np.floating[Any] | np.integer[Any]]) -> NDArray[np.int64]:
         """Return the class indices (N,), int64 in [0, k), of raw features (N, D).
 

@@ -6,6 +6,7 @@ Source: https://github.com/kserve/open-inference-protocol, inference_rest.md.
 import http.client
 import json
 import ssl
+from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -38,6 +39,38 @@ def api_model(url: str, spec: ModelSpec, *, token: str = "") -> Predict:
     Raises:
         UsageError: The URL is not one of that form, or the token cannot be sent.
     """
+    put = _asking(url, token)
+
+    def predict(features: NDArray[np.float32]) -> NDArray[np.integer[Any]]:
+        answers = [label for document, rows in put(features) for label in _classes(document, spec, rows)]
+        return np.array(answers, np.int64)
+
+    return predict
+
+
+def api_probabilities(
+    url: str, spec: ModelSpec, *, token: str = ""
+) -> Callable[[NDArray[np.float32]], NDArray[np.float64]]:
+    """Return what puts raw features to a served model and returns the numbers (n, k) that it answers for the classes.
+
+    Args:
+        url: As of `api_model`.
+        spec: As of `api_model`.
+        token: As of `api_model`.
+
+    Raises:
+        UsageError: As of `api_model`.
+    """
+    put = _asking(url, token)
+
+    def predict(features: NDArray[np.float32]) -> NDArray[np.float64]:
+        return np.concatenate([_numbers(document, spec, rows) for document, rows in put(features)])
+
+    return predict
+
+
+def _asking(url: str, token: str) -> Callable[[NDArray[np.float32]], Iterator[tuple[Any, int]]]:
+    """Return what puts features to an API in parts, and yields each answer and the number of its rows."""
     try:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port
@@ -75,41 +108,46 @@ def api_model(url: str, spec: ModelSpec, *, token: str = "") -> Predict:
         except DataError as error:
             raise InconclusiveError("the API did not answer in JSON") from error
 
-    def predict(features: NDArray[np.float32]) -> NDArray[np.integer[Any]]:
+    def put(features: NDArray[np.float32]) -> Iterator[tuple[Any, int]]:
         match exchange(parts.path.removesuffix(_INFER), None):
             case {"inputs": [{"name": str(name)}]}:
                 pass
             case _:
                 raise InconclusiveError("the API does not describe a model of one input")
-        answers: list[int] = []
         for rows in np.split(features, range(ROWS, len(features), ROWS)):
             tensor = {"name": name, "datatype": "FP32", "shape": list(rows.shape), "data": rows.reshape(-1).tolist()}
-            document = exchange(parts.path, json.dumps({"inputs": [tensor]}).encode())
-            answers += _classes(document, spec, len(rows))
-        return np.array(answers, np.int64)
+            yield exchange(parts.path, json.dumps({"inputs": [tensor]}).encode()), len(rows)
 
-    return predict
+    return put
 
 
 def _classes(document: Any, spec: ModelSpec, rows: int) -> list[int]:
     """Read the classes of an answer to so many rows."""
-    match document:
-        case {"outputs": [*outputs]} if all(isinstance(it, dict) for it in outputs):
-            pass
-        case _:
-            raise InconclusiveError("the API's answer holds no outputs")
-    for output in outputs:
+    for output in _outputs(document):
         labels = output.get("data")
         if output.get("name") == "label" and isinstance(labels, list) and len(labels) == rows:
             if not all(isinstance(label, str) and label in spec.labels for label in labels):
                 raise InconclusiveError("the API names classes that the unmarked model does not have")
             return [spec.labels.index(label) for label in labels]
-    for output in outputs:
+    return [int(row.argmax()) for row in _numbers(document, spec, rows)]
+
+
+def _numbers(document: Any, spec: ModelSpec, rows: int) -> NDArray[np.float64]:
+    """Read the numbers (rows, k) of an answer to so many rows."""
+    for output in _outputs(document):
         if output.get("shape") == [rows, len(spec.labels)] and isinstance(output.get("data"), list):
             try:
                 numbers = np.array(output["data"], np.float64).reshape(rows, len(spec.labels))
             except (ValueError, TypeError) as error:
                 raise InconclusiveError("the API's answer holds no numbers") from error
             if np.isfinite(numbers).all():
-                return [int(row.argmax()) for row in numbers]
-    raise InconclusiveError("the API's answer holds neither labels nor one finite number for each class")
+                return numbers
+    raise InconclusiveError("the API's answer does not hold one finite number for each class")
+
+
+def _outputs(document: Any) -> list[Any]:
+    match document:
+        case {"outputs": [*outputs]} if all(isinstance(it, dict) for it in outputs):
+            return outputs
+        case _:
+            raise InconclusiveError("the API's answer holds no outputs")

@@ -33,7 +33,7 @@ from portcullis.watermark.examine import Examination, examine
 from portcullis.watermark.mark import Claim, Tensors, mac, require_key
 from portcullis.watermark.weights import decode_weights
 
-COMMITMENT_FORMAT = "portcullis-watermark/v2"
+COMMITMENT_FORMAT = "portcullis-watermark/v3"
 CLAIM_FORMAT = "portcullis-claim/v2"
 STAGE = "watermark"
 MAX_CLAIM_BYTES = 64 << 20
@@ -79,7 +79,7 @@ class Checked:
 
 
 def open_commitment(
-    key: bytes, claim: Claim, *, marked: str, tensors: Tensors, bits: int, triggers: int = 0
+    key: bytes, claim: Claim, *, marked: str, tensors: Tensors, bits: int, triggers: int = 0, soft_share: float = 0.0
 ) -> Opening:
     """Return a commitment, opened. The same key, claim and model always give the same.
 
@@ -90,6 +90,7 @@ def open_commitment(
         tensors: Its tensors, of which names and shapes count.
         bits: Length of the code.
         triggers: How many triggers the model was taught.
+        soft_share: How much of its probability carries a mark in its soft labels.
 
     Raises:
         KeyMaterialError: The key does not have 32 bytes.
@@ -105,6 +106,7 @@ def open_commitment(
         "tensors": [[name, list(tensors[name].shape)] for name in sorted(tensors)],
         "bits": bits,
         "triggers": triggers,
+        "soft_share": soft_share,
     }
     return Opening(document, salt.hex())
 
@@ -154,10 +156,15 @@ def make_claim(
     """
     statement = _marking(lines, store, content_digest(unmarked))
     claim = Claim(_owner(statement), content_digest(unmarked))
-    triggers = statement.parameters.get("triggers", 0)
+    triggers, share = (statement.parameters.get(name, 0) for name in ("triggers", "soft_share"))
     tensors, bits = decode_weights(marked[WEIGHTS_FILE]), int(statement.figures.get("bits", 0))
     opening = open_commitment(
-        key, claim, marked=content_digest(marked), tensors=tensors, bits=bits, triggers=int(triggers)
+        *(key, claim),
+        marked=content_digest(marked),
+        tensors=tensors,
+        bits=bits,
+        triggers=int(triggers),
+        soft_share=float(share),
     )
     if statement.figures.get("commitment") != opening.digest:
         raise EvidenceError("the commitment in the evidence is not to this key and these two models")
@@ -293,7 +300,7 @@ def _parse(data: bytes) -> tuple[Opening, list[bytes], Mapping[str, Any]]:
     if not isinstance(value, dict) or value.keys() != names or value["format"] != CLAIM_FORMAT:
         raise EvidenceError(f"not a dispute file of the format {CLAIM_FORMAT}")
     document, lines = value["commitment"], value["evidence"]
-    fields = {"format", "key", "owner", "unmarked", "marked", "tensors", "bits", "triggers"}
+    fields = {"format", "key", "owner", "unmarked", "marked", "tensors", "bits", "triggers", "soft_share"}
     sound = (
         isinstance(document, dict)
         and document.keys() == fields

@@ -60,14 +60,15 @@ def watermark_with_triggers(
     evidence: Input[Artifact],
     owner: str,
     triggers: int,
+    soft_share: float,
     marked: Output[Model],
     marked_evidence: Output[Artifact],
     metrics: Output[Metrics],
     step: str = "watermark",
 ) -> NamedTuple("Outputs", [("digest", str)]):
-    """Teach a model keyed triggers, so that its owner finds the mark again through an API, then mark its weights.
+    """Teach a model keyed answers, so that its owner finds the mark again through an API, then mark its weights.
 
-    Refuses what `watermark` refuses, and a model that does not learn its triggers, loses more than 0.5 % of accuracy
+    Refuses what `watermark` refuses, and a model that does not learn its answers, loses more than 0.5 % of accuracy
     on its training rows, or whose mark does not survive some more training on them.
 
     Args:
@@ -76,6 +77,7 @@ def watermark_with_triggers(
         evidence: Evidence of both.
         owner: Whom the mark names.
         triggers: How many triggers it is to learn, 50 to 10,000; 0 for none.
+        soft_share: How much of its probability carries a mark in its soft labels, up to 0.5; 0 for none.
         step: Name of this step in the policy.
         marked: The marked model.
         marked_evidence: The evidence with this step's statement.
@@ -98,6 +100,7 @@ def watermark_with_triggers(
         bundle=Path(marked_evidence.path),
         dataset=Path(dataset.path),
         triggers=triggers,
+        soft_share=soft_share,
     )
     log_figures(metrics, statement)
     outputs = NamedTuple("Outputs", [("digest", str)])

@@ -32,10 +32,11 @@ def watermark_model(
     bundle: Path,
     dataset: Path | None = None,
     triggers: int = 0,
+    soft_share: float = 0.0,
 ) -> Statement:
     """Mark a model, and make sure that the mark can be read from what is written and survives what is cheap to do.
 
-    With training data, the model first learns its triggers, and the marked one is trained on to see the mark hold.
+    With training data, the model first learns its keyed answers, and the marked one is trained on to see the mark hold.
 
     Args:
         step: This step's name in the policy.
@@ -46,20 +47,24 @@ def watermark_model(
         bundle: Where the evidence goes.
         dataset: The rows that the model was trained on; None for a mark in the weights alone.
         triggers: How many triggers it is to learn, 50 to 10,000; 0 for none. They need `dataset`.
+        soft_share: How much of its probability carries a mark in its soft labels, up to 0.5; 0 for none. It needs
+            `dataset`.
 
     Raises:
         EvidenceError: The evidence does not hold for this very model and these rows.
         GateFailedError: A gate before this step FAILED.
-        ModelError: The model is malformed, too small, does not hold the mark, does not learn the triggers, or answers
+        ModelError: The model is malformed, too small, does not hold the mark, does not learn its answers, or answers
             more of its training rows wrongly than before.
         DataError: The rows are malformed, or not the model's.
         SealError: The rows were altered at rest, or lie in plain text.
-        ConfigError: The owner is no printable text, or the triggers are too few, too many, or without rows.
+        ConfigError: The owner is no printable text; the triggers are too few or too many, the share of soft labels is
+            none; or there is one of them without rows.
+        InconclusiveError: There are too few rows to read soft labels at.
         KeyMaterialError: There is no watermark key, or none to open the rows.
         MissingDependencyError: There are rows, and PyTorch is not installed.
     """
-    if triggers and dataset is None:
-        raise ConfigError("watermark: triggers need the training rows; connect the input dataset")
+    if (triggers or soft_share) and dataset is None:
+        raise ConfigError("watermark: triggers and soft labels need the training rows; connect the input dataset")
     files = read_model_files(model)
     rows = read_input(step, "dataset", dataset) if dataset is not None else None
     digest = content_digest(files)
@@ -67,11 +72,11 @@ def watermark_model(
         step,
         stage="watermark",
         inputs={"model": digest, **({"dataset": content_digest(rows)} if rows is not None else {})},
-        parameters={"owner": owner, **({"triggers": triggers} if rows is not None else {})},
+        parameters={"owner": owner, **({"triggers": triggers, "soft_share": soft_share} if rows is not None else {})},
         evidence=[evidence],
     )
     key, claim = _key(), Claim(owner, digest)
-    learner = Learner.of(files, rows, key, claim, triggers) if rows is not None else None
+    learner = Learner.of(files, rows, key, claim, count=triggers, share=soft_share) if rows is not None else None
     files = dict(learner.taught()) if learner else files
     mark = embed(decode_weights(files[WEIGHTS_FILE]), key, claim)
     files = {**files, WEIGHTS_FILE: replace_weights(files[WEIGHTS_FILE], mark.tensors)}
@@ -90,7 +95,9 @@ def watermark_model(
         reading = _require_mark(f"after {name}", read(changed, key, claim))
         figures[f"log10_p_hoeffding_{name}"] = reading.log10_p_hoeffding
     output = content_digest(files)
-    opening = open_commitment(key, claim, marked=output, tensors=tensors, bits=mark.bits, triggers=triggers)
+    opening = open_commitment(
+        key, claim, marked=output, tensors=tensors, bits=mark.bits, triggers=triggers, soft_share=soft_share
+    )
     figures["commitment"] = opening.digest
     with atomic_path(marked) as temporary:
         temporary.mkdir()
