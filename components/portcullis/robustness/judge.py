@@ -90,7 +90,7 @@ def judge_table(model: Path, data: Path, threat: bytes, settings: TabularSetting
     return Judged(report, page("Robustness", content))
 
 
-def _probabilities(model: LoadedModel, features: NDArray[np.float64]) -> Classifier:
+def _probabilities(model: LoadedModel, features: NDArray[np.float32]) -> Classifier:
     """Return the model as a function to probabilities, of logits scaled so that few of them round to 0 or 1."""
     ordered = np.sort(model.predict_logits(features).astype(np.float64), axis=1)
     unit = float(np.median(ordered[:, -1] - ordered[:, -2]))

@@ -82,7 +82,7 @@ def draw(
         member = np.eye(len(group))[generator.integers(0, len(group), len(clean))]
         tried[:, list(group)] = np.where(chosen[:, None], member, tried[:, list(group)])
     for turn in generator.permutation(len(threat.groups)):
-        group = list(threat.groups[turn])
+        members = list(threat.groups[turn])
         many = threat.swapped(clean, tried) > threat.swaps
-        tried[:, group] = np.where(many[:, None], clean[:, group], tried[:, group])
+        tried[:, members] = np.where(many[:, None], clean[:, members], tried[:, members])
     return tried
