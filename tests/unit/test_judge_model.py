@@ -14,12 +14,13 @@ from digits_models import SPEC, digits, plain_model
 
 from portcullis.cli.main import cli
 from portcullis.dataset import DatasetSpec, Features, Label, write_dataset
-from portcullis.errors import DataError, GateFailedError, InconclusiveError, ModelError, UsageError
+from portcullis.errors import ConfigError, DataError, GateFailedError, InconclusiveError, ModelError, UsageError
 from portcullis.models.store import save_model
 from portcullis.robustness.evaluate import Example, RobustnessReport
-from portcullis.robustness.judge import judge_model
+from portcullis.robustness.judge import judge_model, judge_table
 from portcullis.robustness.page import pixels_of, robustness_details
 from portcullis.robustness.settings import RobustnessSettings
+from portcullis.robustness.tabular import TabularSettings
 
 QUICK = RobustnessSettings(cw_steps=20, cw_learning_rate=0.1, deepfool_steps=5, ddn_steps=10, apgd_targets=1)
 DATA = DatasetSpec(
@@ -94,6 +95,22 @@ def test_refuses_what_cannot_be_judged(model: Path, data: Path, tmp_path: Path) 
         judge_model(data, data, QUICK)
 
 
+THREAT = b"mutable: {p20: {epsilon: 16}, p21: {epsilon: 16}, p28: {epsilon: 16, whole: true, direction: up}}\n"
+
+
+def test_judges_a_table_by_what_may_change(model: Path, data: Path) -> None:
+    judged = judge_table(model, data, THREAT, TabularSettings(queries=100))
+    figures = judged.report.figures
+    assert figures["features"] == 3 and figures["samples"] == 120
+    assert 0.2 < judged.robust_accuracy < figures["clean_accuracy"]
+    assert judged.page.startswith("<!doctype html>") and "robust_accuracy" in judged.page
+    for threat in (b"mutable: {}", b"mutable: {nose: {epsilon: 1}}"):
+        with pytest.raises(ConfigError, match="threat: "):
+            judge_table(model, data, threat)
+    with pytest.raises(DataError, match="YAML"):
+        judge_table(model, data, b"a: [")
+
+
 class TestVerb:
     def run(self, *arguments: object):
         return CliRunner().invoke(cli, ["attack", *map(str, arguments)])
@@ -107,6 +124,15 @@ class TestVerb:
         assert isinstance(result.exception, GateFailedError), result.output
         assert json.loads(result.stdout)["robust_accuracy"] < 0.9
         assert "within" in report.read_text()
+
+    def test_attacks_a_table(self, model, data, tmp_path: Path) -> None:
+        threat = tmp_path / "threat.yaml"
+        threat.write_bytes(THREAT)
+        result = self.run("--model", model, "--data", data, "--threat", threat, "--json", "--least", 0.99)
+        assert isinstance(result.exception, GateFailedError), result.output
+        assert json.loads(result.stdout)["features"] == 3
+        result = self.run("--model", model, "--data", data, "--threat", threat, "--epsilon", 0.2)
+        assert isinstance(result.exception, UsageError)
 
     @pytest.mark.parametrize(
         ("option", "value"),

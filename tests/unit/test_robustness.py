@@ -16,6 +16,7 @@ from portcullis.robustness.attacks import planned_attacks
 from portcullis.robustness.evaluate import evaluate
 from portcullis.robustness.proposal import Target
 from portcullis.robustness.settings import RobustnessSettings
+from portcullis.robustness.verdict import Question
 from portcullis.robustness.verify import Ball, adversarial, correct, margin
 
 ATTACKS = ("fgsm", "pgd", "deepfool", "ddn", "apgd", "cw")
@@ -245,8 +246,15 @@ class TestInconclusive:
         ],
     )
     def test_refuses_to_judge(self, plain: LoadedModel, rows, network: Network, reason: str) -> None:
+        model = wrapped(plain, network)
         with pytest.raises(InconclusiveError, match=reason):
-            evaluate(wrapped(plain, network), *rows, QUICK)
+            evaluate(model, *rows, QUICK)
+        question = Question(0.3, bytes(32), ("a", "b", "c"))
+        try:
+            figures = evaluate(model, *rows, dataclasses.replace(QUICK, mode="verdict"), question).figures
+        except InconclusiveError:
+            return
+        assert figures["robust_accuracy_high"] < 0.3, "nor does verdict mode pass it"
 
     def test_refuses_when_an_unbounded_attack_fails(self, plain: LoadedModel, rows, monkeypatch) -> None:
         """As it would on a model whose gradients lead nowhere; here its proposals are thrown away."""
@@ -258,6 +266,17 @@ class TestInconclusive:
         monkeypatch.setattr(native, "fgsm", lambda module, clean, *_, **__: clean * torch.nan)
         with pytest.raises(InconclusiveError, match="lost its way"):
             evaluate(plain, *rows, QUICK)
+
+    @pytest.mark.parametrize(
+        "change", [lambda x: x[:-1], lambda x: x[:1], lambda x: x[:0], torch.Tensor.double, lambda x: x.flatten(1)]
+    )
+    def test_refuses_when_an_attack_does_not_answer_for_every_sample(self, plain, rows, monkeypatch, change) -> None:
+        honest = native.fgsm
+        monkeypatch.setattr(native, "fgsm", lambda *given, **named: change(honest(*given, **named)))
+        with pytest.raises(InconclusiveError, match="one float32 input for each sample"):
+            evaluate(
+                plain, *rows, dataclasses.replace(QUICK, mode="verdict"), Question(0.1, bytes(32), ("a", "b", "c"))
+            )
 
     def test_refuses_when_one_step_beats_many(self, plain: LoadedModel, rows, monkeypatch) -> None:
         honest = native.pgd
@@ -350,6 +369,7 @@ class TestInconclusive:
             pytest.param(lambda x, y: (x, y - 1), id="label below zero"),
             pytest.param(lambda x, y: (x, np.roll(y, 1)), id="labels of other rows"),
             pytest.param(lambda x, y: (np.where(x == 16, np.nan, x), y), id="NaN"),
+            pytest.param(lambda x, y: (np.where(x == 16, np.inf, x), y), id="infinite"),
             pytest.param(lambda x, y: (x * 16, y), id="another range"),
             pytest.param(lambda x, y: (x - 8, y), id="centred"),
             pytest.param(lambda x, y: (x[:, :63], y), id="a feature too few"),

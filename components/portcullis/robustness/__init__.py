@@ -1,1 +1,1 @@
-"""The robustness gate's measurement: how often a model withstands FGSM, PGD, APGD, CW and DeepFool."""
+"""The robustness gate's measurement: how often a model withstands the attacks of a plan, and whether that holds."""

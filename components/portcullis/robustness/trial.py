@@ -77,12 +77,14 @@ class Trial:
         """Run on the rows at some places (m,); yields after each chunk, where one may stop.
 
         Raises:
-            InconclusiveError: The attack proposes values that are not finite.
+            InconclusiveError: The attack proposes values that are not finite, or not one input for each row.
         """
         for chunk in torch.split(places, CHUNK):
             clean, labels = rows.inputs[chunk], rows.targets[chunk]
             before = module.cost
             candidates = self.attack.propose(clean, labels).detach()
+            if candidates.shape != clean.shape or candidates.dtype != clean.dtype:
+                raise InconclusiveError("an attack did not propose one float32 input for each sample")
             if not candidates.isfinite().all():
                 raise InconclusiveError("an attack lost its way in values that are not finite")
             broken = adversarial(module, clean, candidates, labels, self.attack.ball)
