@@ -16,6 +16,7 @@ from benchmarks import (
     quality,
     scan,
     shards,
+    signing,
     watermark,
 )
 
@@ -26,7 +27,21 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="less work, fewer rounds")
     parser.add_argument("--json", type=Path, default=Path("build/benchmarks.json"), help="write the records here")
     arguments = parser.parse_args()
-    parts = (at_rest, chain, dp, dp_training, encryption, hashing, overhead, pii, quality, scan, shards, watermark)
+    parts = (
+        at_rest,
+        chain,
+        dp,
+        dp_training,
+        encryption,
+        hashing,
+        overhead,
+        pii,
+        quality,
+        scan,
+        shards,
+        signing,
+        watermark,
+    )
     publish([record for part in parts for record in part.measure(arguments.quick)], arguments.json)
 
 

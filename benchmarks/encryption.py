@@ -1,10 +1,11 @@
 """`encryption`: sealing and opening a model file beside Tink, age, Fernet and AES-GCM over the whole file.
 
-Each side is a process of its own that encrypts one file of random bytes into another, `rounds` times, after a first time
-that is not counted; its figures are processor time, and the peak of its memory (resident set) beyond that of a process
-which does the same to a file of 64 KiB. Peers: Tink's streaming AEAD AES256_GCM_HKDF_1MB, age by pyrage, and of `cryptography` Fernet and
-AES-GCM over the whole file in memory, as it is commonly written. Loading is from the encrypted file to PyTorch tensors:
-ours decrypts into their memory, the peer decrypts the file and has safetensors parse it.
+Each side is a process of its own that encrypts one file of random bytes into another, a few times, after a first that
+is not counted; its figures are processor time, and the peak of its memory (resident set) beyond that of a process which
+does the same to a file of 64 KiB. Peers: Tink's streaming AEAD AES256_GCM_HKDF_1MB, age by pyrage, and of
+`cryptography` Fernet and AES-GCM over the whole file in memory, as it is commonly written. Loading is from the
+encrypted file to PyTorch tensors: ours decrypts into their memory, the peer decrypts the file and has safetensors parse
+it.
 """
 
 import json
