@@ -7,6 +7,7 @@ from benchmarks import (
     at_rest,
     chain,
     dp,
+    encryption,
     hashing,
     keyed_answers,
     membership,
@@ -17,6 +18,26 @@ from benchmarks import (
     robustness,
     scan,
     shards,
+    signing,
+    training,
+    watermark,
+)
+
+PARTS = (
+    at_rest,
+    chain,
+    dp,
+    encryption,
+    hashing,
+    keyed_answers,
+    membership,
+    overhead,
+    pii,
+    quality,
+    robustness,
+    scan,
+    shards,
+    signing,
     training,
     watermark,
 )
@@ -28,11 +49,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="less work, fewer rounds")
     parser.add_argument("--json", type=Path, default=Path("build/benchmarks.json"), help="write the records here")
     arguments = parser.parse_args()
-    parts = (
-        *(at_rest, chain, dp, hashing, keyed_answers, membership, overhead, pii, quality, robustness, scan, shards),
-        *(training, watermark),
-    )
-    publish([record for part in parts for record in part.measure(arguments.quick)], arguments.json)
+    publish([record for part in PARTS for record in part.measure(arguments.quick)], arguments.json)
 
 
 if __name__ == "__main__":

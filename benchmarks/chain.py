@@ -1,17 +1,8 @@
-"""`chain`: what verifying a chain costs, and signing a model beside OpenSSF model-signing.
+"""`chain`: what verifying a chain costs."""
 
-Signing is timed as a process, as a user runs it: start, read every byte of the model, sign, write.
-"""
-
-import secrets
-import subprocess
-import sys
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
 from benchmarks import Record, command, compare
-from benchmarks.peers import peer_python
 from portcullis.digest import sha256
 from portcullis.evidence.chain import verify_chain
 from portcullis.evidence.dsse import seal_payload
@@ -22,18 +13,6 @@ from portcullis.keys import Signer
 
 STAGES = 12
 NOW = 1_800_000_000_000
-
-SIGN = """
-import sys
-from pathlib import Path
-from portcullis.digest import tree_digest
-from portcullis.evidence.dsse import seal_payload
-from portcullis.evidence.statement import Statement
-from portcullis.keys import Signer
-model, key, target = map(Path, sys.argv[1:])
-statement = Statement("sign", "sign", "transform", "0" * 32, 0, 0, {}, {"model": tree_digest(model)}, {}, {}, {})
-target.write_bytes(seal_payload(statement.encode(), Signer.from_pem(key.read_bytes())).encode())
-"""
 
 
 def chain_of(count: int) -> tuple[Policy, list[bytes]]:
@@ -89,7 +68,7 @@ def chain_of(count: int) -> tuple[Policy, list[bytes]]:
 
 def measure(quick: bool) -> Sequence[Record]:  # noqa: FBT001
     """Return the records of this benchmark."""
-    return [_verification(200 if quick else 1000), _signing(5 if quick else 15)]
+    return [_verification(200 if quick else 1000)]
 
 
 def _verification(rounds: int) -> Record:
@@ -104,33 +83,6 @@ def _verification(rounds: int) -> Record:
         unit="ms",
         scale=1000,
     )
-
-
-def _signing(rounds: int) -> Record:
-    python = peer_python("model-signing", "model-signing==1.1.1", "pyopenssl==26.4.0")
-    with tempfile.TemporaryDirectory(dir="build") as folder:
-        work = Path(folder)
-        model = work / "model"
-        model.mkdir()
-        with (model / "weights.safetensors").open("wb") as stream:
-            for _ in range(512):
-                stream.write(secrets.token_bytes(1 << 20))
-        key = work / "key.pem"
-        key.write_bytes(Signer.generate().private_pem())
-
-        def ours() -> None:
-            subprocess.run([sys.executable, "-c", SIGN, model, key, work / "ours.json"], check=True)
-
-        def peer() -> None:
-            signature = work / "peer.sig"
-            signature.unlink(missing_ok=True)
-            subprocess.run(
-                [python, "-m", "model_signing", "sign", "key", model, "--private_key", key, "--signature", signature],
-                check=True,
-                stdout=subprocess.DEVNULL,
-            )
-
-        return compare("sign 0.5 GB model", ours, peer, peer_name="model_signing 1.1.1", rounds=rounds, target=1.5)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from fuzz import Target
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "build" / "fuzz"
-MODULES = ("fuzz.tables", "fuzz.identifiers", "fuzz.evidence", "fuzz.models")
+MODULES = ("fuzz.tables", "fuzz.identifiers", "fuzz.evidence", "fuzz.models", "fuzz.keys")
 INPUT_SECONDS = 10
 MEMORY_MB = 2048
 GUIDED = importlib.util.find_spec("atheris") is not None

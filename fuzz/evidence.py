@@ -221,7 +221,7 @@ def fuzz_policy(data: bytes) -> None:
 
 
 def _sealed_seeds() -> list[bytes]:
-    fields = {"context": _CONTEXT, "salt": "0" * 64, "segment_size": 64}
+    fields = {"algorithm": "AES-256-GCM-STREAM", "context": _CONTEXT, "salt": "0" * 64, "segment_size": 64}
     return [
         b"\0" + json.dumps(fields).encode(),
         b"\0" + MAGIC + json.dumps(fields).encode(),

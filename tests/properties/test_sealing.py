@@ -97,6 +97,7 @@ def test_segments_in_any_other_order_are_refused(tmp_path, order):
     fields=json_values
     | st.fixed_dictionaries(
         {
+            "algorithm": st.sampled_from(["AES-256-GCM-STREAM", "ChaCha20-Poly1305-STREAM"]) | json_values,
             "salt": st.just("0" * 64) | json_values,
             "segment_size": st.integers(1, SEGMENT_SIZE) | json_values,
             "context": st.just(CONTEXT) | json_values,

@@ -16,7 +16,7 @@ from kfp import dsl
 from portcullis.attestation.stage import start_chain
 from portcullis.cli.main import _guarded, cli
 from portcullis.digest import path_digest
-from portcullis.errors import ConfigError, DataError, EvidenceError, PolicyError, UsageError
+from portcullis.errors import ConfigError, DataError, EvidenceError, MissingDependencyError, PolicyError, UsageError
 from portcullis.evidence.trust import Revocations, now_ms, write_trust_store
 from portcullis.files import write_bytes
 from portcullis.keys import Signer
@@ -31,6 +31,7 @@ from portcullis.supply_chain.dependencies import (
     read_lock,
     require_sound,
 )
+from portcullis.supply_chain.voices import ask_auditor
 
 ROOT = Path(__file__).parents[2]
 HASH = "--hash=sha256:" + "a" * 64
@@ -255,16 +256,18 @@ STEPS = [
         "kind": "transform",
         "inputs": {"lock": "start.artifact"},
         "outputs": ["sbom"],
-        "parameters": {"beside": ["kfp-portcullis"]},
+        "parameters": {"beside": ["kfp-portcullis"], "voices": []},
     },
 ]
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
+def place(request, tmp_path, monkeypatch):
     """An environment of one distribution, a lock that names it, and the step under a policy of its own."""
     monkeypatch.setenv("PORTCULLIS_TRUST", str(tmp_path / "trust"))
     monkeypatch.setenv("PORTCULLIS_KEYS", f"file:{tmp_path / 'keys'}")
+    parameters = {"beside": ["kfp-portcullis"], "voices": getattr(request, "param", [])}
+    steps = [step | ({"parameters": parameters} if "parameters" in step else {}) for step in STEPS]
     world = World()
     world.keys |= {step["name"]: Signer.generate() for step in STEPS}
     blank = {"parameters": {}, "requires": [], "checks": {}}
@@ -274,7 +277,7 @@ def place(tmp_path, monkeypatch):
         name="demo",
         environment="development",
         policy=world.policy_bytes(
-            steps=[{**blank, **step, "key": world.keys[step["name"]].public_key.pem} for step in STEPS],
+            steps=[{**blank, **step, "key": world.keys[step["name"]].public_key.pem} for step in steps],
             expires=now_ms() + 10**8,
         ),
         revocations=Revocations(1).sign(world.owner),
@@ -289,7 +292,12 @@ def place(tmp_path, monkeypatch):
 
 
 def verify(place, **changes):
-    given = {"beside": ["kfp-portcullis"], "lock": place / "lock", "evidence": place / "evidence"} | changes
+    given = {
+        "beside": ["kfp-portcullis"],
+        "voices": [],
+        "lock": place / "lock",
+        "evidence": place / "evidence",
+    } | changes
     return stage.verify_dependencies(step="verify_dependencies", sbom=place / "sbom", bundle=place / "bundle", **given)
 
 
@@ -308,6 +316,7 @@ STEP_REFUSALS = {
     "nothing installed": (lambda place: None, {}, DataError),
     "another lock": (lambda place: (place / "lock").write_text(f"alpha==2.0 {HASH}\n"), {}, EvidenceError),
     "more beside the lock": (lambda place: install(place / "site"), {"beside": ["kfp-portcullis", "x"]}, PolicyError),
+    "nobody is asked": (lambda place: install(place / "site"), {"voices": ["pip-audit"]}, PolicyError),
     "no lock": (lambda place: (place / "lock").unlink(), {}, UsageError),
     "no evidence": (lambda place: (place / "evidence").unlink(), {}, EvidenceError),
 }
@@ -321,6 +330,51 @@ def test_the_step_refuses_and_leaves_nothing(place, change, given, error):
     assert not (place / "sbom").exists() and not (place / "bundle").exists()
 
 
+def auditor(folder, code, monkeypatch):
+    """Put a pip-audit on the path that only has an opinion, and notes what it was asked."""
+    (folder / "bin").mkdir(exist_ok=True)
+    command = folder / "bin" / "pip-audit"
+    command.write_text(
+        f'#!/bin/sh\nenv > {folder}/environment\necho "$@" > {folder}/asked\ncat "$8" > {folder}/seen\nexit {code}\n'
+    )
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder / 'bin'}:/usr/bin:/bin")
+
+
+def test_pip_audit_is_asked_about_the_lock_and_can_only_refuse(tmp_path, monkeypatch):
+    monkeypatch.setenv("PORTCULLIS_KEYS", "file:/secret")
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy:3128")
+    for code in (0, 1, 2, 77):
+        auditor(tmp_path, code, monkeypatch)
+        assert bool(ask_auditor(b"alpha==1.0\n")) == (code != 0)
+    assert (tmp_path / "seen").read_bytes() == b"alpha==1.0\n"
+    asked = (tmp_path / "asked").read_text().split()
+    assert asked[:4] == ["--require-hashes", "--disable-pip", "--progress-spinner", "off"]
+    environment = (tmp_path / "environment").read_text()
+    assert "/secret" not in environment and "HTTPS_PROXY=http://proxy:3128" in environment
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(MissingDependencyError, match="pipx install pip-audit"):
+        ask_auditor(b"")
+
+
+@pytest.mark.parametrize("place", [["pip-audit"]], indirect=True)
+def test_the_step_refuses_what_pip_audit_refuses(place, monkeypatch):
+    install(place / "site")
+    auditor(place, 1, monkeypatch)
+    with pytest.raises(DataError, match="pip-audit refuses"):
+        verify(place, voices=["pip-audit"])
+    assert not (place / "sbom").exists() and not (place / "bundle").exists()
+    auditor(place, 0, monkeypatch)
+    assert verify(place, voices=["pip-audit"]).parameters["voices"] == ["pip-audit"]
+
+
+@pytest.mark.parametrize("place", [["safety"]], indirect=True)
+def test_nobody_else_is_asked(place):
+    install(place / "site")
+    with pytest.raises(UsageError, match="only pip-audit"):
+        verify(place, voices=["safety"])
+
+
 def test_the_component_calls_the_step(place):
     install(place / "site")
     artifact = lambda name: dsl.Artifact(name=name, uri=str(place / name))  # noqa: E731
@@ -329,6 +383,7 @@ def test_the_component_calls_the_step(place):
         lock=artifact("lock"),
         evidence=artifact("evidence"),
         beside=["kfp-portcullis"],
+        voices=[],
         sbom=artifact("sbom"),
         sbom_evidence=artifact("bundle"),
         metrics=metrics,

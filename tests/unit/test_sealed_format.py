@@ -10,7 +10,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import padding
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 from cryptography.hazmat.primitives.hashes import SHA256, SHA512
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_private_key
@@ -18,6 +18,7 @@ from key_services import VERSION, AzureKeyVault, serving
 
 from portcullis.digest import content_digest
 from portcullis.keys.https import UNSAFE_ENV
+from portcullis.sealing import stream
 from portcullis.sealing.recipients import SealingPrivateKey, opener_at
 from portcullis.sealing.sealed import open_directory, seal_directory, sealed_digest
 
@@ -55,8 +56,9 @@ def read_file(data, dek, context):
     stride = fields["segment_size"] + 16
     segments = [body[start : start + stride] for start in range(0, len(body), stride)]
     associated = hashlib.sha256(block).digest()
+    cipher = {"AES-256-GCM-STREAM": AESGCM, "ChaCha20-Poly1305-STREAM": ChaCha20Poly1305}[fields["algorithm"]]
     return b"".join(
-        AESGCM(file_key).decrypt(nonce(index, last=index == len(segments) - 1), segment, associated)
+        cipher(file_key).decrypt(nonce(index, last=index == len(segments) - 1), segment, associated)
         for index, segment in enumerate(segments)
     )
 
@@ -136,7 +138,9 @@ def read_directory(root, mlkem, x25519, context):
     }
 
 
-def test_the_second_reader_opens_what_is_sealed(tmp_path):
+@pytest.mark.parametrize("algorithm", ["AES-256-GCM-STREAM", "ChaCha20-Poly1305-STREAM"])
+def test_the_second_reader_opens_what_is_sealed(tmp_path, monkeypatch, algorithm):
+    monkeypatch.setattr(stream, "fast_algorithm", lambda: algorithm)
     files = {
         "empty": b"",
         "config.json": b"{}",
@@ -152,6 +156,10 @@ def test_the_second_reader_opens_what_is_sealed(tmp_path):
     seal_directory(tmp_path / "plain", tmp_path / "sealed", recipients=recipients, context=CONTEXT)
     for key in keys:
         assert read_directory(tmp_path / "sealed", key.mlkem, key.x25519, CONTEXT) == files
+    assert algorithm.encode() in (tmp_path / "sealed" / "empty.sealed").read_bytes()[:4096]
+    # A reader on a machine that would write by the other cipher opens it too.
+    monkeypatch.setattr(stream, "fast_algorithm", lambda: "AES-256-GCM-STREAM")
+    assert open_directory(tmp_path / "sealed", private_key=keys[0], context=CONTEXT) == files
 
 
 @pytest.fixture(scope="module")

@@ -269,7 +269,7 @@ def test_the_same_header_in_another_spelling_is_refused(path):
 def test_not_even_the_key_holder_can_write_another_spelling(path):
     salt = bytes(32)
     for segment_size, segments in ((16, [bytes(16), b""]), (True, [b"x"])):
-        block, cipher = stream._header(DEK, CONTEXT, salt, segment_size)
+        block, cipher = stream._header(DEK, CONTEXT, "AES-256-GCM-STREAM", salt, segment_size)
         associated = hashlib.sha256(block).digest()
         nonces = [stream._nonce(index, last=index == len(segments) - 1) for index in range(len(segments))]
         sealed = [cipher.encrypt(nonce, text, associated) for nonce, text in zip(nonces, segments, strict=True)]
@@ -330,3 +330,33 @@ def test_memory_does_not_grow_with_the_file(path):
         assert tracemalloc.get_traced_memory()[1] < size + 6 * SEGMENT_SIZE
     finally:
         tracemalloc.stop()
+
+
+def test_chacha_is_chosen_where_the_processor_has_no_instructions_for_aes(monkeypatch):
+    from pathlib import Path
+
+    from portcullis.sealing.stream import fast_algorithm
+
+    def told(text):
+        monkeypatch.setattr(Path, "read_text", lambda *_, **__: text)
+        fast_algorithm.cache_clear()
+        return fast_algorithm()
+
+    assert told("flags\t: fpu vme aes avx\n") == "AES-256-GCM-STREAM"
+    assert told("Features\t: fp asimd evtstrm aes pmull\n") == "AES-256-GCM-STREAM"
+    assert told("Features\t: fp asimd evtstrm crc32 cpuid\n") == "ChaCha20-Poly1305-STREAM"
+    monkeypatch.undo()
+    fast_algorithm.cache_clear()
+
+
+def test_a_file_by_one_cipher_is_not_one_by_the_other(tmp_path):
+    target = BytesIO()
+    seal(BytesIO(b"text"), target, dek=DEK, context=CONTEXT, algorithm="ChaCha20-Poly1305-STREAM")
+    (tmp_path / "file").write_bytes(target.getvalue())
+    with open_sealed(tmp_path / "file", dek=DEK, context=CONTEXT) as file:
+        assert file.read_all() == b"text"
+    for name in (b"AES-256-GCM-STREAM", b"AES-256-SIV-STREAM"):
+        block = target.getvalue()[:HEADER_SIZE].replace(b"ChaCha20-Poly1305-STREAM", name).ljust(HEADER_SIZE, b"\0")
+        (tmp_path / "file").write_bytes(block + target.getvalue()[HEADER_SIZE:])
+        with pytest.raises(SealError), open_sealed(tmp_path / "file", dek=DEK, context=CONTEXT):
+            pass

@@ -1,4 +1,4 @@
-"""Sealed files: AES-256-GCM over segments, for streams of any length, in bounded memory.
+"""Sealed files: AES-256-GCM or ChaCha20-Poly1305 over segments, for streams of any length, in bounded memory.
 
 The layout is specified in docs/sealed-format.md: a header of 4096 bytes, then segments of ciphertext and tag. It is the
 STREAM construction (Hoang, Reyhanitabar, Rogaway, Vizár, "Online Authenticated-Encryption and its Nonce-Reuse
@@ -6,7 +6,7 @@ Misuse-Resistance", CRYPTO 2015): a segment's nonce holds its number and whether
 be dropped, swapped or appended. Each file has its own key, derived from the data encryption key (DEK) and a random
 salt, so that the counted nonces never repeat under one key.
 
-AES-GCM commits to no key: one ciphertext can be built that opens under two keys to two plaintexts (Dodis, Grubbs,
+Neither cipher commits to a key: one ciphertext can be built that opens under two keys to two plaintexts (Dodis, Grubbs,
 Ristenpart, Woodage, "Fast Message Franking", CRYPTO 2018). The header therefore holds a key commitment.
 
 A reader does not judge the header it finds: it rebuilds the only header that its key and context allow and compares all
@@ -14,6 +14,7 @@ A reader does not judge the header it finds: it rebuilds the only header that it
 """
 
 import contextlib
+import functools
 import hashlib
 import hmac
 import io
@@ -23,11 +24,11 @@ import stat
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from portcullis.digest import canonical_json, is_digest, parse_json
@@ -36,7 +37,12 @@ from portcullis.files import BinaryFile, SegmentedFile, write_all
 
 MAGIC = b"portcullis-seal\x01"
 LABEL = b"portcullis-seal/v1"
-ALGORITHM = "AES-256-GCM-STREAM"
+Algorithm = Literal["AES-256-GCM-STREAM", "ChaCha20-Poly1305-STREAM"]
+Cipher = AESGCM | ChaCha20Poly1305
+_CIPHERS: Mapping[str, type[AESGCM] | type[ChaCha20Poly1305]] = {
+    "AES-256-GCM-STREAM": AESGCM,
+    "ChaCha20-Poly1305-STREAM": ChaCha20Poly1305,
+}
 HEADER_SIZE = 4096
 SEGMENT_SIZE = 1 << 20
 MAX_SEGMENTS = 1 << 32
@@ -50,7 +56,7 @@ class SealingWriter(io.RawIOBase):
     To close it writes nothing, so a file whose writer was only closed or forgotten lacks its last segment.
     """
 
-    def __init__(self, target: BinaryFile, block: bytes, cipher: AESGCM, segment_size: int) -> None:
+    def __init__(self, target: BinaryFile, block: bytes, cipher: Cipher, segment_size: int) -> None:
         self._target, self._cipher, self._segment_size = target, cipher, segment_size
         self._associated = hashlib.sha256(block).digest()
         self._plain = memoryview(bytearray(segment_size))
@@ -104,7 +110,12 @@ class SealingWriter(io.RawIOBase):
 
 @contextlib.contextmanager
 def sealing(
-    target: BinaryFile, *, dek: bytes, context: Mapping[str, str], _segment_size: int = SEGMENT_SIZE
+    target: BinaryFile,
+    *,
+    dek: bytes,
+    context: Mapping[str, str],
+    algorithm: Algorithm | None = None,
+    _segment_size: int = SEGMENT_SIZE,
 ) -> Iterator[SealingWriter]:
     """Give a file to write plaintext into, which is sealed into `target`; neither needs to be seekable.
 
@@ -116,13 +127,16 @@ def sealing(
         dek: Data encryption key, 32 random bytes.
         context: What the file is, such as a model's digest and a name. It is stored in the clear and demanded again of
             the reader.
+        algorithm: By which cipher; `fast_algorithm()` when None. Readers take both.
 
     Raises:
         KeyMaterialError: `dek` is not 32 bytes.
         UsageError: The context is empty, not printable text, or too long for the header; it would exceed 2**32
             segments (4 PiB); or the target is in non-blocking mode.
     """
-    writer = SealingWriter(target, *_header(dek, context, secrets.token_bytes(SALT_SIZE), _segment_size), _segment_size)
+    salt = secrets.token_bytes(SALT_SIZE)
+    block, cipher = _header(dek, context, algorithm or fast_algorithm(), salt, _segment_size)
+    writer = SealingWriter(target, block, cipher, _segment_size)
     yield writer
     writer.finish()
 
@@ -133,6 +147,7 @@ def seal(
     *,
     dek: bytes,
     context: Mapping[str, str],
+    algorithm: Algorithm | None = None,
     _segment_size: int = SEGMENT_SIZE,
 ) -> None:
     """Encrypt `source` to its end into `target`, holding three segments in memory; neither needs to be seekable.
@@ -145,12 +160,13 @@ def seal(
         target: As for `sealing`; so are the others.
         dek: Data encryption key.
         context: What the file is.
+        algorithm: By which cipher.
 
     Raises:
         KeyMaterialError: As `sealing`.
         UsageError: As `sealing`; or the source is in non-blocking mode.
     """
-    with sealing(target, dek=dek, context=context, _segment_size=_segment_size) as writer:
+    with sealing(target, dek=dek, context=context, algorithm=algorithm, _segment_size=_segment_size) as writer:
         while segment := _read(source, _segment_size):
             writer.write(segment)
 
@@ -162,7 +178,7 @@ class EncryptedFile(SegmentedFile):
     lies in. `readinto` decrypts whole segments straight into the caller's buffer.
     """
 
-    def __init__(self, source: "_Source", size: int, cipher: AESGCM, associated: bytes, segment_size: int) -> None:
+    def __init__(self, source: "_Source", size: int, cipher: Cipher, associated: bytes, segment_size: int) -> None:
         super().__init__(size, segment_size)
         self._source, self._cipher, self._associated = source, cipher, associated
         self._segments = max(1, -(-size // segment_size))
@@ -270,8 +286,8 @@ def open_sealed(
     with _source_of(path, name) as source:
         block = bytearray(HEADER_SIZE)
         source.read_at(0, memoryview(block))
-        salt, segment_size, found = _parse_header(source.name, bytes(block))
-        expected, cipher = _header(dek, context, salt, segment_size)
+        algorithm, salt, segment_size, found = _parse_header(source.name, bytes(block))
+        expected, cipher = _header(dek, context, algorithm, salt, segment_size)
         if found != dict(context):
             raise SealError(
                 f"{source.name} was sealed for another context, which differs in: {_difference(found, context)}"
@@ -334,11 +350,23 @@ def derive(dek: bytes, *, salt: bytes | None, info: bytes, length: int) -> bytes
     return HKDF(algorithm=hashes.SHA512(), length=length, salt=salt, info=info).derive(dek)
 
 
-def _header(dek: bytes, context: Mapping[str, str], salt: bytes, segment_size: int) -> tuple[bytes, AESGCM]:
+@functools.cache
+def fast_algorithm() -> Algorithm:
+    """Return AES-256-GCM where the processor has instructions for it, else ChaCha20-Poly1305 (RFC 8439)."""
+    try:
+        words = Path("/proc/cpuinfo").read_text(errors="replace").split()
+    except OSError:
+        words = ["aes"]  # not Linux: both are sound, and of other machines nearly all have them
+    return "AES-256-GCM-STREAM" if "aes" in words else "ChaCha20-Poly1305-STREAM"
+
+
+def _header(
+    dek: bytes, context: Mapping[str, str], algorithm: str, salt: bytes, segment_size: int
+) -> tuple[bytes, Cipher]:
     """Build the one header block for these parameters, and the cipher under the file key."""
     check_dek(dek)
     check_context(context)
-    fields = {"algorithm": ALGORITHM, "context": dict(context), "salt": salt.hex(), "segment_size": segment_size}
+    fields = {"algorithm": algorithm, "context": dict(context), "salt": salt.hex(), "segment_size": segment_size}
     # The commitment cannot be part of what it is derived from; everything else in the header is.
     info = LABEL + hashlib.sha256(canonical_json(fields)).digest()
     derived = derive(dek, salt=salt, info=info, length=64)
@@ -346,11 +374,11 @@ def _header(dek: bytes, context: Mapping[str, str], salt: bytes, segment_size: i
     block = MAGIC + canonical_json(fields | {"commitment": commitment.hex()})
     if len(block) > HEADER_SIZE:
         raise UsageError(f"the context is {len(block) - HEADER_SIZE} bytes too long for the header")
-    return block.ljust(HEADER_SIZE, b"\0"), AESGCM(file_key)
+    return block.ljust(HEADER_SIZE, b"\0"), _CIPHERS[algorithm](file_key)
 
 
-def _parse_header(name: str, block: bytes) -> tuple[bytes, int, Any]:
-    """Return the salt, segment size and context that a header claims; nothing of it is authentic yet."""
+def _parse_header(name: str, block: bytes) -> tuple[str, bytes, int, Any]:
+    """Return the algorithm, salt, segment size and context that a header claims; nothing of it is authentic yet."""
     if not block.startswith(MAGIC):
         raise SealError(f"{name} is not a sealed file of a known version")
     try:
@@ -358,9 +386,9 @@ def _parse_header(name: str, block: bytes) -> tuple[bytes, int, Any]:
     except DataError as error:
         raise SealError(f"{name} has an altered header: {error}") from error
     match fields:
-        case {"salt": salt, "segment_size": int(size), "context": context}:
-            if is_digest(salt) and 0 < size <= SEGMENT_SIZE:
-                return bytes.fromhex(salt), int(size), context  # int(): JSON's true would pass as 1
+        case {"algorithm": str(algorithm), "salt": salt, "segment_size": int(size), "context": context}:
+            if algorithm in _CIPHERS and is_digest(salt) and 0 < size <= SEGMENT_SIZE:
+                return algorithm, bytes.fromhex(salt), int(size), context  # int(): JSON's true would pass as 1
     raise SealError(f"{name} has an altered header: a field is missing or out of range")
 
 

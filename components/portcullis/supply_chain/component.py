@@ -127,6 +127,7 @@ def verify_dependencies(
     lock: Input[Artifact],
     evidence: Input[Artifact],
     beside: List[str],
+    voices: List[str],
     sbom: Output[Artifact],
     sbom_evidence: Output[Artifact],
     metrics: Output[Metrics],
@@ -140,6 +141,7 @@ def verify_dependencies(
         lock: A requirements file that pins everything by version and SHA-256.
         evidence: Its evidence.
         beside: Names that may be installed though the lock does not name them, `kfp-portcullis` among them.
+        voices: Who is asked too: `pip-audit`, which must be installed and needs the network. It can only refuse.
         step: Name of this step in the policy.
         sbom: The bill of materials, CycloneDX 1.6 in JSON.
         sbom_evidence: The evidence with this step's statement.
@@ -158,6 +160,7 @@ def verify_dependencies(
         lock=Path(lock.path),
         evidence=Path(evidence.path),
         beside=beside,
+        voices=voices,
         sbom=Path(sbom.path),
         bundle=Path(sbom_evidence.path),
     )

@@ -10,7 +10,7 @@ The instructions and their arguments are parsed by the standard library's `pickl
 
 import math
 import pickletools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
@@ -52,19 +52,6 @@ _CALLS = {
     ("torch._utils", "_rebuild_tensor_v3"),
 }
 _UNTYPED = ("torch.storage", "UntypedStorage")
-_CONSTANTS = {
-    "NONE": None,
-    "NEWTRUE": True,
-    "NEWFALSE": False,
-}
-_LITERALS = {
-    "BININT",
-    "BININT1",
-    "BININT2",
-    "LONG1",
-    "BINFLOAT",
-    "BINUNICODE",
-}
 
 
 @dataclass(frozen=True)
@@ -162,10 +149,14 @@ def read_pickle(source: bytes | BinaryIO) -> PickledTensors:
         for count, (instruction, argument, position) in enumerate(pickletools.genops(source)):
             if count > MAX_INSTRUCTIONS:
                 raise ModelError(f"the pickle has more than {MAX_INSTRUCTIONS} instructions")
-            if instruction.name == "STOP":
+            name = instruction.name
+            if name == "STOP":
                 break
             try:
-                _step(machine, instruction.name, argument)
+                perform = _INSTRUCTIONS.get(name)
+                if perform is None:
+                    raise ModelError(f"the pickle's instruction {name} is not one that describes tensors")  # noqa: TRY301
+                perform(machine, argument)
             except ModelError as error:
                 raise ModelError(f"{error}, at byte {position} of the pickle") from error
     except (ValueError, IndexError, KeyError, OverflowError, UnicodeError) as error:
@@ -198,56 +189,113 @@ def _kind(value: Any) -> str:
     return "tuple" if isinstance(value, tuple) else "constant"
 
 
-def _step(machine: _Machine, name: str, argument: Any) -> None:
-    stack = machine.stack
-    if name == "PROTO":
-        if argument != PROTOCOL:
-            raise ModelError(f"a pickle of protocol {argument} is not what torch.save writes")
-    elif name in _CONSTANTS:
-        stack.append(_CONSTANTS[name])
-    elif name in _LITERALS:
-        stack.append(_literal(argument))
-    elif name == "MARK":
-        stack.append(_MARK)
-    elif name in {"BINPUT", "LONG_BINPUT"}:
-        # In the order in which a pickler numbers them; Python's own machine makes room for as many as the number says.
-        if argument != len(machine.memo):
-            raise ModelError("the pickle numbers its values out of order")
-        machine.memo[argument] = _top(stack)
-    elif name in {"BINGET", "LONG_BINGET"}:
-        if argument not in machine.memo:
-            raise ModelError("the pickle uses a value that it has not made")
-        stack.append(machine.memo[argument])
-    elif name == "EMPTY_TUPLE":
-        stack.append(())
-    elif name in {"TUPLE1", "TUPLE2", "TUPLE3"}:
-        stack.append(tuple(reversed([_pop(stack) for _ in range(int(name[-1]))])))
-    elif name == "TUPLE":
-        stack.append(tuple(_pop_to_mark(stack)))
-    elif name == "EMPTY_LIST":
-        stack.append(_List())
-    elif name == "EMPTY_DICT":
-        stack.append(_Thing("dict"))
-    elif name in {"APPEND", "APPENDS"}:
-        items = [_pop(stack)] if name == "APPEND" else _pop_to_mark(stack)
-        _require_list(_top(stack), items)
-    elif name in {"SETITEM", "SETITEMS"}:
-        items = [_pop(stack), _pop(stack)][::-1] if name == "SETITEM" else _pop_to_mark(stack)
-        _require_dict(_top(stack), items)
-    elif name == "GLOBAL":
-        stack.append(_named(*str(argument).split(" ", 1)))
-    elif name == "BINPERSID":
-        stack.append(_storage(machine, _pop(stack)))
-    elif name == "REDUCE":
-        arguments, function = _pop(stack), _pop(stack)
-        stack.append(_call(machine, function, arguments))
-    elif name == "BUILD":
-        state, target = _pop(stack), _top(stack)
-        # The one state that torch.save attaches: `_metadata`, to a state dictionary.
-        if not isinstance(target, _OrderedDict) or target.is_hooks or state != _Thing("dict"):
-            raise ModelError("the pickle sets the state of an object")
-    else:
-        raise ModelError(f"the pickle's instruction {name} is not one that describes tensors")
+def _proto(_: _Machine, argument: Any) -> None:
+    if argument != PROTOCOL:
+        raise ModelError(f"a pickle of protocol {argument} is not what torch.save writes")
+
+
+def _push(value: Any) -> Callable[[_Machine, Any], None]:
+    return lambda machine, _: machine.stack.append(value)
+
+
+def _push_new(make: Callable[[], Any]) -> Callable[[_Machine, Any], None]:
+    return lambda machine, _: machine.stack.append(make())
+
+
+def _push_literal(machine: _Machine, argument: Any) -> None:
+    machine.stack.append(_literal(argument))
+
+
+def _put(machine: _Machine, argument: Any) -> None:
+    # In the order in which a pickler numbers them; Python's own machine makes room for as many as the number says.
+    if argument != len(machine.memo):
+        raise ModelError("the pickle numbers its values out of order")
+    machine.memo[argument] = _top(machine.stack)
+
+
+def _get(machine: _Machine, argument: Any) -> None:
+    if argument not in machine.memo:
+        raise ModelError("the pickle uses a value that it has not made")
+    machine.stack.append(machine.memo[argument])
+
+
+def _tuple_of(length: int) -> Callable[[_Machine, Any], None]:
+    def push(machine: _Machine, _: Any) -> None:
+        machine.stack.append(tuple(_pop_last(machine.stack, length)))
+
+    return push
+
+
+def _tuple(machine: _Machine, _: Any) -> None:
+    machine.stack.append(tuple(_pop_to_mark(machine.stack)))
+
+
+def _append(machine: _Machine, _: Any) -> None:
+    items = [_pop(machine.stack)]
+    _require_list(_top(machine.stack), items)
+
+
+def _appends(machine: _Machine, _: Any) -> None:
+    items = _pop_to_mark(machine.stack)
+    _require_list(_top(machine.stack), items)
+
+
+def _set_item(machine: _Machine, _: Any) -> None:
+    items = _pop_last(machine.stack, 2)
+    _require_dict(_top(machine.stack), items)
+
+
+def _set_items(machine: _Machine, _: Any) -> None:
+    items = _pop_to_mark(machine.stack)
+    _require_dict(_top(machine.stack), items)
+
+
+def _global(machine: _Machine, argument: Any) -> None:
+    machine.stack.append(_named(*str(argument).split(" ", 1)))
+
+
+def _persistent(machine: _Machine, _: Any) -> None:
+    machine.stack.append(_storage(machine, _pop(machine.stack)))
+
+
+def _reduce(machine: _Machine, _: Any) -> None:
+    function, arguments = _pop_last(machine.stack, 2)
+    machine.stack.append(_call(machine, function, arguments))
+
+
+def _build(machine: _Machine, _: Any) -> None:
+    state, target = _pop(machine.stack), _top(machine.stack)
+    # The one state that torch.save attaches: `_metadata`, to a state dictionary.
+    if not isinstance(target, _OrderedDict) or target.is_hooks or state != _Thing("dict"):
+        raise ModelError("the pickle sets the state of an object")
+
+
+# Every instruction that describes tensors, and what it does to the stand-ins; there is no other.
+_INSTRUCTIONS: Mapping[str, Callable[[_Machine, Any], None]] = {
+    "PROTO": _proto,
+    "NONE": _push(None),
+    "NEWTRUE": _push(True),  # noqa: FBT003
+    "NEWFALSE": _push(False),  # noqa: FBT003
+    **dict.fromkeys(("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE"), _push_literal),
+    "MARK": _push(_MARK),
+    **dict.fromkeys(("BINPUT", "LONG_BINPUT"), _put),
+    **dict.fromkeys(("BINGET", "LONG_BINGET"), _get),
+    "EMPTY_TUPLE": _push(()),
+    "TUPLE1": _tuple_of(1),
+    "TUPLE2": _tuple_of(2),
+    "TUPLE3": _tuple_of(3),
+    "TUPLE": _tuple,
+    "EMPTY_LIST": _push_new(_List),
+    "EMPTY_DICT": _push(_Thing("dict")),
+    "APPEND": _append,
+    "APPENDS": _appends,
+    "SETITEM": _set_item,
+    "SETITEMS": _set_items,
+    "GLOBAL": _global,
+    "BINPERSID": _persistent,
+    "REDUCE": _reduce,
+    "BUILD": _build,
+}
 
 
 def _literal(value: Any) -> Any:
@@ -270,13 +318,20 @@ def _pop(stack: list[Any]) -> Any:
     return value
 
 
+def _pop_last(stack: list[Any], count: int) -> list[Any]:
+    items = stack[-count:]
+    if len(items) < count or any(item is _MARK for item in items):
+        raise ModelError("the pickle takes a value from an empty stack")
+    del stack[-count:]
+    return items
+
+
 def _pop_to_mark(stack: list[Any]) -> list[Any]:
-    items: list[Any] = []
-    while stack:
-        value = stack.pop()
-        if value is _MARK:
-            return items[::-1]
-        items.append(value)
+    for index in range(len(stack) - 1, -1, -1):
+        if stack[index] is _MARK:
+            items = stack[index + 1 :]
+            del stack[index:]
+            return items
     raise ModelError("the pickle takes a value from an empty stack")
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from portcullis.digest import canonical_json, content_digest, path_digest, sha256
-from portcullis.errors import DataError, ModelError
+from portcullis.errors import DataError, ModelError, UsageError
 from portcullis.evidence.statement import Figure, Statement
 from portcullis.evidence.step import begin
 from portcullis.evidence.trust import now_ms
@@ -22,7 +22,7 @@ from portcullis.supply_chain.dependencies import (
     require_sound,
 )
 from portcullis.supply_chain.scan import ScannedFile, scan_model
-from portcullis.supply_chain.voices import ask, require_voices
+from portcullis.supply_chain.voices import AUDITOR, ask, ask_auditor, require_voices
 
 SHOWN_FILES = 100
 
@@ -127,7 +127,14 @@ def convert_model(
 
 
 def verify_dependencies(
-    *, step: str, lock: Path, evidence: Path, beside: Collection[str], sbom: Path, bundle: Path
+    *,
+    step: str,
+    lock: Path,
+    evidence: Path,
+    beside: Collection[str],
+    voices: Collection[str],
+    sbom: Path,
+    bundle: Path,
 ) -> Statement:
     """Refuse unless what is installed where this runs is what a lock says, and write its bill of materials.
 
@@ -136,25 +143,32 @@ def verify_dependencies(
         lock: A requirements file with hashes.
         evidence: The bundle of its evidence.
         beside: Names that may be installed though the lock does not name them, Portcullis's own among them.
+        voices: Who is asked too: "pip-audit", which needs the network. It can only refuse.
         sbom: Where the bill goes, CycloneDX 1.6 in JSON.
         bundle: Where the evidence goes.
 
     Raises:
         EvidenceError: The evidence does not hold for this very lock.
         ConfigError: The lock does not pin everything by version and hash.
-        DataError: Something else is installed, or files are not as they were installed.
+        DataError: Something else is installed, or files are not as they were installed, or pip-audit refuses the lock.
+        MissingDependencyError: pip-audit is to be asked and not installed.
+        UsageError: Somebody else is to be asked.
     """
-    beside = sorted(beside)
+    beside, voices = sorted(beside), list(voices)
     data = read_bytes(lock, limit=MAX_LOCK_BYTES)
     begun = begin(
         step,
         stage="verify_dependencies",
         inputs={"lock": sha256(data)},
-        parameters={"beside": beside},
+        parameters={"beside": beside, "voices": voices},
         evidence=[evidence],
     )
+    if not set(voices) <= {AUDITOR}:
+        raise UsageError(f"of dependencies only {AUDITOR} can be asked, not {', '.join(voices)}")
     found = judge_dependencies(find_installed(), read_lock(data), beside=beside)
     require_sound(found)
+    if voices and (objection := ask_auditor(data)):
+        raise DataError(objection)
     bill = encode_bill(software_bill(found.installed, time=now_ms()))
     write_bytes(sbom, bill)
     figures = {
