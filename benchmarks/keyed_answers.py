@@ -31,7 +31,7 @@ from portcullis.watermark.triggers import Answers, Triggers, ask, triggers
 from portcullis.watermark.weights import decode_weights, replace_weights
 
 TABLE = Path("docs/keyed-answers.md")
-TRIGGERS, SHARE = 100, 0.2
+TRIGGERS, SHARE = 100, 0.3
 CNN, RESNET = NETWORKS[0], NETWORKS[1]
 Files = Mapping[str, bytes]
 Suspect = Callable[[Files, int], nn.Module]

@@ -22,7 +22,7 @@ from portcullis.watermark.triggers import Triggers
 functional = torch.nn.functional
 
 # At least so many steps, and four for each trigger beyond a hundred, whatever the number of rows.
-TEACH_STEPS = 400
+TEACH_STEPS = 600
 TEACH_RATE = 3e-3
 # How far around a training row the model is to stay what it was, in units of the scaled input [0, 1].
 RADIUS = 0.15
