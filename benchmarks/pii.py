@@ -263,11 +263,7 @@ def _accuracy(path: Path, peer: Peer) -> list[Record]:
     spans = find(texts, tuple(ENTITIES))
     ours = [[(ENTITIES[it.entity], it.start, it.end) for it in spans.get(index, ())] for index in range(len(texts))]
     theirs = peer.ask(texts, "")[1]
-    records = [
-        _record(
-            "leaked characters", "%", *(_leaked(labels, it, None) for it in (ours, theirs)), "lower"
-        )
-    ]
+    records = [_record("leaked characters", "%", *(_leaked(labels, it, None) for it in (ours, theirs)), "lower")]
     for entity, name in ENTITIES.items():
         for figure, measured in (("precision", _precision), ("recall", _recall)):
             pair = [100 * measured(labels, it, name) for it in (ours, theirs)]
