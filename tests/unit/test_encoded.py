@@ -120,6 +120,27 @@ def test_a_users_rule_is_found_encoded_too() -> None:
     ] * 3
 
 
+@pytest.mark.parametrize("operator", ["token", "hash", "synthetic"])
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_what_stands_for_an_identifier_does_not_depend_on_how_it_is_encoded(encoding: str, operator: str) -> None:
+    plan = MaskingPlan.parse({"entities": {"EMAIL": operator, "CREDIT_CARD": operator}})
+    identifiers = ("Jane.Doe@example.com", "4111-1111-1111-1111")
+    plain = masked("jane.doe@example.com", "4111111111111111", plan=plan)
+    encode = ENCODINGS[encoding]
+    assert masked(*map(encode, identifiers), plan=plan) == plain
+    twice = [ENCODINGS["base64"](encode(it)) for it in identifiers]
+    assert masked(*twice, plan=plan) == plain
+    in_text = masked(*(f"see {encode(it)} there" for it in identifiers), plan=plan)
+    assert in_text == [f"see {it} there" for it in plain]
+
+
+def test_what_is_encoded_with_another_has_a_token_of_its_own() -> None:
+    plan = MaskingPlan.parse({"entities": {"EMAIL": "token"}})
+    both = ENCODINGS["base64"]("ann@example.com and bob@example.com")
+    tokens = masked("ann@example.com", "bob@example.com", both, plan=plan)
+    assert len(set(tokens)) == 3
+
+
 @pytest.mark.parametrize("operator", ["token", "hash", "reversible", "star", {"star": {"keep_last": 4}}, "synthetic"])
 def test_every_operator_leaves_nothing_that_decodes(operator: object) -> None:
     plan = MaskingPlan.parse({"entities": {"EMAIL": operator, "US_SSN": operator}})

@@ -31,6 +31,8 @@ def found(text: str, *, column: str = "") -> list[tuple[str, str]]:
         ("mail ann@example.com, or call", [("EMAIL", "ann@example.com")]),
         ("{'mail': 'ann@example.com'}", [("EMAIL", "ann@example.com")]),
         ("https://u:pw@example.com/x", [("EMAIL", "pw@example.com")]),
+        ("mail ann@example.com7 now", [("EMAIL", "ann@example.com7")]),
+        ("ann@example.com2nd floor", [("EMAIL", "ann@example.com2nd")]),
         ("card 4111 1111 1111 1111 123 ok", [("CREDIT_CARD", "4111 1111 1111 1111")]),
         ("order 77 4111 1111 1111 1111", [("CREDIT_CARD", "4111 1111 1111 1111")]),
         ("VISA4111111111111111.", [("CREDIT_CARD", "4111111111111111")]),

@@ -34,6 +34,8 @@ def mask(source: str, output: Path, policy: Path | None, uri: str | None, report
 
     A key is one line, made once and kept: head -c32 /dev/urandom | base64 > masking.key; chmod 600 masking.key
     """  # noqa: D301 - \b is click's mark for text that is not to be wrapped
+    import pyarrow as pa
+
     from portcullis.evidence.step import keys_base
     from portcullis.files import atomic_path, read_bytes, write_bytes
     from portcullis.ingest.readers import stream_table
@@ -47,6 +49,7 @@ def mask(source: str, output: Path, policy: Path | None, uri: str | None, report
 
     if output.suffix.lower() not in _WRITERS:
         raise UsageError(f"{output} is not a .csv, .jsonl or .parquet file")
+    pa.set_memory_pool(pa.system_memory_pool())  # NumPy's: what either frees the other takes
     plan = MaskingPlan.parse(load_yaml(read_bytes(policy, limit=1 << 20))) if policy else DEFAULT_PLAN
     key = symmetric_key(uri or role_uri(keys_base(), "masking.key"))
     masked = mask_stream(stream_table(source), plan, key=key)

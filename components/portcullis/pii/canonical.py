@@ -5,6 +5,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from portcullis.pii.encoded import decoded
 from portcullis.pii.entities import BY_COLUMN, Entity, canonical
 from portcullis.pii.folding import fold
 from portcullis.pii.operators import VALUE
@@ -30,7 +31,8 @@ _IN_CAPITALS = frozenset(
 def canonical_values(entity: str, values: pa.LargeStringArray) -> pa.LargeStringArray:
     """Return the canonical spelling of each value; VALUE is as it is written, an entity of the user's own is folded.
 
-    Plain ASCII of the common entities is spelled all at once, the others one by one.
+    An encoded identifier is spelled as the one that it stands for. Plain ASCII of the common entities is spelled all at
+    once, the others one by one.
 
     Args:
         entity: An `Entity`, VALUE, or an entity of the user's own.
@@ -41,6 +43,7 @@ def canonical_values(entity: str, values: pa.LargeStringArray) -> pa.LargeString
     if entity not in list(Entity):
         return pa.array([fold(text).strip() for text in values.to_pylist()], pa.large_string())
     kind = Entity(entity)
+    values = decoded(kind, values)
     offsets, data = buffers(values)
     plain = _whole(_PRINTABLE, offsets, data)
     if kind is Entity.IP_ADDRESS:

@@ -24,10 +24,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import re2
 
+from portcullis.pii.entities import Entity, canonical
 from portcullis.pii.reading import Bytes, Ints, buffers
-from portcullis.pii.scan import Found
+from portcullis.pii.scan import Found, scan_values
 
 LEVELS = 2
 Bools = npt.NDArray[np.bool_]
@@ -123,6 +125,34 @@ class EncodedFinder:
         return numbers[shown], begins, stops, ranks
 
 
+def decoded(entity: Entity, values: Any) -> Any:
+    """Return identifiers of one entity with those decoded that are encoded, so that both have one spelling.
+
+    One stays as it is where decoding shows no identifier of that entity, or several.
+
+    Args:
+        entity: Which.
+        values: A large_string array without nulls.
+    """
+    which = np.flatnonzero(may_be_encoded(values)).tolist()
+    written = {value: values[value].as_py().encode() for value in which}
+    views = [view for value, text in written.items() for view in _views(value, text)]
+    if not views:
+        return values
+    found = scan_values(pa.array([view.text.decode() for view in views], pa.large_string()), [entity], recall=True)
+    shown: dict[int, set[str]] = {}
+    for number, start, end in zip(found.values, found.starts, found.ends, strict=True):
+        view = views[number]
+        if view.begins[start] == 0 and view.ends[end - 1] == len(written[view.value]):
+            shown.setdefault(view.value, set()).add(canonical(entity, view.text[start:end].decode()))
+    alone = {value: spellings.pop() for value, spellings in shown.items() if len(spellings) == 1}
+    if not alone:
+        return values
+    there = np.zeros(len(values), np.bool_)
+    there[list(alone)] = True
+    return pc.replace_with_mask(values, pa.array(there), pa.array([alone[it] for it in sorted(alone)], values.type))
+
+
 def may_be_encoded(values: Any) -> Bools:
     """Return which values of a large_string array without nulls may hold anything encoded."""
     offsets, data = buffers(values)
@@ -140,20 +170,18 @@ def _promising(data: Bytes) -> Iterator[Ints]:
     for at in range(0, len(data), _BLOCK):
         read = data[at : at + _BLOCK + _BEYOND].tobytes().translate(_PART_OF)
         parts = np.frombuffer(read.ljust(_BLOCK + _BEYOND, b"\0"), np.uint8)
-        # In the lowest bit: whether two groups of base64 begin there; whether six pairs of hexadecimal do.
-        both = parts[: _BLOCK + 8] & parts[4 : _BLOCK + 12]
-        there = both[:_BLOCK]
-        for bit in (1, 2, 3):
-            there = there & _lowered(both, bit)[bit : _BLOCK + bit]
-        second = _lowered(parts, 5)
-        pair = _lowered(parts, 4)[:-1] & second[1:]
+        # Each bit and the next one of the next byte.
+        pair = parts[:-1] & _lowered(parts, 1)[1:]
+        # In bit 0, whether two groups of base64 begin there; in bit 4, whether six pairs of hexadecimal do.
+        both = pair[: _BLOCK + 8] & pair[4 : _BLOCK + 12]
+        there = both[:_BLOCK] & _lowered(both, 2)[2 : _BLOCK + 2]
         pairs = pair[:-2] & pair[2:]
         six = pairs[:_BLOCK] & pairs[4 : _BLOCK + 4] & pairs[8 : _BLOCK + 8]
         if parts.max() >= _PLUS:
-            there |= second[:_BLOCK] & _lowered(parts, 6)[1 : _BLOCK + 1] | _lowered(parts, 7)[:_BLOCK]
-        if len(places := _set(there)):
+            there |= _lowered(pair[:_BLOCK], 5) | _lowered(parts[:_BLOCK], 7)
+        if len(places := _set(there, 0)):
             yield places + at
-        if len(places := _set(six)) and len(places := _hexadecimal(data[at:], places)):
+        if len(places := _set(six, 4)) and len(places := _hexadecimal(data[at:], places)):
             yield places + at
 
 
@@ -165,9 +193,9 @@ def _hexadecimal(data: Bytes, places: Ints) -> Ints:
     return there
 
 
-def _set(there: npt.NDArray[Any]) -> Ints:
-    """Return where the lowest bit is set."""
-    found = (there & 1).view(np.bool_)
+def _set(there: npt.NDArray[Any], bit: int) -> Ints:
+    """Return where a bit is set."""
+    found = (there & (1 << bit)) != 0
     return np.flatnonzero(found) if found.any() else _NONE
 
 

@@ -134,9 +134,10 @@ def digits(text: str) -> str:
 def valid_email(text: str) -> bool:
     """Tell whether `text` has the structure of a mailbox: RFC 5321 section 4.1.2.
 
-    The domain is a literal in brackets, or labels of at most 63 characters under an alphabetic or internationalised
-    (`xn--`) top level. The length limits of section 4.5.3.1 and the ban on dots in a row are left out: such an address
-    is undeliverable, yet names somebody.
+    The domain is a literal in brackets, or labels of at most 63 characters under an internationalised (`xn--`) top
+    level or one that begins with two letters: none has a digit in it, but a text may go on right after it. The length
+    limits of section 4.5.3.1 and the ban on dots in a row are left out: such an address is undeliverable, yet names
+    somebody.
     """
     local, _, domain = text.rpartition("@")
     return bool(local) and _DOMAIN.fullmatch(domain) is not None
@@ -242,7 +243,8 @@ def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 _ZERO_PADDING = re.compile(r"(?<!\d)0+(?=\d)")
 _DOMAIN_PATTERN = (
-    r"(?:\[(?:IPv6:)?[\da-fA-F:.]{2,45}\]|(?:[^\W_][\w-]{0,62}\.)+(?:xn--[\w-]{2,59}|[^\W\d_]{2,63})(?![^\W_]))"
+    r"(?:\[(?:IPv6:)?[\da-fA-F:.]{2,45}\]"
+    r"|(?:[^\W_][\w-]{0,62}\.)+(?:xn--[\w-]{2,59}|[^\W\d_]{2}[^\W_]{0,61})(?![^\W_]))"
 )
 _DOMAIN = re.compile(_DOMAIN_PATTERN)
 _NOT_DIGITS = re.compile(r"\D+")

@@ -49,7 +49,7 @@ class Reading:
         ends: And where it ends, exclusive.
     """
 
-    text: Bytes
+    text: bytes
     starts: Ints
     values: Ints
     begins: Ints | None = None
@@ -117,9 +117,9 @@ def _as_written(values: Any, numbers: Ints) -> Reading:
     offsets, _ = buffers(values)
     row = pa.ListArray.from_arrays(pa.array([0, len(values)], pa.int32()), values)
     joined = pc.binary_join(row, pa.scalar("\0", pa.large_string()))
-    margin = np.zeros(MARGIN, np.uint8)
-    text = np.concatenate((margin, buffers(joined)[1], margin))
-    return Reading(text, offsets[:-1] + np.arange(len(values)) + MARGIN, numbers)
+    margin = bytes(MARGIN)
+    text = b"".join((margin, buffers(joined)[1].data, margin))
+    return Reading(text, offsets[:-1] + np.arange(MARGIN, len(values) + MARGIN), numbers)
 
 
 def _translated(values: Any, numbers: Ints, *, folded: bool) -> Reading:
@@ -142,9 +142,8 @@ def _translated(values: Any, numbers: Ints, *, folded: bool) -> Reading:
     begins = np.cumsum(widths) - widths
     begins -= np.repeat(offsets[:-1], np.diff(np.append(np.flatnonzero(codes == _VALUE_START), len(codes))))
     pad = (MARGIN - 1, MARGIN)
-    return Reading(
-        np.pad(text, pad), starts, numbers, np.pad(begins[source], pad), np.pad((begins + widths)[source], pad)
-    )
+    written = np.pad(text, pad).tobytes()
+    return Reading(written, starts, numbers, np.pad(begins[source], pad), np.pad((begins + widths)[source], pad))
 
 
 def _spelling(code: int, *, folded: bool) -> bytes:

@@ -12,6 +12,7 @@ from portcullis.pii.scan import rows_of
 
 # How many rows are named to show where something was found.
 MOST_POSITIONS = 5
+_BEGINNING = 1 << 10
 
 
 @dataclass
@@ -40,5 +41,11 @@ class Tally:
             if len(known) < MOST_POSITIONS:
                 hits[:] = False
                 hits[values[ranks == rank]] = True
-                found = np.flatnonzero(hits[of_row])[: MOST_POSITIONS - len(known)]
+                found = _first_set(hits, of_row, MOST_POSITIONS - len(known))
                 positions[entity] = (*known, *(self.rows + found + 1).tolist())
+
+
+def _first_set(hits: npt.NDArray[np.bool_], of_row: Ints, most: int) -> Ints:
+    """Return the first rows whose value is hit; they mostly stand near the beginning."""
+    found = np.flatnonzero(hits[of_row[:_BEGINNING]])[:most]
+    return found if len(found) == most or len(of_row) <= _BEGINNING else np.flatnonzero(hits[of_row])[:most]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from portcullis.pii.entities import Entity, Recogniser
-from portcullis.pii.reading import Bytes, Ints
+from portcullis.pii.reading import Ints
 from portcullis.pii.structure.addresses import ipv6, macs
 from portcullis.pii.structure.characters import Characters, digit_runs
 from portcullis.pii.structure.iban import ibans
@@ -40,7 +40,7 @@ class Survey:
     hinted: Sequence[tuple[Recogniser, Ints]]
 
 
-def survey(text: Bytes, recognisers: Sequence[Recogniser], speaking: Collection[Entity]) -> Survey:
+def survey(text: bytes, recognisers: Sequence[Recogniser], speaking: Collection[Entity]) -> Survey:
     """Find what has a usual spelling, and where else something may be.
 
     Args:
@@ -59,13 +59,13 @@ def survey(text: Bytes, recognisers: Sequence[Recogniser], speaking: Collection[
         found.append(ipv6(of, deferred))
     if Entity.MAC_ADDRESS in entities:
         found.append(macs(of))
-    starts, ends = digit_runs(text)
+    starts, ends = digit_runs(of.text)
     if Entity.IBAN in entities:
         found.append(ibans(of, starts, ends))
     numbers = Regions.of(of, starts, ends)
     settled = joined(found)
     if len(numbers.first):
-        numbers = numbers.outside(settled, text)
+        numbers = numbers.outside(settled, of)
     if len(numbers.first):
         words = Words(of, recognisers)
         judged = Judgement(of, numbers, entities, speaking, words).settle(deferred)

@@ -14,7 +14,6 @@ from portcullis.pii.structure.characters import (
     bits_before,
     count,
     first_run,
-    places_of,
     rows,
     table,
 )
@@ -57,7 +56,7 @@ def ipv6(of: Characters, deferred: list[Ints]) -> Spans:
 
 def _colons(of: Characters) -> Ints:
     """Return colons, ascending, of which another stands right after, or five more no further than a group apart."""
-    colons = places_of(of.text, ord(":"))
+    colons = of.places_of(ord(":"))
     if len(colons) < 2:
         return NONE
     steps = np.diff(colons)
@@ -74,7 +73,7 @@ def macs(of: Characters) -> Spans:
     text, kinds = of.text, of.kinds
     found = []
     for mark in b":-":
-        marks = places_of(text, mark)
+        marks = of.places_of(mark)
         if len(marks) < 5:
             continue
         near = np.append(0, np.cumsum(np.diff(marks) == 3))

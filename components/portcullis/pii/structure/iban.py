@@ -48,6 +48,8 @@ def ibans(of: Characters, starts: Ints, ends: Ints) -> Spans:
     """
     text, kinds = of.text, of.kinds
     which = np.flatnonzero(kinds[starts - 1] & IS_LETTER)
+    if not len(which):
+        return joined([])
     starts = starts[which[ends[which] - starts[which] >= 2]] - 2
     starts = starts[(kinds[starts] & ~kinds[starts - 1] & IS_LETTER) != 0]
     one, two, before = text[starts], text[starts + 1], kinds[starts - 1]

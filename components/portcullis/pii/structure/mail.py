@@ -14,7 +14,6 @@ from portcullis.pii.structure.characters import (
     count,
     first_run,
     is_word,
-    places_of,
     rows,
     through_last,
 )
@@ -24,7 +23,7 @@ from portcullis.pii.structure.spans import NONE, Spans, spans_of
 def mailboxes(of: Characters, deferred: list[Ints]) -> Spans:
     """Find the addresses of usual spelling; an `@` of any other that may be one is added to `deferred`."""
     text = of.text
-    at = places_of(text, ord("@"))
+    at = of.places_of(ord("@"))
     if not len(at):
         return spans_of(NONE, NONE, Entity.EMAIL)
     before, after = rows(of.kinds, at - ROW), rows(of.kinds, at + 1)

@@ -43,16 +43,16 @@ class Judgement:
         self.speaking = speaking
         self.words = words
         self.first = regions.first
-        self.runs = regions.runs
-        self.total = regions.total
+        # No shape has as many; in one byte each, they are compared many times as fast.
+        self.runs, self.total = (np.minimum(it, 255).astype(np.uint8) for it in (regions.runs, regions.total))
         self.starts = regions.starts[self.first]
-        self.ends = regions.ends[self.first + self.runs - 1]
+        self.ends = regions.ends[self.first + regions.runs - 1]
         self.one = self.runs == 1
         lead = self.text[self.starts - 1]
         self.plus = lead == ord("+")
         self.bracket = lead == ord("(")
         self.far_lead = far_lead(of, self.starts)
-        self.extended = extended(self.text, self.ends)
+        self.extended = extended(of, self.ends)
         self.glued_after = self._kind(self.ends, IS_ALNUM)
         glued = self._kind(self.starts - 1, IS_ALNUM)
         glued |= (self.plus | (lead == ord(","))) & self._kind(self.starts - 2, IS_DIGIT)
@@ -105,8 +105,14 @@ class Judgement:
         which = self._shape((3, 2, 4))
         if not len(which):
             return which
+        # Of eleven characters, one is in each gap.
+        short = self.ends[which] - self.starts[which] == 11
+        usual, odd = which[short], which[~short]
+        for place in (3, 6):
+            usual = usual[self._kind(self.starts[usual] + place, IS_GAP)]
         for run in (0, 1):
-            which = which[self._ssn_gap(which, run)]
+            odd = odd[self._ssn_gap(odd, run)]
+        which = np.concatenate((usual, odd))
         digits = np.hstack([self._digits(self._run(which, run), size) for run, size in enumerate((3, 2, 4))])
         return which[self._valid_ssn(digits)]
 
@@ -162,7 +168,7 @@ class Judgement:
         found: Ints = which[self._luhn(self.ends[which], size)]
         return found
 
-    def _grouped_as_cards(self, starts: Ints, size: Ints, runs: Ints) -> Bools:
+    def _grouped_as_cards(self, starts: Ints, size: Ints, runs: Bytes) -> Bools:
         """Tell where single blanks, dashes, or dots in more than two groups, stand behind three digits or more."""
         text, kinds = rows(self.text, starts), rows(self.of.kinds, starts)
         inside = (np.uint64(1) << size.astype(np.uint64)) - np.uint64(1)
@@ -223,15 +229,18 @@ class Judgement:
             at = self._run_end(which, run)
             size = self._run(which, run + 1) - at
             for place in range(3):
-                here = self.text[at + place]
-                inside = place < size
-                allowed = self._kind(at + place, IS_GAP)
+                inside = np.flatnonzero(size > place)
+                if not len(inside):
+                    break
+                here = at[inside] + place
+                kinds = self.of.kinds[here]
+                allowed = (kinds & IS_GAP) != 0
                 if run == area and place == 0:
-                    allowed = allowed | (here == ord(")"))
+                    allowed |= self.text[here] == ord(")")
                 if run < area:
-                    allowed = allowed | ((here == ord("(")) & (place == size - 1))
-                good &= ~inside | allowed
-                marked |= inside & ~self._kind(at + place, IS_BLANK)
+                    allowed |= (self.text[here] == ord("(")) & (place == size[inside] - 1)
+                good[inside] &= allowed
+                marked[inside] |= (kinds & IS_BLANK) == 0
         found: Ints = which[good & (marked | self._issued(self._run(which, area), self._run(which, area + 1)))]
         return found
 
@@ -247,7 +256,7 @@ class Judgement:
         if not len(which):
             return (np.zeros(0, np.bool_),) * 3
         regions = self.regions
-        runs = self.runs[which]
+        runs = regions.runs[which]
         count = int(runs.sum())
         offset = np.cumsum(runs) - runs
         within = np.arange(count) - np.repeat(offset, runs)
@@ -285,11 +294,10 @@ class Judgement:
         if Entity.IP_ADDRESS in self.entities and count > 3:
             other[3:] |= dot[3:] & dot[2:-1] & dot[1:-2] & (size[3:] <= 3)
         nine = (size == 9) & (Entity.US_SSN in self.entities)
-        return (
-            np.logical_or.reduceat(phone, offset),
-            np.logical_or.reduceat(other, offset),
-            np.logical_or.reduceat(nine, offset),
+        flags = np.bitwise_or.reduceat(
+            phone.view(np.uint8) | other.view(np.uint8) << 1 | nine.view(np.uint8) << 2, offset
         )
+        return (flags & 1) != 0, (flags & 2) != 0, (flags & 4) != 0
 
     def _lead_flag(self, which: Ints) -> Bools:
         """Tell where a `+` or a bracket before five digits or more may begin a telephone number."""

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from portcullis.pii.entities import Cue, Recogniser
-from portcullis.pii.reading import Bytes, Ints
+from portcullis.pii.reading import Ints, looked_up
 from portcullis.pii.structure.characters import (
     ASCII_LETTERS,
     IS_ALNUM,
@@ -67,8 +67,9 @@ class Regions:
         heads = np.ones(len(starts), np.bool_)
         heads[near[linked] + 1] = False
         first = np.flatnonzero(heads)
-        runs = np.diff(first, append=len(starts))
-        total = np.add.reduceat(ends - starts, first)
+        bounds = np.append(first, len(starts))
+        runs = np.diff(bounds)
+        total = np.diff(np.append(0, np.cumsum(ends - starts))[bounds])
         may = (total >= 6) | (runs >= 4)
         five = np.flatnonzero((total == 5) & ~may)
         begins = starts[first[five]]
@@ -82,7 +83,7 @@ class Regions:
             return self
         return Regions(self.starts, self.ends, self.first[which], self.runs[which], self.total[which])
 
-    def outside(self, spans: Spans, text: Bytes) -> "Regions":
+    def outside(self, spans: Spans, of: Characters) -> "Regions":
         """Return the regions but those within a finding: whatever they might be, it would be part of that."""
         if not len(spans.starts):
             return self
@@ -90,13 +91,15 @@ class Regions:
         near = np.maximum(np.searchsorted(spans.starts, starts) - 1, 0)
         within = np.flatnonzero((spans.starts[near] < starts) & (ends <= spans.ends[near]))
         keep = np.ones(len(starts), np.bool_)
-        keep[within] = extended(text, ends[within])
+        keep[within] = extended(of, ends[within])
         return self.kept(keep)
 
 
 def far_lead(of: Characters, starts: Ints) -> Bools:
     """Tell where a `+` or a bracket stands before the digits, though not right before them."""
     far = np.zeros(len(starts), np.bool_)
+    if not of.has(b"+("):
+        return far
     near = of.text[starts - 1]
     linked = np.flatnonzero(((of.kinds[starts - 1] & IS_LINK) != 0) | (near == ord("+")))
     for back in range(2, 6):
@@ -105,9 +108,12 @@ def far_lead(of: Characters, starts: Ints) -> Bools:
     return far
 
 
-def extended(text: Bytes, ends: Ints) -> Bools:
+def extended(of: Characters, ends: Ints) -> Bools:
     """Tell where `x12`, `ext. 12` or `#12` may follow: at once, or after at most two blanks or commas."""
     may = np.zeros(len(ends), np.bool_)
+    if not of.has(b"xX#"):
+        return may
+    text = of.text
     left, at = np.arange(len(ends)), ends
     for _ in range(3):
         kind = _EXTENSION[text[at]]
@@ -128,12 +134,14 @@ class Words:
     @cached_property
     def _hits(self) -> tuple[Ints, npt.NDArray[np.uint32]]:
         stems = np.zeros(1 << 15, np.uint32)
+        begin = np.zeros(256, np.bool_)
         for cue, bit in self._bits.items():
             for stem in cue.stems:
                 first, second, third = (letter & 31 for letter in stem.encode())
                 stems[(first << 10) | (second << 5) | third] |= bit
+                begin[[first | 0x40, first | 0x60]] = True
         word = (self._of.kinds & IS_ALNUM) != 0
-        begins = np.flatnonzero(word[1:] > word[:-1]) + 1
+        begins = np.flatnonzero(looked_up(begin, self._of.text)[1:] > word[:-1]) + 1
         one, two, three = ((self._of.text[begins + place] & 31).astype(np.uint16) for place in range(3))
         bits = stems[(one << 10) | (two << 5) | three]
         known = np.flatnonzero(bits)
