@@ -266,9 +266,12 @@ def test_a_plain_data_set_is_put_in_the_place_of_a_sealed_one(steps, tmp_path, s
     rows = steps.rows(step, name)
     assert write_dataset(tmp_path / "plain", rows.table, rows.spec) == steps.content(step, name)
     for keys in ("with the pipeline's keys", "without"):
+        refused = SealError
         if keys == "without":
             (steps.run.home.keys / "pipeline.pem").unlink()
-        with pytest.raises(SealError, match="lies in plain text"):
+            if (step, name) == ("membership", "test"):
+                refused = KeyMaterialError  # the training rows are opened first
+        with pytest.raises(refused, match="lies in plain text" if refused is SealError else None):
             steps.call(step, **{name: tmp_path / "plain"})
         assert steps.written() == []
 

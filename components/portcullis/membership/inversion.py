@@ -21,7 +21,7 @@ from portcullis.errors import InconclusiveError, ModelError
 from portcullis.evidence.statement import Figure
 from portcullis.membership.ranking import interval, ranked
 from portcullis.membership.settings import MembershipSettings
-from portcullis.models.pytorch import FOREIGN_ERRORS, torch
+from portcullis.models.pytorch import FOREIGN_ERRORS, reproducible, torch
 from portcullis.models.store import LoadedModel
 
 MAX_SHOWN = 10
@@ -121,15 +121,16 @@ def _moved(
     images, targets = torch.from_numpy(begun), torch.from_numpy(labels)
     length = _LENGTH * math.sqrt(images[0].numel())
     try:
-        for step in range(steps):
-            images.requires_grad_()
-            lost = torch.nn.functional.cross_entropy(model.module(images), targets, reduction="sum")
-            (gradient,) = torch.autograd.grad(lost, images)
-            flat = gradient.flatten(1)
-            unit = (flat / flat.norm(dim=1, keepdim=True).clamp(min=1e-30)).view_as(images)
-            images = (images.detach() - length * (1 - step / steps) * unit).clamp(0, 1)
-        with torch.inference_mode():
-            logits = model.module(images)
+        with reproducible(0, torch.device("cpu")):
+            for step in range(steps):
+                images.requires_grad_()
+                lost = torch.nn.functional.cross_entropy(model.module(images), targets, reduction="sum")
+                (gradient,) = torch.autograd.grad(lost, images)
+                flat = gradient.flatten(1)
+                unit = (flat / flat.norm(dim=1, keepdim=True).clamp(min=1e-30)).view_as(images)
+                images = (images.detach() - length * (1 - step / steps) * unit).clamp(0, 1)
+            with torch.inference_mode():
+                logits = model.module(images)
     except FOREIGN_ERRORS as error:
         raise ModelError(f"the network cannot be inverted: {error}") from error
     if not bool(images.isfinite().all() and logits.isfinite().all()):
