@@ -74,7 +74,7 @@ class Field:
 @pytest.fixture(scope="module")
 def field() -> Field:
     model = plain_model()
-    return Field(model.module, model.preprocess(digits()[0][:60]), torch.from_numpy(digits()[1][:60]), 10)
+    return Field(model.module, model.preprocess(digits()[0][:40]), torch.from_numpy(digits()[1][:40]), 10)
 
 
 @pytest.fixture(scope="module")

@@ -223,7 +223,7 @@ def _until_known(
             if name in CHEAP:
                 continue
             trial.run_all(module, rows, left)
-            # A row that is broken is done with: for the others after it, it counts as tried.
+            # A row that is broken is done with.
             left = left[~trial.broken[left]]
         withstood = torch.zeros_like(rows.targets, dtype=torch.bool)
         withstood[left] = True

@@ -1,7 +1,7 @@
 """One step of the gradient's sign, and many."""
 
 from portcullis.models.pytorch import torch
-from portcullis.robustness.native.climb import Goal, Objective, look, misclassified, uniform, within
+from portcullis.robustness.native.climb import Goal, Objective, look, uniform, within
 
 
 def fgsm(module: torch.nn.Module, clean: torch.Tensor, objective: Objective, *, epsilon: float) -> torch.Tensor:
@@ -15,8 +15,9 @@ def fgsm(module: torch.nn.Module, clean: torch.Tensor, objective: Objective, *, 
         objective: What is climbed.
         epsilon: Linf radius.
     """
-    rows = torch.arange(len(clean), device=clean.device)
-    _, gradient, _ = look(module, clean, rows, objective, misclassified(torch.zeros_like(rows)))
+    watched = clean.clone().requires_grad_()
+    loss = objective(module(watched), torch.arange(len(clean), device=clean.device))
+    (gradient,) = torch.autograd.grad(loss.sum(), watched)
     return (clean + epsilon * gradient.sign()).clamp(0, 1)
 
 
