@@ -5,6 +5,7 @@ import io
 import json
 import math
 import pickle
+import pickletools
 import re
 import struct
 import zipfile
@@ -58,12 +59,12 @@ class _Watched(pickle.Unpickler):
 
 def fuzz_pickle(data: bytes) -> None:
     """What is accepted, Python's own machine reads too, and it imports nothing but what describes tensors."""
-    stream = io.BytesIO(data)
     try:
-        found = read_pickle(stream)
+        found = read_pickle(data)
     except ModelError:
         return
-    read = data[: stream.tell()]
+    read = data[: found.end]
+    assert [position for *_, position in pickletools.genops(read)][-1] == found.end - 1
     watched = _Watched(read)
     watched.load()
     described = {"collections.OrderedDict", "torch.Size", "torch.storage.UntypedStorage"}

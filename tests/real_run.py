@@ -127,6 +127,7 @@ def make_real_run(folder: Path, config: ReferenceConfig | None = None) -> RealRu
     scratch.mkdir()
     started = running.now_ms()
     log = running._run_child(config, "builtin:cheque-digits", home, root, scratch, lambda *_: None)
+    (scratch / "log").write_text(log)
     try:
         running._publish(root, store, output, started=started)
     except Exception as error:

@@ -81,6 +81,13 @@ _MASKING = """\
   # Of a sensitive column that is a token, more exactly what becomes of its cells.
   # columns: {name: {token: PERSON_NAME}, zip: {generalise: zip3}, birth_date: {generalise: year}}"""
 
+_KEYS = """\
+# Keys that a service holds, by role: serving, pipeline, owner or a step's name (docs/keys.md). The others are made
+# here.
+keys: {}
+#   serving: aws-kms:arn:aws:kms:REGION:ACCOUNT:key/ID
+#   train: vault-transit:vault.example.com:8200/transit/keys/train/1"""
+
 # Words of a column's name, and what is suggested for it.
 _WORDS: Mapping[str, frozenset[str]] = {
     "token": frozenset(
@@ -163,6 +170,7 @@ def configuration(suggestions: Sequence[str] = ()) -> str:
             "watermark", "Whose mark the model carries; the data set's name when empty.", {"owner": defaults.owner}
         ),
         _of("deployment", "Where an admitted model is deployed.", defaults.deployment, Deployment),
+        _KEYS,
         f"# Over how many shards the data are read and masked; 1 for the whole at once.\nshards: {defaults.shards}",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"

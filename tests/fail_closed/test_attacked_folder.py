@@ -566,3 +566,26 @@ def test_an_admission_that_cannot_be_recorded_is_not_made(attacked, tmp_path, mo
     with pytest.raises(UsageError, match="cannot write the audit log"):
         attacked.admit()
     assert (attacked.output / ADMISSION).read_bytes() == before
+
+
+def test_a_model_that_is_wrapped_anew_for_the_serving_key_stays_admitted(attacked):
+    from portcullis_pipelines.outcome import rewrap_model
+
+    sidecar, before = attacked.output / MODEL / "recipients.json", sealed_digest(attacked.output / MODEL)
+    wrapped = sidecar.read_bytes()
+    with attacked.environment():
+        rewrap_model(attacked.output, attacked.store)
+    assert sidecar.read_bytes() != wrapped and sealed_digest(attacked.output / MODEL) == before
+    attacked.verify()
+    attacked.open()
+
+
+def test_a_model_is_not_wrapped_anew_for_another_key(attacked):
+    from portcullis.sealing.recipients import SealingPrivateKey
+    from portcullis_pipelines.outcome import rewrap_model
+
+    wrapped = (attacked.output / MODEL / "recipients.json").read_bytes()
+    (attacked.home.keys / "serving.pub.pem").write_bytes(SealingPrivateKey.generate().public_key().to_pem())
+    with attacked.environment(), pytest.raises(RefusedError, match="not the recipient that the evidence names"):
+        rewrap_model(attacked.output, attacked.store)
+    assert (attacked.output / MODEL / "recipients.json").read_bytes() == wrapped

@@ -335,7 +335,7 @@ def auditor(folder, code, monkeypatch):
     (folder / "bin").mkdir(exist_ok=True)
     command = folder / "bin" / "pip-audit"
     command.write_text(
-        f'#!/bin/sh\nenv > {folder}/environment\necho "$@" > {folder}/asked\ncat "$8" > {folder}/seen\nexit {code}\n'
+        f'#!/bin/sh\nenv > {folder}/environment\necho "$@" > {folder}/asked\ncat "$9" > {folder}/seen\nexit {code}\n'
     )
     command.chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder / 'bin'}:/usr/bin:/bin")
@@ -349,7 +349,7 @@ def test_pip_audit_is_asked_about_the_lock_and_can_only_refuse(tmp_path, monkeyp
         assert bool(ask_auditor(b"alpha==1.0\n")) == (code != 0)
     assert (tmp_path / "seen").read_bytes() == b"alpha==1.0\n"
     asked = (tmp_path / "asked").read_text().split()
-    assert asked[:4] == ["--require-hashes", "--disable-pip", "--progress-spinner", "off"]
+    assert asked[:3] == ["--strict", "--require-hashes", "--disable-pip"]
     environment = (tmp_path / "environment").read_text()
     assert "/secret" not in environment and "HTTPS_PROXY=http://proxy:3128" in environment
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -163,6 +163,11 @@ BAD_URIS = {
     "missing file": "file:/no/such/key.pem",
     "directory": "file:/",
     "device": "file:/dev/zero",
+    "a Secret without a name": "k8s-secret:serving",
+    "a Secret without a file": "k8s-secret:serving/keys",
+    "a Secret above": "k8s-secret:../keys/serving.pem",
+    "a path in a Secret": "k8s-secret:serving/keys/../owner.pem",
+    "a query": "k8s-secret:serving/keys?x=y/serving.pem",
 }
 
 
@@ -183,6 +188,7 @@ ROLES = {
     "step": ("file:/keys", "train.pem", "file:/keys/train.pem"),
     "slash at the end": ("file:/keys/", "train.pem", "file:/keys/train.pem"),
     "second use of a stage": ("file:/keys", "robustness:trained.pem", "file:/keys/robustness.trained.pem"),
+    "Secret": ("k8s-secret:serving/keys", "robustness:trained.pem", "k8s-secret:serving/keys/robustness.trained.pem"),
     "environment": ("env:DEMO", "robustness:trained.pem", "env:DEMO_ROBUSTNESS_TRAINED_PEM"),
 }
 
@@ -205,6 +211,9 @@ BAD_ROLES = {
     "unknown base": ("vault:keys", "train.pem"),
     "empty base": ("", "train.pem"),
     "empty prefix": ("env:", "train.pem"),
+    "Secret without a name": ("k8s-secret:serving", "train.pem"),
+    "Secret and a path": ("k8s-secret:serving/keys/x", "train.pem"),
+    "a service": ("aws-kms:arn:aws:kms:eu-west-1:111122223333:key/k", "train.pem"),
 }
 
 

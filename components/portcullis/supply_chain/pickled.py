@@ -5,14 +5,16 @@ by step over stand-ins for its values: nothing is imported, nothing is called, n
 list, of instructions, of names, and of what each name may be applied to; it is what `torch.save` writes for state
 dictionaries and training checkpoints. Everything else is refused, whether anybody knows how to abuse it or not.
 
-The instructions and their arguments are parsed by the standard library's `pickletools`, which never executes them.
+Only the instructions of that list are parsed, as Python's own `pickle` parses them; tests compare with it, and with
+`pickletools`.
 """
 
 import math
 import pickletools
+import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from typing import Any, NoReturn
 
 from portcullis.errors import ModelError
 
@@ -126,6 +128,7 @@ class PickledTensors:
         storages: Key to storage.
         tensors: Number of tensors, a shared one counted each time.
         elements: Of all of them.
+        end: The byte after the pickle's last.
     """
 
     value: Any
@@ -133,33 +136,36 @@ class PickledTensors:
     storages: Mapping[str, Storage]
     tensors: int
     elements: int
+    end: int
 
 
-def read_pickle(source: bytes | BinaryIO) -> PickledTensors:
-    """Follow a pickle up to its end, which is where a file that it is read from then stands.
+def read_pickle(data: bytes, start: int = 0) -> PickledTensors:
+    """Follow a pickle up to its end.
 
     Args:
-        source: The bytes, or a file at the pickle's start.
+        data: The bytes.
+        start: Where among them it begins.
 
     Raises:
         ModelError: The pickle does anything but describe tensors and plain data, is malformed, or is too long.
     """
     machine = _Machine()
+    count, position, following = 0, start, start
     try:
-        for count, (instruction, argument, position) in enumerate(pickletools.genops(source)):
+        while (code := data[following]) != _STOP:
+            position = following
+            count += 1
             if count > MAX_INSTRUCTIONS:
-                raise ModelError(f"the pickle has more than {MAX_INSTRUCTIONS} instructions")
-            name = instruction.name
-            if name == "STOP":
-                break
-            try:
-                perform = _INSTRUCTIONS.get(name)
-                if perform is None:
-                    raise ModelError(f"the pickle's instruction {name} is not one that describes tensors")  # noqa: TRY301
-                perform(machine, argument)
-            except ModelError as error:
-                raise ModelError(f"{error}, at byte {position} of the pickle") from error
-    except (ValueError, IndexError, KeyError, OverflowError, UnicodeError) as error:
+                _too_long()
+            perform, read = _INSTRUCTIONS.get(code) or _refused(code)
+            if read is None:
+                argument, following = None, position + 1
+            else:
+                argument, following = read(data, position + 1)
+            perform(machine, argument)
+    except ModelError as error:
+        raise ModelError(f"{error}, at byte {position - start} of the pickle") from error
+    except (ValueError, IndexError, KeyError, OverflowError, UnicodeError, struct.error) as error:
         raise ModelError("the pickle is malformed") from error
     if len(machine.stack) != 1:
         raise ModelError("the pickle is malformed: it does not leave one value")
@@ -170,7 +176,12 @@ def read_pickle(source: bytes | BinaryIO) -> PickledTensors:
         storages=machine.storages,
         tensors=machine.tensors,
         elements=machine.elements,
+        end=following + 1,
     )
+
+
+def _too_long() -> NoReturn:
+    raise ModelError(f"the pickle has more than {MAX_INSTRUCTIONS} instructions")
 
 
 def _is_stand_in(value: Any) -> bool:
@@ -251,7 +262,7 @@ def _set_items(machine: _Machine, _: Any) -> None:
 
 
 def _global(machine: _Machine, argument: Any) -> None:
-    machine.stack.append(_named(*str(argument).split(" ", 1)))
+    machine.stack.append(_named(*argument))
 
 
 def _persistent(machine: _Machine, _: Any) -> None:
@@ -270,32 +281,88 @@ def _build(machine: _Machine, _: Any) -> None:
         raise ModelError("the pickle sets the state of an object")
 
 
-# Every instruction that describes tensors, and what it does to the stand-ins; there is no other.
-_INSTRUCTIONS: Mapping[str, Callable[[_Machine, Any], None]] = {
-    "PROTO": _proto,
-    "NONE": _push(None),
-    "NEWTRUE": _push(True),  # noqa: FBT003
-    "NEWFALSE": _push(False),  # noqa: FBT003
-    **dict.fromkeys(("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE"), _push_literal),
-    "MARK": _push(_MARK),
-    **dict.fromkeys(("BINPUT", "LONG_BINPUT"), _put),
-    **dict.fromkeys(("BINGET", "LONG_BINGET"), _get),
-    "EMPTY_TUPLE": _push(()),
-    "TUPLE1": _tuple_of(1),
-    "TUPLE2": _tuple_of(2),
-    "TUPLE3": _tuple_of(3),
-    "TUPLE": _tuple,
-    "EMPTY_LIST": _push_new(_List),
-    "EMPTY_DICT": _push(_Thing("dict")),
-    "APPEND": _append,
-    "APPENDS": _appends,
-    "SETITEM": _set_item,
-    "SETITEMS": _set_items,
-    "GLOBAL": _global,
-    "BINPERSID": _persistent,
-    "REDUCE": _reduce,
-    "BUILD": _build,
+# How arguments are read: from where in the bytes, to the argument and what follows it.
+_Perform = Callable[[_Machine, Any], None]
+_Read = Callable[[bytes, int], tuple[Any, int]]
+
+
+def _byte(data: bytes, at: int) -> tuple[int, int]:
+    return data[at], at + 1
+
+
+def _number(layout: str) -> _Read:
+    packed = struct.Struct(layout)
+    return lambda data, at: (packed.unpack_from(data, at)[0], at + packed.size)
+
+
+def _counted(data: bytes, at: int, length: int) -> tuple[bytes, int]:
+    if at + length > len(data):
+        raise ValueError("the pickle ends within an argument")
+    return data[at : at + length], at + length
+
+
+def _text(data: bytes, at: int) -> tuple[str, int]:
+    text, following = _counted(data, at + 4, int.from_bytes(_counted(data, at, 4)[0], "little"))
+    return str(text, "utf-8", "surrogatepass"), following
+
+
+def _long(data: bytes, at: int) -> tuple[int, int]:
+    number, following = _counted(data, at + 1, data[at])
+    return int.from_bytes(number, "little", signed=True), following
+
+
+def _two_lines(data: bytes, at: int) -> tuple[tuple[str, str], int]:
+    middle = data.index(b"\n", at)
+    end = data.index(b"\n", middle + 1)
+    return (data[at:middle].decode("ascii"), data[middle + 1 : end].decode("ascii")), end + 1
+
+
+_STOP = ord(".")
+# Every instruction that describes tensors: what it does to the stand-ins, and how its argument is read.
+_INSTRUCTIONS: Mapping[int, tuple[_Perform, _Read | None]] = {
+    ord(code): (perform, read)
+    for code, perform, read in (
+        ("\x80", _proto, _byte),
+        ("N", _push(None), None),
+        ("\x88", _push(True), None),  # noqa: FBT003
+        ("\x89", _push(False), None),  # noqa: FBT003
+        ("J", _push_literal, _number("<i")),
+        ("K", _push_literal, _byte),
+        ("M", _push_literal, _number("<H")),
+        ("\x8a", _push_literal, _long),
+        ("G", _push_literal, _number(">d")),
+        ("X", _push_literal, _text),
+        ("(", _push(_MARK), None),
+        ("q", _put, _byte),
+        ("r", _put, _number("<I")),
+        ("h", _get, _byte),
+        ("j", _get, _number("<I")),
+        (")", _push(()), None),
+        ("\x85", _tuple_of(1), None),
+        ("\x86", _tuple_of(2), None),
+        ("\x87", _tuple_of(3), None),
+        ("t", _tuple, None),
+        ("]", _push_new(_List), None),
+        ("}", _push(_Thing("dict")), None),
+        ("a", _append, None),
+        ("e", _appends, None),
+        ("s", _set_item, None),
+        ("u", _set_items, None),
+        ("c", _global, _two_lines),
+        ("Q", _persistent, None),
+        ("R", _reduce, None),
+        ("b", _build, None),
+    )
 }
+
+
+_NAMES = {ord(known.code): known.name for known in pickletools.opcodes}
+
+
+def _refused(code: int) -> NoReturn:
+    if code not in _NAMES:
+        raise ValueError("no instruction of a pickle")
+    raise ModelError(f"the pickle's instruction {_NAMES[code]} is not one that describes tensors")
 
 
 def _literal(value: Any) -> Any:

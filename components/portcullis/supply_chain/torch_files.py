@@ -1,6 +1,5 @@
 """What `torch.save` writes, in its two layouts: a zip archive, and before PyTorch 1.6 a row of pickles."""
 
-import io
 import re
 import struct
 import zipfile
@@ -53,9 +52,8 @@ def read_torch_archive(stream: BinaryIO, size: int) -> PickledTensors:
 
 
 def _read_whole(data: bytes) -> PickledTensors:
-    stream = io.BytesIO(data)
-    found = read_pickle(stream)
-    if stream.tell() != len(data):
+    found = read_pickle(data)
+    if found.end != len(data):
         raise ModelError("bytes follow the end of the pickle")
     return found
 
@@ -66,13 +64,16 @@ def read_legacy_torch(stream: BinaryIO, size: int) -> PickledTensors:
     Raises:
         ModelError: A pickle is refused, or the storages behind them are not those that the tensors use.
     """
-    head = io.BytesIO(read_full(stream, min(size, MAX_PICKLE_BYTES)))
-    magic, version, _, found, keys = (read_pickle(head) for _ in range(5))
+    head = read_full(stream, min(size, MAX_PICKLE_BYTES))
+    pickles: list[PickledTensors] = []
+    for _ in range(5):
+        pickles.append(read_pickle(head, pickles[-1].end if pickles else 0))
+    magic, version, _, found, keys = pickles
     if (magic.value, version.value) != _LEGACY:
         raise ModelError("the pickle is not one that torch.save wrote")
     if not isinstance(keys.value, tuple) or sorted(map(str, keys.value)) != sorted(found.storages):
         raise ModelError("the file's storages are not those that its tensors use")
-    position = head.tell()
+    position = keys.end
     for key in keys.value:
         storage = found.storages[key]
         stream.seek(position)

@@ -21,9 +21,10 @@ _COMMANDS = {
 }
 VOICES = tuple(_COMMANDS)
 # pip-audit of PyPA, by the database of PyPI or its mirror. It reads the pins of a lock and installs nothing; whatever
-# else it ends by than 0 refuses: a known vulnerability, no network, a lock that it cannot read.
+# else it ends by than 0 refuses: a known vulnerability, no network, a lock that it cannot read, and by --strict a
+# distribution that its database does not know, which it would skip and end by 0.
 AUDITOR = "pip-audit"
-_AUDIT = ("--require-hashes", "--disable-pip", "--progress-spinner", "off", "--format", "json", "--requirement")
+_AUDIT = ("--strict", "--require-hashes", "--disable-pip", "--progress-spinner", "off", "--format", "json", "-r")
 # How a process finds the network here; it is given nothing else of the environment.
 _NETWORK = ("HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
 

@@ -1,0 +1,39 @@
+"""Instructions of pickles are parsed here as Python's own libraries parse them."""
+
+import pickle
+import pickletools
+from collections import OrderedDict
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from portcullis.supply_chain.pickled import _INSTRUCTIONS, _NAMES
+
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**100), 2**100) | st.floats() | st.text(max_size=300),
+    lambda parts: (
+        st.lists(parts, max_size=5)
+        | st.tuples(parts, parts)
+        | st.dictionaries(st.text(max_size=5), parts, max_size=4)
+        | st.dictionaries(st.text(max_size=3), parts, max_size=3).map(OrderedDict)
+    ),
+    max_leaves=20,
+)
+
+
+@settings(deadline=None, max_examples=80)
+@given(plain, st.binary(max_size=5))
+def test_instructions_are_parsed_as_the_standard_library_parses_them(value, behind):
+    data = pickle.dumps(value, protocol=2)
+    found = list(pickletools.genops(data))
+    for (instruction, expected, position), following in zip(
+        found, [position for *_, position in found[1:]], strict=False
+    ):
+        known = _INSTRUCTIONS.get(data[position])
+        if known is None:
+            continue  # such as an integer of more than 255 bytes; refused
+        argument, end = known[1](data + behind, position + 1) if known[1] else (None, position + 1)
+        argument = " ".join(argument) if instruction.name == "GLOBAL" else argument
+        assert argument == expected or (argument != argument and expected != expected)
+        assert end == following
+        assert _NAMES[data[position]] == instruction.name
