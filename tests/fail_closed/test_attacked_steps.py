@@ -135,6 +135,7 @@ class Steps:
                         options=config.options,
                         settings=config.training,
                         model=out / "model",
+                        report=out / "report",
                         **given,
                     )
                 case "robustness:trained" | "robustness:watermarked":

@@ -1,19 +1,22 @@
 """What the gate's page shows besides figures: each attack, accuracy by radius, and what some samples became."""
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from portcullis.report import Pixels, line_chart, paragraph, pictures, section, table
-from portcullis.robustness.evaluate import RobustnessReport
 from portcullis.robustness.settings import RobustnessSettings
+
+if TYPE_CHECKING:
+    from portcullis.robustness.evaluate import RobustnessReport
+    from portcullis.robustness.findings import Findings
 
 LARGEST_SIDE = 32
 
 
-def robustness_details(report: RobustnessReport, settings: RobustnessSettings) -> list[str]:
+def robustness_details(report: "RobustnessReport | Findings", settings: RobustnessSettings) -> list[str]:
     """Return the HTML of a measurement, for `portcullis.report.gate_page`."""
     figures = report.figures
     samples = int(figures["samples"])
@@ -60,7 +63,7 @@ def robustness_details(report: RobustnessReport, settings: RobustnessSettings) -
     ]
 
 
-def _samples(report: RobustnessReport) -> list[str]:
+def _samples(report: "RobustnessReport | Findings") -> list[str]:
     # Rows that are no images may be of persons, and nobody could see in a picture what changed.
     shown = [example for example in report.examples if example.clean.ndim == 3]
     drawn = (
