@@ -221,6 +221,14 @@ def read_full(source: BinaryFile, size: int) -> bytes:
     return bytes(data)
 
 
+def memory_file(data: bytes) -> BinaryIO:
+    """Return a file of these bytes that has no name, at its start."""
+    stream: BinaryIO = os.fdopen(os.memfd_create("portcullis", os.MFD_CLOEXEC), "w+b", buffering=0)
+    write_all(stream, data)
+    stream.seek(0)
+    return stream
+
+
 def write_all(target: BinaryFile, data: bytes | memoryview) -> None:
     """Write all of `data` into a file that may take less at a time.
 

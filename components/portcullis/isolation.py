@@ -2,10 +2,10 @@
 
     answer = run_isolated("portcullis.supply_chain.convert:convert", [untrusted, target], {"limit": 7}, seconds=60)
 
-The child imports the function's module, is handed files that are already open, and then locks itself in with a seccomp
-filter: from there on it can open no file, make no socket, start no process and signal nobody but itself. It answers
-with JSON on a pipe, and the parent believes nothing else. So whatever the bytes make a parser do, the keys, which the
-same user could read, stay out of its reach; the parent signs after the child is gone.
+The child imports the function's module, prepares what it may need, is handed files that are already open, and then
+locks itself in with a seccomp filter: from there on it can open no file, make no socket, start no process and signal
+nobody but itself. It answers with JSON on a pipe, and the parent believes nothing else. So whatever the bytes make a
+parser do, the keys, which the same user could read, stay out of its reach; the parent signs after the child is gone.
 
 What the filter allows is a list; everything else fails with EPERM. Kernels without seccomp are refused.
 """
@@ -23,7 +23,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, BinaryIO, NoReturn
 
 from portcullis import errors
@@ -78,6 +78,10 @@ _ALLOWED = {
     "write": (1, 64),
     "writev": (20, 66),
 }
+# What else a driver of an accelerator is asked with, once it is open.
+_DEVICE = {"ioctl": (16, 29), "poll": (7, 73), "ppoll": (271, 73)}  # aarch64 has ppoll only
+# How an accelerator's driver and its devices are found; nothing else of the environment is handed on.
+_DEVICE_ENVIRONMENT = ("LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
 _CLONE, _CLONE3, _TGKILL, _SECCOMP = (56, 220), (435, 435), (234, 131), (317, 277)
 _MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column above, AUDIT_ARCH_…
 _CLONE_THREAD = 0x10000
@@ -98,6 +102,7 @@ def run_isolated(
     seconds: float,
     memory: int = 4 << 30,
     writes: int = 0,
+    prepare: str = "",
 ) -> Any:
     """Call a function in a locked child process.
 
@@ -109,6 +114,9 @@ def run_isolated(
         seconds: Wall-clock limit.
         memory: Most bytes of memory that the child may map beyond what it maps when its modules are loaded.
         writes: Largest size in bytes that a file may get by its writing.
+        prepare: "package.module:name" of what is called with the same arguments before the child is locked in, and must
+            touch nothing untrusted: it imports what is imported on first use. It returns whether it opened a device,
+            an accelerator's, which the child may then go on using.
 
     Returns:
         What the function returned, as JSON has it.
@@ -126,7 +134,9 @@ def run_isolated(
         "seconds": seconds,
         "memory": memory,
         "writes": writes,
+        "prepare": prepare,
     }
+    device = {name: os.environ[name] for name in _DEVICE_ENVIRONMENT if prepare and name in os.environ}
     path = json.dumps([os.path.abspath(entry) for entry in sys.path if entry])  # noqa: PTH100
     with contextlib.ExitStack() as stack:
         numbers = [stack.enter_context(_duplicate(file)).fileno() for file in files]
@@ -136,7 +146,7 @@ def run_isolated(
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             pass_fds=numbers,
-            env={"LC_ALL": "C.UTF-8", "PATH": os.defpath},
+            env={**device, "LC_ALL": "C.UTF-8", "PATH": os.defpath},
             cwd="/",
             start_new_session=True,
         ) as child:
@@ -206,12 +216,12 @@ def _believe(answer: bytes, code: int) -> Any:
 def serve_parent() -> NoReturn:
     """Be the child: read one request, lock in, work, answer, exit."""
     request = json.load(sys.stdin.buffer)
-    module, _, name = request["function"].partition(":")
     try:
-        function = getattr(importlib.import_module(module), name)
+        function = _named(request["function"])
+        device = bool(request["prepare"]) and _named(request["prepare"])(**request["arguments"]) is True
         files = [os.fdopen(number, "r+b" if _writable(number) else "rb", buffering=0) for number in request["numbers"]]
         _limit(request)
-        lock_in()
+        lock_in(device=device)
         answer = {"result": function(*files, **request["arguments"])}
     except PortcullisError as error:
         answer = {"error": type(error).__name__, "message": str(error)}
@@ -220,6 +230,12 @@ def serve_parent() -> NoReturn:
     sys.stdout.buffer.write(json.dumps(answer).encode())
     sys.stdout.buffer.flush()
     os._exit(0)
+
+
+def _named(function: str) -> Callable[..., Any]:
+    module, _, name = function.partition(":")
+    found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return found
 
 
 def _writable(number: int) -> bool:
@@ -240,14 +256,17 @@ def _limit(request: Mapping[str, Any]) -> None:
         resource.setrlimit(what, (most, most))
 
 
-def lock_in() -> None:
+def lock_in(*, device: bool = False) -> None:
     """Lock this process in, for good.
+
+    Args:
+        device: Let it go on using a device that is open.
 
     Raises:
         UsageError: The kernel has no seccomp filters, or forbids them.
     """
     column, architecture = supported_machine()
-    program = _filter(column, architecture, os.getpid())
+    program = _filter(column, architecture, os.getpid(), {**_ALLOWED, **_DEVICE} if device else _ALLOWED)
     instructions = ctypes.create_string_buffer(program, len(program))
     described = struct.pack("HxxxxxxP", len(program) // _INSTRUCTION_BYTES, ctypes.addressof(instructions))
     filter_program = ctypes.create_string_buffer(described, len(described))
@@ -262,9 +281,9 @@ def lock_in() -> None:
         raise UsageError(f"this system cannot lock a process in (seccomp: {reason}); untrusted files stay closed")
 
 
-def _filter(column: int, architecture: int, pid: int) -> bytes:
+def _filter(column: int, architecture: int, pid: int, calls: Mapping[str, tuple[int, int]]) -> bytes:
     """Return the filter as instructions of 8 bytes."""
-    allowed = sorted(numbers[column] for numbers in _ALLOWED.values())
+    allowed = sorted({numbers[column] for numbers in calls.values()})
     # A jump counts the instructions that it skips.
     program = [
         _instruction(_LOAD, _ARCHITECTURE),

@@ -142,6 +142,7 @@ class Steps:
                         options=config.options,
                         settings=config.training,
                         model=out / "model",
+                        report=out / "report",
                         **given,
                     )
                 case "membership":

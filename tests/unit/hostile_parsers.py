@@ -97,3 +97,15 @@ def chatter(untrusted):
 def forge(untrusted, answer):
     os.write(1, answer.encode())
     os._exit(0)
+
+
+PREPARED = []
+
+
+def prepare(known):
+    PREPARED.append(Path(known).read_text())
+
+
+def prepared(untrusted, known):
+    (before,) = PREPARED
+    return {"before": before, "after": _refused(lambda: Path(known).open()), "environment": sorted(os.environ)}

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
 
 from portcullis.errors import ConfigError, DataError, ModelError, UsageError
 from portcullis.models import pytorch
@@ -284,6 +285,31 @@ def test_a_collapse_ends_training_and_the_best_checkpoint_before_it_is_kept(
     best = max(range(epochs), key=lambda it: (robust[it], it))
     assert figures["best_epoch"] == best + 1 and kept == means[best]
     assert [it["robust_accuracy"] for it in json.loads(figures["history"])] == robust[:epochs]
+
+
+def test_training_on_one_large_step_that_collapses_is_stopped_and_rolled_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real collapse: after some epochs the noise is left out and the step is three radii long."""
+    noisy_step, calls = recipes._noisy_step, []
+
+    def step(module, clean, loss, epsilon):
+        calls.append(None)
+        if len(calls) < 80:
+            return noisy_step(module, clean, loss, epsilon)
+        inputs = clean.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(loss(module(inputs)), inputs)
+        return (clean + 3 * epsilon * gradient.sign()).clamp(0, 1)
+
+    monkeypatch.setattr(recipes, "_noisy_step", step)
+    features, labels = load_digits(return_X_y=True)
+    spec = ModelSpec("digits-cnn", {"width": 8, "hidden": 32}, (1, 8, 8), 0, 16, tuple("0123456789"))
+    settings = TrainingSettings(
+        method="nfgsm", epochs=20, batch_size=64, learning_rate=0.015, ema=0.8, held_out=0.2, device="cpu"
+    )
+    _, figures = train(features[:600], labels[:600], spec, settings)
+    history = json.loads(figures["history"])
+    assert figures["stop"] == "collapsed" and figures["epochs"] < 20
+    assert figures["held_out_robust_accuracy"] == max(it["robust_accuracy"] for it in history) > 0.4
+    assert history[-1]["robust_accuracy"] < 0.25 < history[-1]["accuracy"]
 
 
 def test_refuses_a_network_that_does_not_work(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from kfp import dsl
 
 from portcullis.dataset import DatasetSpec, Features, Label
 from portcullis.digest import sha256, tree_digest
+from portcullis.equivalence import locked, stage
 from portcullis.equivalence.compare import compare
 from portcullis.equivalence.component import evaluate_equivalence as component
 from portcullis.equivalence.stage import evaluate_equivalence
@@ -325,13 +326,19 @@ def test_what_cannot_be_compared_is_inconclusive(place: Place, name: str) -> Non
 
 
 @pytest.mark.parametrize("error", [RuntimeError("out of memory"), MemoryError(), ValueError("no"), IndexError("no")])
-def test_a_network_that_fails_is_inconclusive(place: Place, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+def test_a_network_that_fails_is_inconclusive(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def fail(self: LoadedModel, values: np.ndarray) -> np.ndarray:
         raise error
 
-    place.furnish(nudged(1e-4))
     monkeypatch.setattr(LoadedModel, "predict_logits", fail)
-    assert place.judge().reason.startswith(f"inconclusive: a model could not be asked: {type(error).__name__}")
+    with pytest.raises(InconclusiveError, match=f"a model could not be asked: {type(error).__name__}"):
+        locked._logits(LoadedModel(SPEC, network()), PIXELS[:2])
+
+
+def test_a_process_that_leaves_too_few_logits_is_not_believed(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.furnish(nudged(1e-4))
+    monkeypatch.setattr(stage, "run_isolated", lambda *_, **__: None)
+    assert "gave 0 bytes of logits" in place.judge().reason
 
 
 def test_logits_that_are_not_finite_are_inconclusive(place: Place) -> None:

@@ -96,6 +96,32 @@ def test_an_error_of_the_tree_keeps_its_kind(untrusted):
         run_isolated("hostile_parsers:forge", [untrusted], {"answer": answer}, seconds=30)
 
 
+def test_what_it_prepares_is_done_before_it_is_locked_in_and_reaches_no_environment(untrusted, tmp_path, monkeypatch):
+    (tmp_path / "known").write_text("read")
+    monkeypatch.setenv("PORTCULLIS_KEYS", "env:SECRET")
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/nowhere")
+    answer = run_isolated(
+        "hostile_parsers:prepared",
+        [untrusted],
+        {"known": str(tmp_path / "known")},
+        seconds=30,
+        prepare="hostile_parsers:prepare",
+    )
+    assert answer["before"] == "read" and answer["after"].startswith("PermissionError")
+    assert set(answer["environment"]) <= {"LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "PATH"}
+
+
+def test_what_fails_while_it_prepares_is_refused(untrusted):
+    with pytest.raises(ModelError, match="brought its parser down"):
+        run_isolated(
+            "hostile_parsers:prepared",
+            [untrusted],
+            {"known": "/no/file"},
+            seconds=30,
+            prepare="hostile_parsers:prepare",
+        )
+
+
 def test_a_system_that_cannot_lock_a_process_in_is_refused(untrusted, monkeypatch):
     monkeypatch.setattr(isolation.sys, "platform", "darwin")
     with pytest.raises(UsageError, match="Linux"):

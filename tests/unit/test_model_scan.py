@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import zipfile
 
 import hostile_models as hostile
 import numpy as np
@@ -101,6 +102,31 @@ def test_what_torch_saves_of_tensors_is_allowed(checkpoints):
         "odd.pt": 5,
         "state.pt": 9,
     }
+
+
+PT2 = ("models/model.json", "data/weights/model_weights_config.json", "data/sample_inputs/model.pt", "archive_format")
+
+
+@pytest.mark.parametrize(
+    ("name", "members"),
+    [
+        ("program.pt2", [f"program/{member}" for member in PT2]),
+        ("estimator.skops", ["schema.json"]),
+        ("estimator.skops", ["schema.json", "140.npy"]),
+    ],
+)
+def test_exported_programs_and_estimators_are_refused(tmp_path, name, members):
+    with zipfile.ZipFile(tmp_path / name, "w") as archive:
+        for member in members:
+            archive.writestr(member, b"{}")
+    (found,) = scan_model(tmp_path / name)
+    assert "a member that torch.save does not write" in found.refused
+
+
+def test_a_network_in_onnx_is_refused(tmp_path):
+    (tmp_path / "network.onnx").write_bytes(b"\x08\x08\x12\x07pytorch\x1a\x052.1.0:\x04\x0a\x00x")
+    (found,) = scan_model(tmp_path / "network.onnx")
+    assert found.refused == "it is no file of tensors"
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")

@@ -1,6 +1,13 @@
-"""The equivalence gate's `evaluate`: compare what ships with what was judged, and sign the verdict."""
+"""The equivalence gate's `evaluate`: compare what ships with what was judged, and sign the verdict.
 
+The models are opened and asked in a locked child process, without keys, environment, network or files. This process
+has the keys, never opens a model, and measures by the logits that the child leaves behind.
+"""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,11 +19,14 @@ from portcullis.equivalence.compare import compare
 from portcullis.errors import DataError, InconclusiveError, ModelError
 from portcullis.evidence.statement import Figure, Statement
 from portcullis.evidence.step import begin
-from portcullis.files import write_bytes
-from portcullis.models.store import LoadedModel, ModelSpec, load_model_files, read_model_files
+from portcullis.files import memory_file, write_bytes
+from portcullis.isolation import run_isolated
+from portcullis.models.store import SPEC_FILE, WEIGHTS_FILE, ModelSpec, read_model_files
 from portcullis.report import gate_page
 
-CHUNK = 1024
+SECONDS = 3000.0  # of the hour that its pod may live
+MEMORY = 4 << 30
+_FILES = (SPEC_FILE, WEIGHTS_FILE)
 
 
 def evaluate_equivalence(
@@ -42,6 +52,7 @@ def evaluate_equivalence(
         SealError: The rows were altered at rest, or lie in plain text.
         KeyMaterialError: There is no key to open them.
         MissingDependencyError: PyTorch is not installed.
+        UsageError: This system cannot lock a process in.
     """
     model_files, judged_files = read_model_files(model), read_model_files(judged)
     test_files = read_input(step, "test", test)
@@ -59,10 +70,11 @@ def evaluate_equivalence(
     figures: dict[str, Figure] = {}
     inconclusive = ""
     try:
-        shipped, before, rows = load_model_files(model_files), load_model_files(judged_files), parse_dataset(test_files)
-        _require_same_task(shipped.spec, before.spec, rows.spec)
+        shipped, before = (ModelSpec.from_json(files[SPEC_FILE]) for files in (model_files, judged_files))
+        rows = parse_dataset(test_files)
+        _require_same_task(shipped, before, rows.spec)
         features, labels = features_and_labels(rows)
-        figures = dict(compare(_logits(before, features), _logits(shipped, features), labels))
+        figures = dict(compare(*_logits(judged_files, model_files, features, len(before.labels)), labels))
     except (InconclusiveError, DataError, ModelError) as error:
         inconclusive = str(error)
     statement = begun.finish(bundle=bundle, figures=figures, inconclusive=inconclusive)
@@ -76,13 +88,32 @@ def _require_same_task(shipped: ModelSpec, judged: ModelSpec, rows: DatasetSpec)
     shipped.require_fit(rows)
 
 
-def _logits(model: LoadedModel, features: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the logits (N, k) of all rows, a chunk at a time."""
-    from portcullis.models.pytorch import FOREIGN_ERRORS
-
-    try:
-        return np.concatenate(
-            [model.predict_logits(features[start : start + CHUNK]) for start in range(0, len(features), CHUNK)]
+def _logits(
+    judged: Mapping[str, bytes], shipped: Mapping[str, bytes], features: NDArray[np.float32], classes: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return both models' logits (N, k) of all rows, as a locked process that opens the models says."""
+    rows = np.ascontiguousarray(features, dtype="<f4")
+    size = len(rows) * classes * rows.itemsize
+    with ExitStack() as stack:
+        models = [stack.enter_context(memory_file(of[name])) for of in (judged, shipped) for name in _FILES]
+        handed = stack.enter_context(memory_file(rows.tobytes()))
+        answers = [stack.enter_context(memory_file(b"")) for _ in range(2)]
+        run_isolated(
+            "portcullis.equivalence.locked:ask",
+            [*models, handed, *answers],
+            {"shape": list(rows.shape)},
+            seconds=SECONDS,
+            memory=MEMORY,
+            writes=size,
+            prepare="portcullis.models.locked:prepare",
         )
-    except FOREIGN_ERRORS as error:
-        raise InconclusiveError(f"a model could not be asked: {type(error).__name__}: {error}") from error
+        before, after = (_read(answer, size).reshape(len(rows), classes) for answer in answers)
+    return before, after
+
+
+def _read(answer: BinaryIO, size: int) -> NDArray[np.float32]:
+    answer.seek(0)
+    data = answer.read(size + 1)
+    if len(data) != size:
+        raise ModelError(f"a model's process gave {len(data)} bytes of logits, not {size}")
+    return np.frombuffer(data, "<f4")

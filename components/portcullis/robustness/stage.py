@@ -1,8 +1,18 @@
-"""The robustness gate's `evaluate`: attack a model on the attested test rows and sign the verdict."""
+"""The robustness gate's `evaluate`: attack a model on the attested test rows and sign the verdict.
+
+The model is opened and attacked in a locked child process, without keys, environment, network or files. This process
+has the keys and never opens the model; it signs what it believes of the child's answer, after the child is gone.
+"""
 
 import dataclasses
+import hmac
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from portcullis.at_rest import read_input
 from portcullis.dataset import features_and_labels, parse_dataset
@@ -10,13 +20,16 @@ from portcullis.digest import content_digest
 from portcullis.errors import DataError, InconclusiveError, ModelError
 from portcullis.evidence.statement import Figure, Statement
 from portcullis.evidence.step import Step, begin
-from portcullis.files import write_bytes
-from portcullis.models.store import load_model_files, read_model_files
+from portcullis.files import memory_file, write_bytes
+from portcullis.isolation import run_isolated
+from portcullis.models.store import SPEC_FILE, WEIGHTS_FILE, ModelSpec, read_model_files
 from portcullis.report import gate_page
+from portcullis.robustness.findings import Findings, believe
+from portcullis.robustness.page import robustness_details
 from portcullis.robustness.settings import RobustnessSettings
 
-if TYPE_CHECKING:
-    from portcullis.robustness.verdict import Question
+SECONDS = 5 * 3600.0  # of the six hours that its pod may live
+MEMORY = 8 << 30
 
 
 def evaluate_robustness(
@@ -40,6 +53,7 @@ def evaluate_robustness(
         SealError: The rows were altered at rest, or lie in plain text.
         KeyMaterialError: There is no key to open them.
         MissingDependencyError: PyTorch or torchattacks is not installed.
+        UsageError: This system cannot lock a process in.
     """
     model_files, test_files = read_model_files(model), read_input(step, "test", test)
     begun = begin(
@@ -49,18 +63,15 @@ def evaluate_robustness(
         parameters=dataclasses.asdict(settings),
         evidence=[evidence],
     )
-    from portcullis.robustness.evaluate import evaluate
-    from portcullis.robustness.page import robustness_details
-
     figures: dict[str, Figure] = {}
     details: list[str] = []
     inconclusive = ""
     try:
-        loaded, rows = load_model_files(model_files), parse_dataset(test_files)
-        loaded.spec.require_fit(rows.spec)
+        spec, rows = ModelSpec.from_json(model_files[SPEC_FILE]), parse_dataset(test_files)
+        spec.require_fit(rows.spec)
         features, labels = features_and_labels(rows)
         question = _question(begun) if settings.mode == "verdict" else None
-        measured = evaluate(loaded, features, labels, settings, question)
+        measured = _measured(model_files, spec, features, labels, settings, question)
         figures = dict(measured.figures)
         details = robustness_details(measured, settings)
     except (InconclusiveError, DataError, ModelError) as error:
@@ -70,15 +81,41 @@ def evaluate_robustness(
     return statement
 
 
-def _question(begun: Step) -> "Question":
-    """Return what the policy asks; the key of the order is derived from this gate's own."""
-    from portcullis.robustness.verdict import Question
+def _measured(
+    model_files: Mapping[str, bytes],
+    spec: ModelSpec,
+    features: NDArray[np.floating[Any]],
+    labels: NDArray[np.integer[Any]],
+    settings: RobustnessSettings,
+    question: Mapping[str, Any] | None,
+) -> Findings:
+    """Have the locked process attack the model."""
+    handed = (
+        model_files[SPEC_FILE],
+        model_files[WEIGHTS_FILE],
+        np.ascontiguousarray(features, dtype="<f4").tobytes(),
+        np.ascontiguousarray(labels, dtype="<i8").tobytes(),
+    )
+    with ExitStack() as stack:
+        answer = run_isolated(
+            "portcullis.robustness.locked:measure",
+            [stack.enter_context(memory_file(data)) for data in handed],
+            {"shape": list(features.shape), "settings": dataclasses.asdict(settings), "question": question},
+            seconds=SECONDS,
+            memory=MEMORY,
+            prepare="portcullis.robustness.locked:prepare",
+        )
+    found = believe(answer, samples=len(features), labels=spec.labels)
+    if ("stop" in found.figures) is not (settings.mode == "verdict"):
+        raise ModelError("the attacked model's process answered another question than was asked")
+    return found
 
+
+def _question(begun: Step) -> Mapping[str, Any]:
+    """Return what the policy asks; the key of the order is derived from this gate's own, and orders these rows only."""
     check = begun.rule.checks.get("robust_accuracy")
     if check is None or check.low is None or (check.high is not None and check.high < 1):
         raise InconclusiveError("mode=verdict needs a policy that bounds robust_accuracy from below, and only there")
-    return Question(
-        threshold=check.low,
-        key=begun.signer.derive(b"robustness-order"),
-        subjects=(begun.inputs["model"], begun.inputs["test"], begun.store.policy.digest),
-    )
+    subjects = (begun.inputs["model"], begun.inputs["test"], begun.store.policy.digest)
+    key = hmac.digest(begun.signer.derive(b"robustness-order"), "|".join(subjects).encode(), "sha256")
+    return {"threshold": check.low, "key": key.hex(), "subjects": list(subjects)}

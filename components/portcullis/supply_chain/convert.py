@@ -5,12 +5,10 @@ First the scan must allow the file, which it does without loading it. Then PyTor
 keys behind them: CVE-2025-32434 ran code through that loader before PyTorch 2.6.
 """
 
-import os
 from pathlib import Path
-from typing import BinaryIO
 
 from portcullis.errors import ModelError
-from portcullis.files import read_bytes, write_all
+from portcullis.files import memory_file, read_bytes
 from portcullis.isolation import run_isolated
 from portcullis.models.store import MAX_WEIGHTS_BYTES
 from portcullis.supply_chain.scan import scan_model
@@ -39,7 +37,7 @@ def convert_checkpoint(path: Path, *, key: str = "") -> bytes:
     if not scanned.format.startswith("torch"):
         raise ModelError(f"the checkpoint is {scanned.format}, not what torch.save writes")
     data = read_bytes(path, limit=MAX_CHECKPOINT_BYTES)
-    with _in_memory(data) as checkpoint, _in_memory(b"") as target:
+    with memory_file(data) as checkpoint, memory_file(b"") as target:
         run_isolated(
             "portcullis.supply_chain.restricted:to_safetensors",
             [checkpoint, target],
@@ -50,11 +48,3 @@ def convert_checkpoint(path: Path, *, key: str = "") -> bytes:
         )
         target.seek(0)
         return target.read()
-
-
-def _in_memory(data: bytes) -> BinaryIO:
-    """Return a file of these bytes that has no name, at its start."""
-    stream = os.fdopen(os.memfd_create("portcullis", os.MFD_CLOEXEC), "w+b", buffering=0)
-    write_all(stream, data)
-    stream.seek(0)
-    return stream

@@ -1,0 +1,200 @@
+"""What a measurement found, as it leaves the locked process in which the model was attacked, and why to believe it.
+
+The process answers with JSON, and a hostile model may have written any of it. So it is believed only where every value
+is of its type, finite and possible: counts that fit one another and the rows that were handed over, shares in 0..1.
+What a hostile architecture could still say is a possible lie; it could say that to anyone who runs it.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from portcullis.errors import ModelError
+from portcullis.evidence.statement import Figure
+
+if TYPE_CHECKING:
+    from portcullis.robustness.evaluate import RobustnessReport
+
+LARGEST_SIDE = 32
+MAX_ENTRIES = 64
+MAX_TEXT = 200
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
+_SHARES = re.compile(r"(clean|robust)_accuracy(_[a-z0-9_]+)?|unbounded_success|gradient_agreement|planted_found")
+_COUNTS = ("samples", "classes", "pool", "judged", "gradient_free", "forward_equivalents")
+_WORDS = {"device": ("cpu", "cuda"), "stop": ("certain", "sequential", "exhausted")}
+_NORMS = ("linf", "l2")
+_INTERVAL = {"robust_accuracy_high", "pool", "judged", "stop"}
+_SOUNDNESS = {
+    *("batch_difference", "smallest_gradient", "gradient_agreement", "unbounded_success", "planted_found"),
+    "gradient_free",
+}
+
+
+@dataclass(frozen=True)
+class Reach:
+    """Within which norm and radius an attack's finds count."""
+
+    norm: str
+    radius: float
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What one attack did: within what, on how many samples, how many it broke, and its cost."""
+
+    ball: Reach
+    tried: int
+    broken: int
+    cost: int
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A sample and what an attack made of it, images (channels, height, width) in [0, 1], and the two classes."""
+
+    attack: str
+    clean: NDArray[np.float32]
+    adversarial: NDArray[np.float32]
+    label: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Findings:
+    """As `portcullis.robustness.evaluate.RobustnessReport`, of plain values."""
+
+    figures: Mapping[str, Figure]
+    attacks: Mapping[str, Attempt]
+    curve: Mapping[float, float]
+    examples: tuple[Picture, ...]
+
+
+def to_plain(report: "RobustnessReport") -> dict[str, Any]:
+    """Return a report as JSON has it, with images of at most 32 by 32 pixels.
+
+    Rows that are no images may be of persons, and are left out.
+    """
+    return {
+        "figures": dict(report.figures),
+        "attacks": [
+            [name, it.ball.norm, it.ball.radius, it.tried, it.broken, it.cost] for name, it in report.attacks.items()
+        ],
+        "curve": [[radius, share] for radius, share in report.curve.items()],
+        "examples": [
+            [it.attack, _small(it.clean), _small(it.adversarial), it.label, it.answer]
+            for it in report.examples
+            if it.clean.ndim == 3
+        ],
+    }
+
+
+def _small(image: NDArray[np.float32]) -> list[Any]:
+    step = math.ceil(max(image.shape[1:]) / LARGEST_SIDE)
+    found: list[Any] = np.round(image[:3, ::step, ::step].astype(np.float64), 4).tolist()
+    return found
+
+
+def believe(document: object, *, samples: int, labels: tuple[str, ...]) -> Findings:
+    """Return what a locked process answered, if it can be so.
+
+    Args:
+        document: The answer.
+        samples: How many rows were handed over.
+        labels: The model's.
+
+    Raises:
+        ModelError: It cannot.
+    """
+    try:
+        return _parsed(document, samples, labels)
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
+        raise ModelError(f"the attacked model's process gave no sound answer: {error}") from error
+
+
+def _parsed(document: Any, samples: int, labels: tuple[str, ...]) -> Findings:
+    _require(isinstance(document, dict) and set(document) == {"figures", "attacks", "curve", "examples"}, "its parts")
+    found = document["figures"]
+    _require(isinstance(found, dict) and len(found) <= MAX_ENTRIES, "its figures")
+    figures = {_name(name): _figure(name, value) for name, value in found.items()}
+    _require(figures["samples"] == samples and figures["classes"] == len(labels), "how many samples and classes")
+    attacks = {
+        _name(name): Attempt(Reach(_one_of(norm, _NORMS), _number(radius)), _count(tried), _count(broken), _count(cost))
+        for name, norm, radius, tried, broken, cost in _entries(document["attacks"])
+    }
+    curve = {_number(radius): _share(share) for radius, share in _entries(document["curve"])}
+    # Where enough is broken to fail, however soundly, an interval is all that there is.
+    rushed = not curve and figures.get("stop") == "certain" and figures["robust_accuracy"] == 0
+    _require({"device", "forward_equivalents"} <= figures.keys() and (rushed or figures.keys() >= _SOUNDNESS), "checks")
+    _require(_INTERVAL <= figures.keys() or not _INTERVAL & figures.keys(), "an interval")
+    examples = tuple(
+        Picture(_name(attack), _image(clean), _image(moved), _one_of(label, labels), _one_of(answer, labels))
+        for attack, clean, moved, label, answer in _entries(document["examples"])
+    )
+    _require(all(it.broken <= it.tried <= samples for it in attacks.values()), "how many samples were broken")
+    worst, clean = float(figures["robust_accuracy"]), float(figures["clean_accuracy"])
+    others = [float(value) for name, value in figures.items() if name.startswith("robust_accuracy_")]
+    _require(all(worst <= it <= clean for it in others) and worst <= clean, "a worst case above another case")
+    _require(_int(figures, "judged", 0) <= _int(figures, "pool", samples) <= samples, "how many samples were judged")
+    return Findings(figures, attacks, curve, examples)
+
+
+def _figure(name: str, value: Any) -> Figure:
+    if name in _WORDS:
+        return _one_of(value, _WORDS[name])
+    if name in _COUNTS:
+        return _count(value)
+    return _share(value) if _SHARES.fullmatch(name) else _number(value)
+
+
+def _int(figures: Mapping[str, Figure], name: str, default: int) -> int:
+    return int(figures.get(name, default))
+
+
+def _require(held: bool, what: str) -> None:  # noqa: FBT001 - a condition
+    if not held:
+        raise ValueError(what)
+
+
+def _entries(value: Any) -> list[Any]:
+    _require(isinstance(value, list) and len(value) <= MAX_ENTRIES, "a list")
+    found: list[Any] = value
+    return found
+
+
+def _name(value: Any) -> str:
+    _require(isinstance(value, str) and _NAME.fullmatch(value) is not None, "a name")
+    return str(value)
+
+
+def _one_of(value: Any, choices: tuple[str, ...]) -> str:
+    _require(isinstance(value, str) and value in choices, "a word")
+    return str(value)
+
+
+def _number(value: Any) -> int | float:
+    _require(type(value) in (int, float) and 0 <= value <= 1e300, "a number")
+    found: int | float = value
+    return found
+
+
+def _count(value: Any) -> int:
+    _require(type(value) is int and 0 <= value < 1 << 53, "a count")
+    return int(value)
+
+
+def _share(value: Any) -> int | float:
+    _require(_number(value) <= 1, "a share")
+    found: int | float = value
+    return found
+
+
+def _image(value: Any) -> NDArray[np.float32]:
+    image = np.array(value, dtype=np.float32)
+    sized = image.ndim == 3 and 1 <= len(image) <= 3 and all(1 <= side <= LARGEST_SIDE for side in image.shape[1:])
+    _require(sized and bool(((image >= 0) & (image <= 1)).all()), "an image")
+    return image

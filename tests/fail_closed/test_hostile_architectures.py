@@ -1,0 +1,220 @@
+"""Architectures whose code is the attacker's: the gates run them without keys, environment, files or network."""
+
+import dataclasses
+import socket
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import resting
+import torch
+from chains import World
+from safetensors.torch import save
+
+from portcullis.dataset import DatasetSpec, Features, Label
+from portcullis.digest import sha256, tree_digest
+from portcullis.equivalence.stage import evaluate_equivalence
+from portcullis.errors import GateInconclusiveError
+from portcullis.evidence.step import begin, enforce
+from portcullis.evidence.trust import Revocations, now_ms, write_trust_store
+from portcullis.files import write_bytes
+from portcullis.keys import Signer
+from portcullis.models.store import ModelSpec
+from portcullis.preflight.stage import preflight
+from portcullis.robustness.settings import RobustnessSettings
+from portcullis.robustness.stage import evaluate_robustness
+
+COLUMNS = ("a", "b", "c", "d")
+ROWS = DatasetSpec("squares", Label("label", ("dark", "bright")), Features(COLUMNS, (1, 2, 2), 0, 1))
+PLAN = RobustnessSettings(pgd_steps=20, cw_steps=10, deepfool_steps=5, apgd_steps=10, apgd_targets=0)
+
+# What a package of somebody else's offers as an architecture. Its options say what it does and when.
+PACKAGE = """
+import os, socket, subprocess
+from pathlib import Path
+
+import torch
+
+KEYS = {keys!r}
+GIVEN = ("LC_ALL", "PATH", "TORCHINDUCTOR_CACHE_DIR")  # the last by PyTorch itself
+
+
+def outcome(attempt):
+    try:
+        return f"got {{attempt()}}"
+    except OSError as error:
+        return f"refused {{error.errno}}"
+
+
+def attempts():
+    return "; ".join(
+        (
+            "key " + outcome(lambda: Path(KEYS, "robustness.pem").read_text()[:40]),
+            "folder " + outcome(lambda: os.listdir(KEYS)),
+            "environment " + str(sorted(name for name in os.environ if name not in GIVEN)),
+            "network " + outcome(lambda: socket.create_connection(("127.0.0.1", {port}))),
+            "program " + outcome(lambda: subprocess.run(["/bin/true"])),
+        )
+    )
+
+
+AT_IMPORT = attempts()
+
+
+class Net(torch.nn.Module):
+    def __init__(self, input_shape, classes, *, when="never"):
+        super().__init__()
+        self.linear = torch.nn.Linear(4, classes)
+        self.when = when
+        if when == "import":
+            raise RuntimeError(AT_IMPORT)
+        if when == "construction":
+            raise RuntimeError(attempts())
+
+    def forward(self, inputs):
+        if self.when == "use":
+            raise RuntimeError(attempts())
+        return self.linear(inputs.flatten(1))
+"""
+
+
+def step(name: str, stage: str, kind: str, inputs: dict, outputs: list[str], **more: object) -> dict:
+    known = {"parameters": {}, "requires": [], "checks": {}}
+    return {**known, "name": name, "stage": stage, "kind": kind, "inputs": inputs, "outputs": outputs, **more}
+
+
+STEPS = [
+    step("preflight", "preflight", "transform", {"policy": "policy"}, ["nonce"]),
+    step("source", "source", "transform", {"nonce": "preflight.nonce"}, ["model", "judged", "test"]),
+    step(
+        "robustness",
+        "robustness_gate",
+        "gate",
+        {"model": "source.model", "test": "source.test"},
+        ["model"],
+        parameters=dataclasses.asdict(PLAN),
+        checks={"robust_accuracy": {"min": 0.1, "max": 1}},
+    ),
+    step(
+        "equivalence",
+        "equivalence_gate",
+        "gate",
+        {"model": "source.model", "judged": "source.judged", "test": "source.test"},
+        ["model"],
+        checks={"agreement": {"min": 0.9, "max": 1}},
+    ),
+]
+
+
+class Place:
+    """A model of a hostile architecture, attested test rows, and two gates whose keys lie within reach of a reader."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        world = World()
+        world.keys |= {it["name"]: Signer.generate() for it in STEPS}
+        steps = [{**it, "key": world.keys[it["name"]].public_key.pem} for it in STEPS]
+        write_trust_store(
+            root / "trust",
+            owner=world.owner.public_key,
+            name="demo",
+            environment="development",
+            policy=world.policy_bytes(steps=steps, expires=now_ms() + 10**8),
+            revocations=Revocations(1).sign(world.owner),
+        )
+        resting.write_keys(root / "keys")
+        for it in STEPS:
+            write_bytes(root / "keys" / f"{it['name']}.pem", world.keys[it["name"]].private_pem(), mode=0o600)
+
+    def offer(self, port: int) -> Path:
+        """Install the package; return the folder to be on the path."""
+        site = self.root / "site"
+        write_bytes(site / "hostile_net" / "__init__.py", b"")
+        write_bytes(
+            site / "hostile_net" / "network.py",
+            PACKAGE.format(keys=str(self.root / "keys"), port=port).encode(),
+        )
+        about = site / "hostile_net-1.0.dist-info"
+        write_bytes(about / "METADATA", b"Metadata-Version: 2.1\nName: hostile-net\nVersion: 1.0\n")
+        write_bytes(about / "entry_points.txt", b"[portcullis.architectures]\nhostile = hostile_net.network:Net\n")
+        return site
+
+    def furnish(self, when: str) -> None:
+        spec = ModelSpec("hostile", {"when": when}, (1, 2, 2), 0, 1, ROWS.label.classes)
+        weights = {"linear.weight": torch.tensor([[-1.0] * 4, [1.0] * 4]), "linear.bias": torch.tensor([2.0, -2.0])}
+        for name in ("model", "judged"):
+            write_bytes(self.root / name / "model.json", spec.to_json())
+            write_bytes(self.root / name / "weights.safetensors", save(weights))
+        features = np.random.default_rng(0).uniform(0, 1, (120, 4)).astype(np.float32)
+        columns = {name: features[:, index] for index, name in enumerate(COLUMNS)}
+        labels = np.where(features.sum(axis=1) > 2, "bright", "dark")
+        resting.seal(self.root / "test", pa.table(columns | {"label": labels}), ROWS)
+        nonce = preflight(step="preflight", bundle=self.root / "first")
+        begun = begin(
+            "source",
+            stage="source",
+            inputs={"nonce": sha256(nonce.encode())},
+            parameters={},
+            evidence=[self.root / "first"],
+        )
+        outputs = {name: tree_digest(self.root / name) for name in ("model", "judged")}
+        begun.finish(
+            bundle=self.root / "evidence", outputs=outputs | {"test": resting.content(self.root / "test")}, figures={}
+        )
+
+    def judge(self, gate: str):
+        out = self.root / "out"
+        given = {name: self.root / name for name in ("model", "test", "evidence")}
+        given |= {"step": gate, "report": out / "report.html", "bundle": out / "bundle"}
+        if gate == "robustness":
+            return evaluate_robustness(settings=PLAN, **given)
+        return evaluate_equivalence(judged=self.root / "judged", **given)
+
+    def require_refused(self, gate: str) -> None:
+        with pytest.raises(GateInconclusiveError):
+            enforce(
+                gate,
+                subject=tree_digest(self.root / "model"),
+                evidence=self.root / "out" / "bundle",
+                passed=self.root / "out" / "passed",
+            )
+        assert not (self.root / "out" / "passed").exists()
+
+
+@pytest.fixture
+def listener():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        yield server
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listener: socket.socket) -> Place:
+    monkeypatch.setenv("PORTCULLIS_TRUST", str(tmp_path / "trust"))
+    monkeypatch.setenv("PORTCULLIS_KEYS", f"file:{tmp_path / 'keys'}")
+    here = Place(tmp_path)
+    monkeypatch.syspath_prepend(here.offer(listener.getsockname()[1]))
+    return here
+
+
+@pytest.mark.parametrize(
+    ("gate", "when"),
+    [("robustness", "import"), ("robustness", "use"), ("equivalence", "construction")],
+)
+def test_a_hostile_architecture_reaches_no_key_file_environment_network_or_program(place, listener, gate, when):
+    place.furnish(when)
+    statement = place.judge(gate)
+    assert statement.verdict == "FAILED" and statement.reason.startswith("inconclusive: ")
+    refused = "key refused 1; folder refused 1; environment []; network refused 1; program refused 1"
+    assert refused in statement.reason
+    with pytest.raises(BlockingIOError):
+        listener.accept()
+    assert not statement.figures
+    place.require_refused(gate)
+
+
+def test_somebody_elses_honest_architecture_is_judged_from_memory(place):
+    place.furnish("never")
+    statement = place.judge("equivalence")
+    assert (statement.verdict, statement.figures["accuracy"], statement.figures["samples"]) == ("PASSED", 1, 120)

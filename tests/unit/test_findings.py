@@ -1,0 +1,132 @@
+"""What a locked process says of a model that it attacked is believed only where it can be so."""
+
+import copy
+import json
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from portcullis.errors import ModelError
+from portcullis.robustness.findings import believe, to_plain
+from portcullis.robustness.page import robustness_details
+from portcullis.robustness.settings import RobustnessSettings
+
+LABELS = ("dark", "bright")
+IMAGE = np.linspace(0, 1, 64 * 64, dtype=np.float32).reshape(1, 64, 64)
+FIGURES = {
+    "samples": 100,
+    "classes": 2,
+    "clean_accuracy": 0.9,
+    "robust_accuracy": 0.5,
+    "robust_accuracy_pgd": 0.6,
+    "robust_accuracy_high": 0.7,
+    "unbounded_success": 1.0,
+    "smallest_gradient": 3.5,
+    "gradient_agreement": 1.0,
+    "planted_found": 1.0,
+    "gradient_free": 0,
+    "batch_difference": 1e-7,
+    "forward_equivalents": 12345,
+    "pool": 60,
+    "judged": 50,
+    "stop": "certain",
+    "device": "cpu",
+}
+BALL = SimpleNamespace(norm="linf", radius=0.1)
+REPORT = SimpleNamespace(
+    figures=FIGURES,
+    attacks={"pgd": SimpleNamespace(ball=BALL, tried=90, broken=30, cost=4000)},
+    curve={0.0: 1.0, 0.1: 0.6},
+    examples=(
+        SimpleNamespace(attack="pgd", clean=IMAGE, adversarial=IMAGE[:, ::-1], label="dark", answer="bright"),
+        SimpleNamespace(attack="pgd", clean=IMAGE[0, 0], adversarial=IMAGE[0, 1], label="dark", answer="bright"),
+    ),
+)
+
+
+def answer() -> dict:
+    """Return what the process would answer, once it went through JSON."""
+    return json.loads(json.dumps(to_plain(REPORT)))
+
+
+def test_what_was_found_comes_out_as_it_was_but_for_pictures() -> None:
+    found = believe(answer(), samples=100, labels=LABELS)
+    assert (found.figures, found.curve) == (FIGURES, REPORT.curve)
+    assert (found.attacks["pgd"].broken, found.attacks["pgd"].ball.norm) == (30, "linf")
+    (picture,) = found.examples  # a row that is no image is of no picture
+    assert picture.clean.shape == (1, 32, 32)
+    assert np.allclose(picture.clean, IMAGE[:, ::2, ::2], atol=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["full", "verdict"])
+def test_the_gates_page_shows_it(mode: str) -> None:
+    found = believe(answer(), samples=100, labels=LABELS)
+    shown = "".join(robustness_details(found, RobustnessSettings(mode=mode)))
+    assert "linf 0.1" in shown and "12,345" in shown and "dark becomes bright" in shown
+
+
+FORGED = {
+    "no object": lambda it: [it],
+    "a part missing": lambda it: {name: it[name] for name in ("figures", "attacks", "curve")},
+    "a part more": lambda it: it | {"verdict": "PASSED"},
+    "no figures": lambda it: it | {"figures": {}},
+    "figures that are a list": lambda it: it | {"figures": list(FIGURES)},
+    **{
+        f"{name} is {value!r}": lambda it, name=name, value=value: it | {"figures": it["figures"] | {name: value}}
+        for name, value in [
+            ("samples", 101),
+            ("samples", 100.0),
+            ("classes", 3),
+            ("clean_accuracy", math.nan),
+            ("clean_accuracy", math.inf),
+            ("clean_accuracy", 1.01),
+            ("clean_accuracy", 0.4),
+            ("clean_accuracy", "0.9"),
+            ("clean_accuracy", True),
+            ("robust_accuracy", -0.1),
+            ("robust_accuracy", None),
+            ("robust_accuracy", 0.65),
+            ("robust_accuracy", [0.5]),
+            ("robust_accuracy_pgd", 0.95),
+            ("robust_accuracy_high", 0.45),
+            ("pool", 101),
+            ("judged", 61),
+            ("judged", 10**400),
+            ("gradient_free", -1),
+            ("forward_equivalents", 0.5),
+            ("smallest_gradient", math.nan),
+            ("batch_difference", -1e-9),
+            ("stop", "whenever"),
+            ("device", "cpu\x1b[31m"),
+            ("Robust", 1),
+            ("<b>", 1),
+        ]
+    },
+    "too many figures": lambda it: it | {"figures": it["figures"] | {f"f{place}": 1 for place in range(64)}},
+    "attacks that are no list": lambda it: it | {"attacks": {}},
+    "an attack that is too short": lambda it: it | {"attacks": [["pgd", "linf", 0.1, 90, 30]]},
+    "an attack of another norm": lambda it: it | {"attacks": [["pgd", "l0", 0.1, 90, 30, 1]]},
+    "an attack that broke more than it tried": lambda it: it | {"attacks": [["pgd", "linf", 0.1, 90, 91, 1]]},
+    "an attack on more than all": lambda it: it | {"attacks": [["pgd", "linf", 0.1, 101, 1, 1]]},
+    "a name of markup": lambda it: it | {"attacks": [["<script>", "linf", 0.1, 90, 30, 1]]},
+    "a curve above one": lambda it: it | {"curve": [[0.1, 1.5]]},
+    "a radius of text": lambda it: it | {"curve": [["0.1", 0.5]]},
+    "a picture of another class": lambda it: it | {"examples": [["pgd", *_pixels(), "dark", "<b>"]]},
+    "a picture too large": lambda it: it | {"examples": [["pgd", [[[0.0] * 33]], [[[0.0] * 33]], "dark", "dark"]]},
+    "a picture of NaN": lambda it: it | {"examples": [["pgd", [[[math.nan]]], [[[0.0]]], "dark", "dark"]]},
+    "a ragged picture": lambda it: it | {"examples": [["pgd", [[[0.0], [0.0, 0.0]]], [[[0.0]]], "dark", "dark"]]},
+    "too many pictures": lambda it: it | {"examples": [["pgd", *_pixels(), "dark", "dark"]] * 65},
+}
+
+
+def _pixels() -> list:
+    return [[[[0.0]]], [[[1.0]]]]
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_what_cannot_be_so_is_not_believed(name: str) -> None:
+    forged = FORGED[name](copy.deepcopy(answer()))
+    with pytest.raises(ModelError, match="gave no sound answer"):
+        believe(forged, samples=100, labels=LABELS)
