@@ -130,7 +130,7 @@ def _parsed(document: Any, samples: int, labels: tuple[str, ...]) -> Findings:
     # Where enough is broken to fail, however soundly, an interval is all that there is.
     rushed = not curve and figures.get("stop") == "certain" and figures["robust_accuracy"] == 0
     _require({"device", "forward_equivalents"} <= figures.keys() and (rushed or figures.keys() >= _SOUNDNESS), "checks")
-    _require(_INTERVAL <= figures.keys() or not _INTERVAL & figures.keys(), "an interval")
+    _require(figures.keys() >= _INTERVAL or not _INTERVAL & figures.keys(), "an interval")
     examples = tuple(
         Picture(_name(attack), _image(clean), _image(moved), _one_of(label, labels), _one_of(answer, labels))
         for attack, clean, moved, label, answer in _entries(document["examples"])
