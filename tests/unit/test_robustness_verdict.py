@@ -1,6 +1,7 @@
 """Verdict mode: which rows it looks at, when it may stop, and how often that is wrong."""
 
 import dataclasses
+import hmac
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -243,7 +244,8 @@ class TestPolicy:
         begun = self.begun(tmp_path, {"robust_accuracy": {"min": 0.75, "max": 1}})
         question = stage._question(begun)
         assert question.threshold == 0.75 and question.subjects == ("a" * 64, "b" * 64, begun.store.policy.digest)
-        assert question.key == begun.signer.derive(b"robustness-order")
+        own = begun.signer.derive(b"robustness-order")
+        assert question.key == hmac.digest(own, "|".join(question.subjects).encode(), "sha256")
         again = dataclasses.replace(begun, nonce="1" * 32, started=5)
         assert stage._question(again) == question, "another run of the same must judge in the same order"
         other = dataclasses.replace(begun, inputs={**begun.inputs, "model": "e" * 64})

@@ -27,6 +27,7 @@ from portcullis.report import gate_page
 from portcullis.robustness.findings import Findings, believe
 from portcullis.robustness.page import robustness_details
 from portcullis.robustness.settings import RobustnessSettings
+from portcullis.robustness.verdict import Question
 
 SECONDS = 5 * 3600.0  # of the six hours that its pod may live
 MEMORY = 8 << 30
@@ -87,9 +88,14 @@ def _measured(
     features: NDArray[np.floating[Any]],
     labels: NDArray[np.integer[Any]],
     settings: RobustnessSettings,
-    question: Mapping[str, Any] | None,
+    question: Question | None,
 ) -> Findings:
     """Have the locked process attack the model."""
+    asked = question and {
+        "threshold": question.threshold,
+        "key": question.key.hex(),
+        "subjects": list(question.subjects),
+    }
     handed = (
         model_files[SPEC_FILE],
         model_files[WEIGHTS_FILE],
@@ -100,7 +106,7 @@ def _measured(
         answer = run_isolated(
             "portcullis.robustness.locked:measure",
             [stack.enter_context(memory_file(data)) for data in handed],
-            {"shape": list(features.shape), "settings": dataclasses.asdict(settings), "question": question},
+            {"shape": list(features.shape), "settings": dataclasses.asdict(settings), "question": asked},
             seconds=SECONDS,
             memory=MEMORY,
             prepare="portcullis.robustness.locked:prepare",
@@ -111,11 +117,11 @@ def _measured(
     return found
 
 
-def _question(begun: Step) -> Mapping[str, Any]:
+def _question(begun: Step) -> Question:
     """Return what the policy asks; the key of the order is derived from this gate's own, and orders these rows only."""
     check = begun.rule.checks.get("robust_accuracy")
     if check is None or check.low is None or (check.high is not None and check.high < 1):
         raise InconclusiveError("mode=verdict needs a policy that bounds robust_accuracy from below, and only there")
     subjects = (begun.inputs["model"], begun.inputs["test"], begun.store.policy.digest)
     key = hmac.digest(begun.signer.derive(b"robustness-order"), "|".join(subjects).encode(), "sha256")
-    return {"threshold": check.low, "key": key.hex(), "subjects": list(subjects)}
+    return Question(check.low, key, subjects)
