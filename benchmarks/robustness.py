@@ -129,7 +129,7 @@ def measure(quick: bool) -> Sequence[Record]:  # noqa: FBT001
     """Return the records of this benchmark; a quick one leaves the reference and training out."""
     records = [
         *_verdicts(Subject.of("pgd", 0.15, 240 if quick else TEST), rounds=1 if quick else 3),
-        *_single_attacks(Subject.of("plain", 0.1, 100 if quick else 200), rounds=1 if quick else 3),
+        *_single_attacks(Subject.of("plain", 0.15, 100 if quick else 200), rounds=1 if quick else 3),
     ]
     pairs = [("plain", 0.1)] if quick else list(itertools.product(("plain", "pgd"), (0.05, 0.1, 0.15)))
     subjects = [Subject.of(*pair, 120 if quick else 300) for pair in pairs]
