@@ -150,7 +150,8 @@ def verify_watermark(
 
 
 _LIMIT = (
-    "A mark in the weights does not survive distillation, nor the mean of five owners' copies: "
+    "A mark in the weights does not survive distillation, nor the mean of five owners' copies; one in soft labels, "
+    "where there is one, is taken over by students of probabilities only: "
     "an ABSENT mark does not prove that a model was not made from this one."
 )
 
