@@ -9,7 +9,7 @@ and an unknown key is refused.
     quality: {label_issues: 0.004, …}
     split: {test_fraction: 0.2}
     model: {architecture: digits-cnn, options: {width: 24}}
-    training: {method: trades2, epsilon: 0.15, …}
+    training: {method: trades2, epsilon: 0.1, …}
     dp_training: {target_epsilon: 3, delta: 0.00001, …}   (in place of `training`: the private variant)
     audit: {canaries: 300, confidence: 0.95}   (of the private variant)
     membership: {false_positives: 0.001, …}

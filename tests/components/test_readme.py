@@ -44,7 +44,8 @@ def test_a_stage_says_what_it_refuses_and_what_it_does_not(folder):
 @pytest.mark.parametrize("folder", STAGES)
 def test_the_snippet_compiles_to_a_pipeline_that_is_hardened_and_cannot_run_past_a_gate(folder, monkeypatch):
     monkeypatch.chdir(ROOT)
-    (snippet,) = (code for kind, code in FENCE.findall((STAGE_FOLDERS / folder / "README.md").read_text()) if kind)
+    _, _, use = (STAGE_FOLDERS / folder / "README.md").read_text().partition("\n## Use\n")
+    (snippet,) = (code for kind, code in FENCE.findall(use) if kind)
     names: dict[str, object] = {}
     exec(compile(snippet, f"{folder}/README.md", "exec"), names)
     executors, settings = documents(compiled(names["pipeline"]))

@@ -35,7 +35,7 @@ class TrainingSettings:
     """
 
     method: str = "trades2"
-    epsilon: float = 0.15
+    epsilon: float = 0.1
     steps: int = 10
     epochs: int = 40
     batch_size: int = 128
