@@ -30,7 +30,7 @@ BATCH = 128
 
 
 def attacks(target: Target, settings: RobustnessSettings) -> Mapping[str, Attack]:
-    """Return FGSM and PGD within `epsilon`; DeepFool and CW within `l2_budget`."""
+    """Return FGSM and PGD within `epsilon`; DeepFool within `l2_budget`."""
     epsilon, seed = settings.epsilon, settings.seed
     linf, l2 = Ball("linf", epsilon), Ball("l2", settings.l2_budget)
 
