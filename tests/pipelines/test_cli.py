@@ -189,7 +189,7 @@ def test_every_command_and_option_says_what_it_does(portcullis):
         *("diff", "lineage", "quarantine", "mask", "reveal", "scan", "convert", "attack", "sbom"),
         *("ledger", "ledger show", "ledger verify"),
         *("sign-pipeline", "verify-pipeline", "audit", "audit verify", "audit show"),
-        *("watermark", "watermark verify", "claim", "claim make", "claim check"),
+        *("watermark", "watermark verify", "claim", "claim stamp", "claim make", "claim check"),
         *("keys", "keys generate", "keys list", "keys trust", "keys revoke", "keys rewrap", "keys rollback"),
     }
     for path, command in found.items():

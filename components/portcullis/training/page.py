@@ -82,7 +82,8 @@ def _curves(history: Sequence[Mapping[str, float]], chosen: float) -> str:
         drawn = " ".join(f"{'L' if index else 'M'}{x:.1f} {y:.1f}" for index, (x, y) in enumerate(places))
         width = 2 if name == "robust_accuracy" else 1
         title = f"<title>{html.escape(name.replace('_', ' '))}</title>"
-        parts.append(f'<path d="{drawn}" fill="none" stroke="{colour}" stroke-width="{width}">{title}</path>')
+        line = f'<path d="{drawn}" fill="none" stroke="{colour}" stroke-width="{width}"/>'
+        parts.append(f"<g>{title}{line}</g>")
     x = _LEFT + chosen / last * _WIDTH
     parts.append(f'<path d="M{x:.1f} {_TOP} v{_HEIGHT}" stroke="var(--ink)" stroke-dasharray="4 3"/>')
     parts.append(f'<text x="{_LEFT}" y="{_TOP + _HEIGHT + 18}">0</text>')
