@@ -303,7 +303,7 @@ def test_training_on_one_large_step_that_collapses_is_stopped_and_rolled_back(mo
     features, labels = load_digits(return_X_y=True)
     spec = ModelSpec("digits-cnn", {"width": 8, "hidden": 32}, (1, 8, 8), 0, 16, tuple("0123456789"))
     settings = TrainingSettings(
-        method="nfgsm", epochs=20, batch_size=64, learning_rate=0.015, ema=0.8, held_out=0.2, device="cpu"
+        *("nfgsm", 0.15), epochs=20, batch_size=64, learning_rate=0.015, ema=0.8, held_out=0.2, device="cpu"
     )
     _, figures = train(features[:600], labels[:600], spec, settings)
     history = json.loads(figures["history"])

@@ -137,9 +137,8 @@ class TestAgreement:
 
     def test_fgsm_is_the_librarys(self, attacked: Attacked) -> None:
         library = attacked.broken(attacked.library(torchattacks.FGSM(attacked.module, eps=EPSILON)))
-        assert (attacked.broken(attacked.by("fgsm")) != library).sum() <= 2, (
-            "but where the library's gradient underflows"
-        )
+        missed = library & ~attacked.broken(attacked.by("fgsm"))
+        assert missed.sum() <= 2, "it finds more only where the library's gradient underflows"
 
     def test_ten_steps_on_the_margin_find_what_forty_find(self, attacked: Attacked) -> None:
         """The plan's default against more of the same."""
