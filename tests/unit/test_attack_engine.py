@@ -44,6 +44,9 @@ class Attacked:
                 case "fgsm":
                     loss = native.cross_entropy(self.labels, self.scale)
                     return native.fgsm(*given, loss, epsilon=epsilon)
+                case "fgsm-ce":
+                    loss = native.cross_entropy(self.labels, 1.0)
+                    return native.fgsm(*given, loss, epsilon=epsilon)
                 case "deepfool":
                     options = {"steps": 50, "classes": 9, **options}
                     return native.deepfool(*given, self.labels, overshoot=0.02, **options)
@@ -137,8 +140,11 @@ class TestAgreement:
 
     def test_fgsm_is_the_librarys(self, attacked: Attacked) -> None:
         library = attacked.broken(attacked.library(torchattacks.FGSM(attacked.module, eps=EPSILON)))
-        missed = library & ~attacked.broken(attacked.by("fgsm"))
-        assert missed.sum() <= 2, "it finds more only where the library's gradient underflows"
+        # Of one objective: the plan's is another, for it scales the logits.
+        assert (attacked.broken(attacked.by("fgsm-ce")) != library).sum() <= 2, (
+            "but where the library's gradient underflows"
+        )
+        assert int(attacked.broken(attacked.by("fgsm")).sum()) >= int(library.sum()) - 2
 
     def test_ten_steps_on_the_margin_find_what_forty_find(self, attacked: Attacked) -> None:
         """The plan's default against more of the same."""
