@@ -8,13 +8,9 @@ import datetime as dt
 import http.client
 import ssl
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from portcullis.errors import EvidenceError, InconclusiveError, MissingDependencyError, UsageError
-
-if TYPE_CHECKING:
-    from rfc3161_client import VerifierBuilder
 
 MAX_STAMP_BYTES = 64 << 10
 SECONDS = 30
@@ -59,53 +55,48 @@ def request_stamp(url: str, document: bytes, roots: bytes) -> bytes:
         MissingDependencyError: rfc3161-client is not installed.
     """
     try:
-        from rfc3161_client import HashAlgorithm, TimestampRequestBuilder, VerifierBuilder
+        from rfc3161_client import HashAlgorithm, TimestampRequestBuilder
     except ImportError as error:
         raise MissingDependencyError(_HELP) from error
 
     request = TimestampRequestBuilder().data(document).hash_algorithm(HashAlgorithm.SHA256).build()
     answer = _post(url, request.as_bytes())
-    _verify(answer, document, roots, VerifierBuilder.from_request(request))
+    verify_stamp(answer, document, roots, nonce=request.nonce)
     return answer
 
 
-def verify_stamp(stamp: bytes, document: bytes, roots: bytes) -> Stamped:
+def verify_stamp(stamp: bytes, document: bytes, roots: bytes, *, nonce: int | None = None) -> Stamped:
     """Return when a document was stamped.
 
     Args:
         stamp: The `TimeStampResp`, DER; it is not trusted.
         document: What was stamped.
         roots: Certificates that authorities are known by, PEM. Certificates count as of the stamped instant.
+        nonce: What the stamp was asked for with, while it is fresh.
 
     Raises:
         EvidenceError: The stamp is malformed, of another document, or not by a known authority.
         UsageError: The certificates are malformed, or there is none.
         MissingDependencyError: rfc3161-client is not installed.
     """
+    from cryptography.x509 import load_pem_x509_certificates
+
     try:
-        from rfc3161_client import VerifierBuilder
+        from rfc3161_client import VerificationError, VerifierBuilder, decode_timestamp_response
     except ImportError as error:
         raise MissingDependencyError(_HELP) from error
-
-    return _verify(stamp, document, roots, VerifierBuilder())
-
-
-def _verify(stamp: bytes, document: bytes, roots: bytes, builder: "VerifierBuilder") -> Stamped:
-    from cryptography.x509 import load_pem_x509_certificates
-    from rfc3161_client import VerificationError, decode_timestamp_response
 
     try:
         certificates = load_pem_x509_certificates(roots)
     except ValueError as error:
         raise UsageError("the time-stamp authority's certificates are not PEM") from error
-    for certificate in certificates:
-        builder = builder.add_root_certificate(certificate)
+    verifier = VerifierBuilder(roots=certificates, nonce=nonce).build()
     if len(stamp) > MAX_STAMP_BYTES:
         raise EvidenceError(f"the time stamp is larger than {MAX_STAMP_BYTES} bytes")
     try:
         response = decode_timestamp_response(stamp)
         # The library raises where something does not fit; what it returns is asked for all the same.
-        if builder.build().verify_message(response, document) is not True:
+        if verifier.verify_message(response, document) is not True:
             raise EvidenceError("the time stamp does not verify")
         info = response.tst_info
         stated, instant = info.accuracy, info.gen_time
@@ -114,6 +105,8 @@ def _verify(stamp: bytes, document: bytes, roots: bytes, builder: "VerifierBuild
             if stated
             else _UNSTATED
         )
+        if accuracy < dt.timedelta(0):
+            raise EvidenceError("the time stamp is malformed: its accuracy is below zero")
         return Stamped(_milliseconds(instant - accuracy), _milliseconds(instant + accuracy) + 1)
     except VerificationError as error:
         raise EvidenceError(f"the time stamp does not verify: {error}") from error

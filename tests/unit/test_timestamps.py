@@ -44,6 +44,12 @@ def test_a_stamp_is_asked_for_and_verifies(authority, accuracy: int | None, befo
 
 def test_one_of_several_known_authorities_is_enough(authority) -> None:
     verify_stamp(stamped(authority), DOCUMENT, Authority().pem + authority.pem)
+    verify_stamp(stamped(authority), DOCUMENT, authority.pem + authority.pem)  # and nobody minds one twice
+
+
+def test_an_accuracy_below_zero_is_refused(authority) -> None:
+    with pytest.raises(EvidenceError, match="malformed"):
+        stamped(authority, accuracy=-5)
 
 
 def test_earlier_means_certainly_earlier() -> None:

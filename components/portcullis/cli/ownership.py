@@ -96,7 +96,7 @@ def verify_mark(
     """
     from portcullis.digest import content_digest
     from portcullis.keys import resolve
-    from portcullis.models.store import SPEC_FILE, WEIGHTS_FILE, ModelSpec, read_model_files
+    from portcullis.models.store import SPEC_FILE, WEIGHTS_FILE, ModelSpec, load_model, read_model_files
     from portcullis.watermark.api import api_model, api_probabilities
     from portcullis.watermark.examine import WAYS, examine
     from portcullis.watermark.mark import Claim
@@ -123,9 +123,10 @@ def verify_mark(
         found = examine(tensors, decode_weights(files[WEIGHTS_FILE]), key, mark, tried=in_all)
     if url is not None and triggers is not None:
         answered = ask(api_model(url, spec, token=secret), make_triggers(key, mark, spec, triggers), tried=in_all)
-    if rows is not None:
-        predict = api_probabilities(url, spec, token=secret) if url else _probabilities(suspect)
-        soft = _soft_labels(predict, rows, spec, key, mark, in_all)
+    if rows is not None and url is not None:
+        soft = _soft_labels(api_probabilities(url, spec, token=secret), rows, spec, key, mark, in_all)
+    elif rows is not None and suspect is not None:
+        soft = _soft_labels(load_model(suspect).predict_probabilities, rows, spec, key, mark, in_all)
     verdict = _best([it.verdict for it in (found, answered, soft) if it is not None])
     if as_json:
         click.echo(json.dumps(_document(verdict, found, answered, soft), indent=2))
@@ -266,7 +267,8 @@ def check(
         click.echo(json.dumps(document, indent=2))
         return
     _say_weights(checked.examination)
-    say(f"suspect {checked.suspect[:SHORT]} bears the mark of {checked.owner}, committed to {document['committed']}")
+    say(f"suspect {checked.suspect[:SHORT]} bears the mark of {checked.owner}")
+    say(f"committed to by its signer's clock at {document['committed']}")
     if "stamped" in document:
         say(f"a time-stamp authority saw the commitment by {document['stamped']}")
     if against is not None:
@@ -294,14 +296,6 @@ def _weights(suspect: Path) -> bytes:
     from portcullis.models.store import MAX_WEIGHTS_BYTES, WEIGHTS_FILE
 
     return read_bytes(suspect / WEIGHTS_FILE if suspect.is_dir() else suspect, limit=MAX_WEIGHTS_BYTES)
-
-
-def _probabilities(suspect: Path | None) -> "Probabilities":
-    from portcullis.models.store import load_model
-
-    if suspect is None:  # pragma: no cover - the caller has seen to it
-        raise UsageError("name a suspect")
-    return load_model(suspect).predict_probabilities
 
 
 def _soft_labels(
