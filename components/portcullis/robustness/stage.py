@@ -72,7 +72,7 @@ def evaluate_robustness(
         spec.require_fit(rows.spec)
         features, labels = features_and_labels(rows)
         question = _question(begun) if settings.mode == "verdict" else None
-        measured = _measured(model_files, spec, features, labels, settings, question)
+        measured = attacked(model_files, spec, features, labels, settings, question)
         figures = dict(measured.figures)
         details = robustness_details(measured, settings)
     except (InconclusiveError, DataError, ModelError) as error:
@@ -82,7 +82,7 @@ def evaluate_robustness(
     return statement
 
 
-def _measured(
+def attacked(
     model_files: Mapping[str, bytes],
     spec: ModelSpec,
     features: NDArray[np.floating[Any]],
@@ -90,7 +90,22 @@ def _measured(
     settings: RobustnessSettings,
     question: Question | None,
 ) -> Findings:
-    """Have the locked process attack the model."""
+    """Have the locked process attack a model.
+
+    Args:
+        model_files: The two files of the model.
+        spec: What the first of them says.
+        features: Raw features (N, D) of the test rows.
+        labels: Their class indices (N,).
+        settings: The plan.
+        question: What `verdict` mode must decide.
+
+    Raises:
+        InconclusiveError: Nothing could be judged.
+        ModelError: The model cannot be loaded, or its process ended otherwise than by an answer that can be so.
+        MissingDependencyError: PyTorch or torchattacks is not installed.
+        UsageError: This system cannot lock a process in.
+    """
     asked = question and {
         "threshold": question.threshold,
         "key": question.key.hex(),
