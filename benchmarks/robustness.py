@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from statistics import fmean, median
 
 import numpy as np
@@ -181,35 +181,22 @@ def _verdicts(it: Subject, *, rounds: int) -> Iterator[Record]:
 
 
 def _single_attacks(it: Subject, *, rounds: int) -> Iterator[Record]:
-    """Compare PGD of as many steps, DeepFool and DDN: time, and what each breaks."""
-    module, inputs, targets = it.model.module, it.rows.inputs, it.rows.targets
+    """Compare PGD of as many steps, DeepFool and DDN: time, and what each breaks. All compute on one thread."""
     epsilon = it.settings.epsilon
     foolbox = find_backend("foolbox")(it.target, dataclasses.replace(it.settings, ddn_steps=100, deepfool_steps=50))
     art = find_backend("art")(it.target, dataclasses.replace(it.settings, pgd_steps=40, pgd_step_size=epsilon / 10))
-    own = {
-        "pgd": lambda: native.pgd(
-            module, inputs, native.margin_loss(targets), native.misclassified(targets),
-            epsilon=epsilon, steps=40, step_size=epsilon / 10, generator=native.generator_of(0, CPU),
-        ),
-        "deepfool": lambda: native.deepfool(module, inputs, targets, steps=50, overshoot=0.02, classes=9),
-        "ddn": lambda: native.ddn(module, inputs, targets, native.cross_entropy(targets, it.target.scale), steps=100),
-    }  # fmt: skip
-    for name, peer, attack, goal in (
-        ("pgd", "torchattacks", it.five["pgd"], 1.5),
-        ("deepfool", "torchattacks", it.five["deepfool"], 20),
-        ("deepfool", "foolbox", foolbox["deepfool"], 2),
-        ("ddn", "foolbox", foolbox["ddn"], None),
-        ("pgd", "ART", art["pgd"], 1.5),
+    for name, peer, attack, goal, first in (
+        ("pgd", "torchattacks", it.five["pgd"], 1.5, len(it.rows)),
+        ("deepfool", "torchattacks", it.five["deepfool"], 20, len(it.rows)),
+        ("deepfool", "foolbox", foolbox["deepfool"], 2, len(it.rows)),
+        ("ddn", "foolbox", foolbox["ddn"], None, len(it.rows)),
+        ("pgd", "ART", art["pgd"], 1.5, 50),
     ):
-        first = 50 if peer == "ART" else len(it.rows)
-        few = dataclasses.replace(it, rows=Rows(inputs[:first], targets[:first]))
-        mine = own[name] if peer != "ART" else lambda: native.pgd(
-            module, inputs[:50], native.margin_loss(targets[:50]), native.misclassified(targets[:50]),
-            epsilon=epsilon, steps=40, step_size=epsilon / 10, generator=native.generator_of(0, CPU),
-        )  # fmt: skip
+        few = dataclasses.replace(it, rows=Rows(it.rows.inputs[:first], it.rows.targets[:first]))
+        mine = dataclasses.replace(attack, propose=partial(_native, name, it))
         yield compare(
             f"{name} vs {peer}",
-            mine,
+            lambda few=few, mine=mine: few.broken(mine),
             lambda few=few, attack=attack: few.broken(attack),
             peer_name=peer,
             rounds=rounds,
@@ -217,17 +204,32 @@ def _single_attacks(it: Subject, *, rounds: int) -> Iterator[Record]:
             unit="CPU s",
             clock=time.process_time,
         )
-        mine_broken = adversarial(module, few.rows.inputs, mine(), few.rows.targets, attack.ball)
         yield _figure(
             f"{name}: broken rows of {first}, {attack.ball.norm} {attack.ball.radius:g}",
-            int(mine_broken.sum()),
+            int(few.broken(mine).sum()),
             "rows",
             peer=int(few.broken(attack).sum()),
             peer_name=peer,
         )
-    success = [float((margin(module(own[name]()), targets) <= 0).float().mean()) for name in ("deepfool", "ddn")]
-    theirs = float((margin(module(it.five["deepfool"].propose(inputs, targets)), targets) <= 0).float().mean())
-    yield _figure("deepfool: misclassified at any distance", success[0], "of 1", peer=theirs, peer_name="torchattacks")
+    anywhere = Ball("l2", 1e6)
+    success, theirs = (
+        float(it.broken(Attack(propose, anywhere)).mean())
+        for propose in (partial(_native, "deepfool", it), it.five["deepfool"].propose)
+    )
+    yield _figure("deepfool: misclassified at any distance", success, "of 1", peer=theirs, peer_name="torchattacks")
+
+
+def _native(name: str, it: Subject, clean: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return what our own attack of that name makes of some rows, by as many steps as the peers take."""
+    module, epsilon = it.model.module, it.settings.epsilon
+    if name == "deepfool":
+        return native.deepfool(module, clean, labels, steps=50, overshoot=0.02, classes=9)
+    if name == "ddn":
+        return native.ddn(module, clean, labels, native.cross_entropy(labels, it.target.scale), steps=100)
+    return native.pgd(
+        module, clean, native.margin_loss(labels), native.misclassified(labels),
+        epsilon=epsilon, steps=40, step_size=epsilon / 10, generator=native.generator_of(0, CPU),
+    )  # fmt: skip
 
 
 def _against_the_reference(it: Subject) -> Iterator[Record]:
