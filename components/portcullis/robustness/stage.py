@@ -8,6 +8,7 @@ import dataclasses
 import hmac
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from portcullis.at_rest import read_input
-from portcullis.dataset import features_and_labels, parse_dataset
+from portcullis.dataset import DatasetSpec, features_and_labels, parse_dataset
 from portcullis.digest import content_digest
 from portcullis.errors import DataError, InconclusiveError, ModelError
 from portcullis.evidence.statement import Figure, Statement
@@ -24,9 +25,11 @@ from portcullis.files import memory_file, write_bytes
 from portcullis.isolation import run_isolated
 from portcullis.models.store import SPEC_FILE, WEIGHTS_FILE, ModelSpec, read_model_files
 from portcullis.report import gate_page
-from portcullis.robustness.findings import Findings, believe
+from portcullis.robustness.findings import Findings, believe, believe_table
 from portcullis.robustness.page import robustness_details
 from portcullis.robustness.settings import RobustnessSettings
+from portcullis.robustness.tabular import TabularThreat, read_threat
+from portcullis.robustness.tabular.page import tabular_details
 from portcullis.robustness.verdict import Question
 
 SECONDS = 5 * 3600.0  # of the six hours that its pod may live
@@ -53,6 +56,7 @@ def evaluate_robustness(
         EvidenceError: The evidence does not hold for this very model and these very rows.
         SealError: The rows were altered at rest, or lie in plain text.
         KeyMaterialError: There is no key to open them.
+        ConfigError: The settings' threat is malformed, or names what these rows have not.
         MissingDependencyError: PyTorch or torchattacks is not installed.
         UsageError: This system cannot lock a process in.
     """
@@ -71,10 +75,16 @@ def evaluate_robustness(
         spec, rows = ModelSpec.from_json(model_files[SPEC_FILE]), parse_dataset(test_files)
         spec.require_fit(rows.spec)
         features, labels = features_and_labels(rows)
-        question = _question(begun) if settings.mode == "verdict" else None
-        measured = _measured(model_files, spec, features, labels, settings, question)
-        figures = dict(measured.figures)
-        details = robustness_details(measured, settings)
+        attacked = _Attacked(model_files, spec, features, labels, settings)
+        if settings.threat:
+            threat = read_threat(settings.threat, rows.spec)
+            figures = dict(_searched(attacked, threat, rows.spec))
+            details = tabular_details(threat, rows.spec.features.columns, figures)
+        else:
+            question = _question(begun) if settings.mode == "verdict" else None
+            measured = _measured(attacked, question)
+            figures = dict(measured.figures)
+            details = robustness_details(measured, settings)
     except (InconclusiveError, DataError, ModelError) as error:
         inconclusive = str(error)
     statement = begun.finish(bundle=bundle, figures=figures, inconclusive=inconclusive)
@@ -82,39 +92,59 @@ def evaluate_robustness(
     return statement
 
 
-def _measured(
-    model_files: Mapping[str, bytes],
-    spec: ModelSpec,
-    features: NDArray[np.floating[Any]],
-    labels: NDArray[np.integer[Any]],
-    settings: RobustnessSettings,
-    question: Question | None,
-) -> Findings:
-    """Have the locked process attack the model."""
+@dataclass(frozen=True)
+class _Attacked:
+    """A model's files and description, the raw rows (N, D) and labels (N,) that it is attacked on, and the plan."""
+
+    files: Mapping[str, bytes]
+    spec: ModelSpec
+    features: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    settings: RobustnessSettings
+
+    def by(self, function: str, prepare: str, **arguments: object) -> Any:
+        """Return what a function of `portcullis.robustness.locked` answers from its locked process."""
+        handed = (
+            self.files[SPEC_FILE],
+            self.files[WEIGHTS_FILE],
+            np.ascontiguousarray(self.features, dtype="<f4").tobytes(),
+            np.ascontiguousarray(self.labels, dtype="<i8").tobytes(),
+        )
+        plan = {"shape": list(self.features.shape), "settings": dataclasses.asdict(self.settings)}
+        with ExitStack() as stack:
+            return run_isolated(
+                f"portcullis.robustness.locked:{function}",
+                [stack.enter_context(memory_file(data)) for data in handed],
+                {**plan, **arguments},
+                seconds=SECONDS,
+                memory=MEMORY,
+                prepare=f"portcullis.robustness.locked:{prepare}",
+            )
+
+
+def _measured(attacked: _Attacked, question: Question | None) -> Findings:
+    """Have the locked process attack the model through its gradients."""
     asked = question and {
         "threshold": question.threshold,
         "key": question.key.hex(),
         "subjects": list(question.subjects),
     }
-    handed = (
-        model_files[SPEC_FILE],
-        model_files[WEIGHTS_FILE],
-        np.ascontiguousarray(features, dtype="<f4").tobytes(),
-        np.ascontiguousarray(labels, dtype="<i8").tobytes(),
-    )
-    with ExitStack() as stack:
-        answer = run_isolated(
-            "portcullis.robustness.locked:measure",
-            [stack.enter_context(memory_file(data)) for data in handed],
-            {"shape": list(features.shape), "settings": dataclasses.asdict(settings), "question": asked},
-            seconds=SECONDS,
-            memory=MEMORY,
-            prepare="portcullis.robustness.locked:prepare",
-        )
-    found = believe(answer, samples=len(features), labels=spec.labels)
-    if ("stop" in found.figures) is not (settings.mode == "verdict"):
+    answer = attacked.by("measure", "prepare", question=asked)
+    found = believe(answer, samples=len(attacked.features), labels=attacked.spec.labels)
+    if ("stop" in found.figures) is not (attacked.settings.mode == "verdict"):
         raise ModelError("the attacked model's process answered another question than was asked")
     return found
+
+
+def _searched(attacked: _Attacked, threat: TabularThreat, rows: DatasetSpec) -> Mapping[str, Figure]:
+    """Have the locked process attack the model through its probabilities."""
+    return believe_table(
+        attacked.by("measure_table", "prepare_table", rows=rows.to_dict()),
+        samples=len(attacked.features),
+        classes=len(attacked.spec.labels),
+        threat=threat,
+        settings=attacked.settings.tabular,
+    )
 
 
 def _question(begun: Step) -> Question:

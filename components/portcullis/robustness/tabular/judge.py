@@ -118,8 +118,7 @@ def judge_black_box(
     figures: dict[str, Figure] = {
         "samples": len(rows),
         "classes": classes,
-        "features": int((threat.epsilon > 0).sum()),
-        "groups": len(threat.groups) if threat.swaps else 0,
+        **threat.counts,
         "clean_accuracy": float(hits.mean()),
         "robust_accuracy": max(int((hits & ~broken).sum()) - noisy, 0) / len(rows),
         "planted_found": planted,
