@@ -127,6 +127,7 @@ class TestInconclusive:
             pytest.param(lambda inner, x: inner(x)[:-1], "for each row", id="a row too few"),
             pytest.param(lambda inner, x: inner(x).argmax(axis=1), "same classes", id="labels"),
             pytest.param(lambda inner, x: inner(x).round(), "labels, not probabilities", id="hard labels"),
+            pytest.param(lambda inner, x: 0.9 * inner(x).round() + 0.05, "labels, not prob", id="softened labels"),
             pytest.param(lambda inner, x: inner(x)[:, ::-1], "better than chance", id="always wrong"),
             pytest.param(lambda inner, x: np.tile([0.4, 0.6], (len(x), 1)), "better than chance", id="constant"),
             pytest.param(
