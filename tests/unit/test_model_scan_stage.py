@@ -263,7 +263,7 @@ def test_a_hostile_checkpoint_is_not_converted_though_its_gate_were_bypassed(pla
     with pytest.raises(GateFailedError):
         place.convert(evidence=place.root / "out" / "bundle")
     with pytest.raises(ModelError, match=r"os\.system"):
-        stage.convert_checkpoint(place.model)
+        stage.convert_foreign(place.model)
 
 
 def test_the_components_call_the_stages(place, checkpoint):

@@ -2,9 +2,11 @@
 
 import math
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx_files import (
@@ -14,6 +16,7 @@ from onnx_files import (
     NAMES,
     STUMPS,
     TREES,
+    WRITTEN,
     answers,
     attribute,
     classifier,
@@ -25,8 +28,9 @@ from onnx_files import (
     varint,
 )
 
-from portcullis.errors import ModelError
-from portcullis.models.store import LoadedModel, ModelSpec, load_model_files, model_files
+from portcullis.cli.main import cli
+from portcullis.errors import ModelError, PortcullisError
+from portcullis.models.store import LoadedModel, ModelSpec, load_model, load_model_files, model_files
 from portcullis.supply_chain import onnx_file, onnx_trees
 from portcullis.supply_chain.onnx_trees import convert_trees, read_trees
 
@@ -36,7 +40,7 @@ ALIKE = 1e-6
 def converted(name: str, low: float = 0, high: float = HIGH) -> LoadedModel:
     width = answers(name)["rows"].shape[1]
     module, spec = convert_trees(
-        onnx_bytes(name), shape=(width,), low=low, high=high, labels=LABELS[name.partition("-")[0]]
+        read_trees(onnx_bytes(name)), shape=(width,), low=low, high=high, labels=LABELS[name.partition("-")[0]]
     )
     return LoadedModel(spec, module)
 
@@ -70,7 +74,9 @@ class TestWritten:
         told = answers("wine-forest")["onnx"]
 
         def ordered(*labels: str) -> np.ndarray:
-            module, spec = convert_trees(onnx_bytes("wine-forest"), shape=(13,), low=0, high=HIGH, labels=labels)
+            module, spec = convert_trees(
+                read_trees(onnx_bytes("wine-forest")), shape=(13,), low=0, high=HIGH, labels=labels
+            )
             return LoadedModel(spec, module).predict_probabilities(rows)
 
         assert np.allclose(ordered("red", "rose", "white"), told, atol=ALIKE)
@@ -82,7 +88,7 @@ class TestWritten:
     @pytest.mark.parametrize("shape", [(12,), (14,), (13, 2)])
     def test_refuses_rows_of_another_width(self, shape: tuple[int, ...]) -> None:
         with pytest.raises(ModelError, match="13 features"):
-            convert_trees(onnx_bytes("wine-forest"), shape=shape, low=0, high=1, labels=LABELS["wine"])
+            convert_trees(read_trees(onnx_bytes("wine-forest")), shape=shape, low=0, high=1, labels=LABELS["wine"])
 
 
 FLOATS = st.floats(-1e6, 1e6, width=32)
@@ -131,7 +137,7 @@ class TestSmall:
     rows = np.array([[0.5, 0.25], [0.5, 0.5], [0.75, 0.75], [1, 1]], np.float32)
 
     def share(self, data: bytes, labels: tuple[str, ...] = ("0", "1")) -> list[float]:
-        module, spec = convert_trees(data, shape=(2,), low=0, high=1, labels=labels)
+        module, spec = convert_trees(read_trees(data), shape=(2,), low=0, high=1, labels=labels)
         return LoadedModel(spec, module).predict_probabilities(self.rows)[:, -1].round(6).tolist()
 
     def test_the_walk_is_as_written(self) -> None:
@@ -332,7 +338,7 @@ def test_bytes_cut_out_or_put_in_are_refused_or_leave_sound_trees(place: int, le
 
 def require_sound(data: bytes) -> None:
     try:
-        module, spec = convert_trees(data, shape=(30,), low=0, high=HIGH, labels=("0", "1"))
+        module, spec = convert_trees(read_trees(data), shape=(30,), low=0, high=HIGH, labels=("0", "1"))
     except ModelError:
         return
     model = LoadedModel(spec, module)
@@ -342,3 +348,45 @@ def require_sound(data: bytes) -> None:
 
 def test_the_small_classifier_is_what_the_hostile_ones_differ_from() -> None:
     assert read_trees(model([GOOD])).depth == 2 and TREES.startswith("ai.onnx.ml")
+
+
+class TestCommand:
+    """`portcullis convert FOREST.onnx`, which reads the file in a locked process."""
+
+    def run(self, *arguments: object):
+        return CliRunner().invoke(cli, [*map(str, arguments)])
+
+    def test_makes_a_model_that_answers_alike(self, tmp_path: Path) -> None:
+        out = tmp_path / "model"
+        given = ("--labels", "red,rose,white", "--high", HIGH)
+        result = self.run("convert", WRITTEN / "wine-forest.onnx", "--output", out, *given)
+        assert result.exit_code == 0, result.output
+        told = answers("wine-forest")
+        assert np.abs(load_model(out).predict_probabilities(told["rows"]) - told["onnx"]).max() < ALIKE
+        assert load_model(out).spec.labels == ("red", "rose", "white")
+
+    def test_a_scan_refuses_it_and_says_what_to_do(self) -> None:
+        result = self.run("scan", WRITTEN / "wine-forest.onnx")
+        assert isinstance(result.exception, ModelError) and "portcullis convert" in result.output
+
+    @pytest.mark.parametrize(
+        ("options", "reason"),
+        [
+            pytest.param(("--high", HIGH), "--labels", id="without labels"),
+            pytest.param(("--labels", "a,b"), "tell apart 0, 1, 2", id="too few labels"),
+            pytest.param(("--labels", "a,a,b"), "labels", id="a label twice"),
+            pytest.param(("--labels", "a,b,c", "--key", "model"), "key", id="a key"),
+            pytest.param(("--labels", "a,b,c", "--low", 1, "--high", 0), "bounds", id="bounds the wrong way round"),
+            pytest.param(("--labels", "a,b,c", "--high", "nan"), "", id="a bound of NaN"),
+        ],
+    )
+    def test_refuses_options(self, tmp_path: Path, options: tuple[object, ...], reason: str) -> None:
+        result = self.run("convert", WRITTEN / "wine-forest.onnx", "--output", tmp_path / "model", *options)
+        assert isinstance(result.exception, PortcullisError) and reason in str(result.exception)
+        assert not (tmp_path / "model").exists()
+
+    def test_refuses_what_is_no_trees(self, tmp_path: Path) -> None:
+        (tmp_path / "net.onnx").write_bytes(HOSTILE["an operator that is not known after"])
+        result = self.run("convert", tmp_path / "net.onnx", "--output", tmp_path / "model", "--labels", "a,b")
+        assert isinstance(result.exception, ModelError) and "Softmax" in str(result.exception)
+        assert not (tmp_path / "model").exists()

@@ -23,7 +23,8 @@ from portcullis.models.store import LoadedModel, save_model
 from portcullis.robustness import stage
 from portcullis.robustness.evaluate import evaluate
 from portcullis.robustness.settings import RobustnessSettings
-from portcullis.supply_chain.onnx_trees import convert_trees
+from portcullis.supply_chain.onnx_trees import convert_trees, read_trees
+from portcullis.supply_chain.stage import convert_model
 
 NAMES = tuple(name.replace(" ", "_") for name in load_breast_cancer().feature_names)
 SPEC = DatasetSpec("cells", Label("kind", ("malignant", "benign")), Features(NAMES, (30,), 0, HIGH))
@@ -59,7 +60,9 @@ PLANS = {
 def forest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with `model`, the forest, and `test`, rows that it has not seen."""
     root = tmp_path_factory.mktemp("forest")
-    module, spec = convert_trees(onnx_bytes("cancer-forest"), shape=(30,), low=0, high=HIGH, labels=SPEC.label.classes)
+    module, spec = convert_trees(
+        read_trees(onnx_bytes("cancer-forest")), shape=(30,), low=0, high=HIGH, labels=SPEC.label.classes
+    )
     save_model(root / "model", module, spec)
     features, labels = held_out()
     assert np.array_equal(features, answers("cancer-forest")["rows"][: HELD["cancer"]])
@@ -85,7 +88,16 @@ class Gate:
             }
             for name, it in PLANS.items()
         ]
-        ForeignPipeline(root, monkeypatch, *gates)
+        self.spec = {**json.loads((forest / "model" / "model.json").read_bytes()), "options": {}}
+        convert = {
+            "name": "convert",
+            "stage": "convert_model",
+            "inputs": {"checkpoint": f"{START['name']}.artifact"},
+            "outputs": ["model"],
+            "parameters": {"key": "", "spec": self.spec},
+        }
+        chained = {**gates[0], "name": "chained", "inputs": {"model": "convert.model", "test": "external"}}
+        ForeignPipeline(root, monkeypatch, *gates, convert, chained)
         start_chain(step=START["name"], artifact=forest / "model", bundle=root / "first")
 
     def judge(self, name: str, settings: RobustnessSettings | None = None) -> Statement:
@@ -120,6 +132,34 @@ def test_a_forest_passes_under_a_small_threat(gate: Gate) -> None:
         "mean_radius" in shown and "What may change in a row" in shown and "worst_area" not in shown.split("threat")[0]
     )
     gate.enforce("small")
+
+
+def test_from_the_onnx_file_to_the_verdict_in_one_chain(gate: Gate) -> None:
+    """Evidence begins with the file that skl2onnx wrote."""
+    root, source = gate.root, gate.root / "forest.onnx"
+    source.write_bytes(onnx_bytes("cancer-forest"))
+    start_chain(step=START["name"], artifact=source, bundle=root / "first")
+    convert_model(
+        step="convert",
+        checkpoint=source,
+        evidence=root / "first",
+        key="",
+        spec=gate.spec,
+        model=root / "model",
+        bundle=root / "converted",
+    )
+    assert tree_digest(root / "model") == tree_digest(gate.forest / "model"), "as it was converted without a pipeline"
+    statement = stage.evaluate_robustness(
+        step="chained",
+        model=root / "model",
+        test=gate.forest / "test",
+        evidence=root / "converted",
+        settings=PLANS["small"],
+        report=root / "report.html",
+        bundle=root / "judged",
+    )
+    assert statement.verdict == "PASSED", statement.reason
+    enforce("chained", subject=tree_digest(root / "model"), evidence=root / "judged", passed=root / "passed")
 
 
 def test_a_forest_fails_under_a_large_one(gate: Gate) -> None:
@@ -178,7 +218,9 @@ def test_a_hostile_answer_of_the_locked_process_is_inconclusive(
 
 
 def test_a_forest_has_no_gradients_to_be_judged_by(forest: Path) -> None:
-    module, spec = convert_trees(onnx_bytes("cancer-forest"), shape=(30,), low=0, high=HIGH, labels=SPEC.label.classes)
+    module, spec = convert_trees(
+        read_trees(onnx_bytes("cancer-forest")), shape=(30,), low=0, high=HIGH, labels=SPEC.label.classes
+    )
     few = RobustnessSettings(cw_steps=10, deepfool_steps=5, ddn_steps=10, apgd_steps=10, apgd_targets=0)
     with pytest.raises(InconclusiveError):
         evaluate(LoadedModel(spec, module), *held_out(), few)

@@ -9,14 +9,17 @@ Source: the operator's definition, github.com/onnx/onnx/blob/main/docs/Operators
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
+import numpy.ma  # np.unique imports it on first use, and a locked process imports nothing
 from numpy.typing import NDArray
 
 from portcullis.errors import ModelError
+from portcullis.files import read_full
 from portcullis.models.store import MAX_LABELS, MAX_WEIGHTS_BYTES, ModelSpec, build_module
-from portcullis.supply_chain.onnx_file import Graph, Node, parse_onnx
+from portcullis.supply_chain.foreign import ForeignModel, Rows
+from portcullis.supply_chain.onnx_file import MAX_ONNX_BYTES, Graph, Node, parse_onnx
 
 if TYPE_CHECKING:
     import torch
@@ -73,16 +76,16 @@ class Trees:
 
 
 def convert_trees(
-    data: bytes, *, shape: tuple[int, ...], low: float, high: float, labels: Sequence[str]
+    trees: Trees, *, shape: tuple[int, ...], low: float, high: float, labels: Sequence[str]
 ) -> "tuple[torch.nn.Module, ModelSpec]":
-    """Return an ONNX file's trees as a model, for `portcullis.models.store.save_model`.
+    """Return trees as a model, for `portcullis.models.store.save_model`.
 
     It decides as the ONNX model does on every row of float32 numbers in [low, high], with one exception: where scaling
     to [0, 1] rounds a value just above a threshold onto it, the row goes where the threshold itself would. That cannot
     be where `low` is 0 and `high` a power of two.
 
     Args:
-        data: The file.
+        trees: What `read_trees` read.
         shape: Shape of an input; its product is the number of features.
         low: Least raw feature value.
         high: Greatest raw feature value.
@@ -90,10 +93,9 @@ def convert_trees(
             the numbers from 0, which are taken as places in this order.
 
     Raises:
-        ModelError: `read_trees` refuses the file, or it is not for such rows and labels.
+        ModelError: They are not for such rows and labels.
         MissingDependencyError: PyTorch is missing.
     """
-    trees = read_trees(data)
     options = {
         "trees": len(trees.root),
         "splits": len(trees.feature),
@@ -116,6 +118,29 @@ def convert_trees(
     module = build_module(spec)
     module.load_state_dict({name: torch.from_numpy(np.ascontiguousarray(it)) for name, it in weights.items()})
     return module.eval(), spec
+
+
+def read_onnx_trees(source: BinaryIO, size: int, rows: Rows) -> ForeignModel:
+    """Read an ONNX file of trees as a model for rows within these bounds.
+
+    Args:
+        source: The file.
+        size: Its bytes.
+        rows: Their bounds, and the class names; where there are none, the order is the file's own.
+
+    Raises:
+        ModelError: As `read_trees` and `convert_trees`.
+        MissingDependencyError: PyTorch is missing.
+    """
+    from safetensors.torch import save
+
+    if size > MAX_ONNX_BYTES:
+        raise ModelError(f"an ONNX file of {size} bytes; {MAX_ONNX_BYTES} are allowed")
+    trees = read_trees(read_full(source, size))
+    module, spec = convert_trees(
+        trees, shape=(trees.width,), low=rows.low, high=rows.high, labels=rows.labels or trees.labels
+    )
+    return ForeignModel(spec.architecture, spec.options, spec.shape, len(spec.labels), save(module.state_dict()))
 
 
 def _scaled(threshold: NDArray[np.float32], spec: ModelSpec) -> NDArray[np.float32]:
