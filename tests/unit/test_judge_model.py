@@ -99,7 +99,7 @@ THREAT = b"mutable: {p20: {epsilon: 16}, p21: {epsilon: 16}, p28: {epsilon: 16, 
 
 
 def test_judges_a_table_by_what_may_change(model: Path, data: Path) -> None:
-    judged = judge_table(model, data, THREAT, TabularSettings(queries=200))
+    judged = judge_table(model, data, THREAT, TabularSettings(queries=400))
     figures = judged.report.figures
     assert figures["features"] == 3 and figures["samples"] == 120
     assert 0.2 < judged.robust_accuracy < figures["clean_accuracy"]
