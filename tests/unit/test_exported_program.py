@@ -619,7 +619,7 @@ def test_altered_values_of_a_program_are_refused_or_make_a_sound_model(data: st.
 
 def test_the_child_reads_programs_of_every_operator(tmp_path) -> None:
     """Locked in, it needs nothing that it may not have, on any operator."""
-    for name, form in (("everything", ""), ("decomposable", "decomposed"), ("attention", "functional")):
+    for name, form in (("everything", ""), ("decomposable", "decomposed")):
         data = exported.program(name, form)[1]
         path = tmp_path / "program.anything"
         path.write_bytes(data)
