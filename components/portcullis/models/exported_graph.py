@@ -31,7 +31,8 @@ abs.default add.Tensor div.Tensor erf.default exp.default log.default maximum.de
 minimum.default mul.Tensor neg.default pow.Tensor_Scalar reciprocal.default rsqrt.default rsub.Scalar
 rsub.Tensor sqrt.default sub.Tensor
 addmm.default baddbmm.default bmm.default linear.default matmul.default mm.default
-conv1d.default conv1d.padding conv2d.default conv2d.padding conv3d.default convolution.default
+conv1d.default conv1d.padding conv2d.default conv2d.padding conv3d.default conv_transpose2d.input
+convolution.default
 celu.default clamp.default clamp_max.default clamp_min.default elu.default gelu.default hardsigmoid.default
 hardswish.default hardtanh.default leaky_relu.default log_sigmoid.default mish.default prelu.default relu.default
 relu6.default selu.default sigmoid.default silu.default softplus.default tanh.default
@@ -42,23 +43,31 @@ _adaptive_avg_pool2d.default adaptive_avg_pool1d.default adaptive_avg_pool2d.def
 adaptive_max_pool1d.default adaptive_max_pool2d.default avg_pool1d.default avg_pool2d.default avg_pool3d.default
 max_pool1d.default max_pool2d.default max_pool2d_with_indices.default max_pool3d.default
 upsample_bilinear2d.vec upsample_nearest2d.vec
-amax.default amin.default linalg_vector_norm.default max.dim mean.dim sum.dim_IntList var.correction
+amax.default amin.default linalg_vector_norm.default max.dim mean.dim sum.dim_IntList var.correction var.dim
 cat.default chunk.default clone.default constant_pad_nd.default contiguous.default expand.default flatten.using_ints
 pad.default permute.default repeat.default reshape.default select.int slice.Tensor split.Tensor
 split_with_sizes.default squeeze.dim squeeze.dims stack.default t.default transpose.int unbind.int unflatten.int
 unsqueeze.default
 """
+
+
+def _operator(name: str) -> Any:
+    overloads, _, overload = name.partition(".")
+    return getattr(getattr(torch.ops.aten, overloads, None), overload, None)
+
+
 OPERATORS: Mapping[str, Any] = {
-    name: getattr(getattr(torch.ops.aten, name.partition(".")[0]), name.partition(".")[2]) for name in _NAMES.split()
+    name: found
+    for name in _NAMES.split()
+    if (found := _operator(name)) is not None  # not every PyTorch has them all
 }
 # What text an argument may be.
 _WORDS = frozenset({"none", "tanh", "same", "valid", "constant", "reflect", "replicate", "circular"})
 # Arguments that have one value here, and those that no step may give.
 _FIXED = {"training": False, "half_to_float": False, "dropout_p": 0, "implicit": False}
 _NEVER = frozenset({"dtype", "layout", "device", "memory_format", "pin_memory"})
-# Where a size may be a multiple of the number of rows, and which tensors may be numbers.
+# Where a size may be a multiple of the number of rows.
 _SIZES = frozenset({"shape", "size", "sizes", "repeats"})
-_NUMBERS = frozenset({"other"})
 _STATE = re.compile(r"(?=.{1,200}\Z)[A-Za-z0-9_]+(?:/[A-Za-z0-9_]+)*")
 _RESULT = re.compile(r"%(0|[1-9][0-9]{0,3})(?::(0|[1-9][0-9]{0,2}))?")
 
@@ -302,7 +311,9 @@ def _require_taken(step: Step, index: int) -> None:
     kinds = {it.name: str(it.type) for it in OPERATORS[step.operator]._schema.arguments}  # noqa: SLF001
     for name, value in step.arguments.items():
         fixed = name in _FIXED and not (type(value) in (bool, int) and value == _FIXED[name])
-        if name not in kinds or name in _NEVER or fixed or not _fits(kinds[name], name, value):
+        # Of two operands PyTorch takes a number for one.
+        fits = _fits(kinds.get(name, ""), name, value) or ("other" in kinds and _is_operand(kinds.get(name), value))
+        if name in _NEVER or fixed or not fits:
             raise ModelError(f"step {index} of a graph gives {step.operator} what it does not take ({name[:40]!a})")
 
 
@@ -318,7 +329,7 @@ def _fits(kind: str, name: str, value: object) -> bool:
         )
     match kind:
         case "Tensor":
-            return isinstance(value, str) or (name in _NUMBERS and _is_number(value))
+            return isinstance(value, str)
         case "int":
             return type(value) is int and abs(value) <= MAX_NUMBER
         case "float" | "number":
@@ -334,8 +345,12 @@ def _within(outer: str, kind: str) -> str:
     return kind[len(outer) + 1 : -1] if kind.startswith(f"{outer}[") and kind.endswith("]") else ""
 
 
-def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+def _is_operand(kind: str | None, value: object) -> bool:
+    return kind == "Tensor" and _is_number(value)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def _is_multiple(value: object) -> bool:

@@ -42,7 +42,7 @@ MAX_JSON_BYTES = 64 << 20
 MAX_SMALL_BYTES = 64
 MAX_NODES = 20_000
 EXPORT = "torch.export.export(model.eval(), (rows,), dynamic_shapes=({0: torch.export.Dim('batch')},))"
-DECOMPOSE = "export it with run_decompositions({})"
+DECOMPOSE = "export it in eval() mode, and save what its run_decompositions({}) returns"
 
 _MEMBER = re.compile(
     r"(?P<root>[^/\\\x00]{1,200})/(?P<name>archive_format|archive_version|byteorder|\.data/(?:version|serialization_id)"
