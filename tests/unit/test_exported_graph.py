@@ -9,6 +9,7 @@ from functools import cache
 import exported
 import pytest
 import torch
+from safetensors.numpy import save
 
 from portcullis.digest import canonical_json
 from portcullis.errors import ModelError
@@ -17,6 +18,8 @@ from portcullis.models.exported_graph import ARCHITECTURE, OPERATORS, Graph, Ste
 from portcullis.models.store import LoadedModel, ModelSpec, build_module, load_model_files, model_files
 from portcullis.supply_chain.exported_program import read_exported_program
 from portcullis.supply_chain.programs import require_rows_apart
+from portcullis.watermark.mark import Claim, embed, read
+from portcullis.watermark.weights import decode_weights
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -124,9 +127,29 @@ class TestModule:
         assert laid_out.state_dict()["stem/weight"].is_contiguous(memory_format=torch.channels_last)
         assert all(torch.allclose(*pair, atol=1e-5) for pair in zip(answers(laid_out, 4), wanted, strict=True))
 
+    def test_takes_no_rows_as_well(self, model: LoadedModel) -> None:
+        inputs = torch.rand(0, *exported.ROW).requires_grad_()
+        logits = model.module(inputs)
+        assert logits.shape == (0, exported.CLASSES) and logits.dtype == torch.float32
+        assert torch.autograd.grad(logits.sum(), inputs)[0].shape == inputs.shape
+
     def test_refuses_rows_of_another_shape(self, model: LoadedModel) -> None:
         with pytest.raises(ModelError, match="shape"):
             model.module(torch.rand(2, 64))
+
+
+def test_a_mark_is_put_into_a_network_that_came_as_a_program_and_read_from_it() -> None:
+    spec = ModelSpec("digits-cnn", {}, exported.ROW, 0, 1, tuple("0123456789"))
+    model = converted(exported.saved(exported.exported(build_module(spec).eval())))
+    files = model_files(model.module, model.spec)
+    weights = decode_weights(files["weights.safetensors"])
+    marked = embed(weights, bytes(range(32)), Claim("Example Ltd", "a" * 64))
+    again = load_model_files(files | {"weights.safetensors": save(marked.tensors)})
+    read_from = {name: tensor.numpy() for name, tensor in again.module.state_dict().items()}
+    assert read(read_from, bytes(range(32)), Claim("Example Ltd", "a" * 64)).verdict == "PRESENT"
+    assert read(weights, bytes(range(32)), Claim("Example Ltd", "a" * 64)).verdict != "PRESENT"
+    found, wanted = answers(again.module, 3)[0], answers(model.module, 3)[0]
+    assert torch.allclose(found, wanted, atol=0.05) and not torch.equal(found, wanted)
 
 
 SOUND = {

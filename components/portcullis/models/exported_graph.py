@@ -201,6 +201,8 @@ class ExportedGraph(torch.nn.Module):
         """Map inputs (N, *input_shape) float32 in [0, 1] to logits (N, classes) float32."""
         if inputs.shape[1:] != self._shape:
             raise ModelError(f"{ARCHITECTURE}: rows have the shape {list(inputs.shape[1:])}, not {list(self._shape)}")
+        if not len(inputs):  # which leaves open what a size of -1 stands for
+            return inputs.flatten(1).sum(1, keepdim=True).expand(0, self._classes)
         logits = self._plan.carry_out({**self._parameters, **self._buffers, INPUT: inputs})
         if logits.shape != (len(inputs), self._classes) or logits.dtype != torch.float32:
             raise ModelError(f"{ARCHITECTURE}: {len(inputs)} rows became {list(logits.shape)} {logits.dtype}")
@@ -355,8 +357,8 @@ def _is_number(value: Any) -> bool:
 
 def _is_multiple(value: object) -> bool:
     match value:
-        case {"batch": times} if len(value) == 1:
-            return type(times) is int and 1 <= times <= MAX_NUMBER
+        case {"batch": int() as times, **others}:
+            return not others and type(times) is int and 1 <= times <= MAX_NUMBER
     return False
 
 
