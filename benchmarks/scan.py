@@ -3,16 +3,16 @@
 Each peer judges every file of one corpus by its own API, in its own environment; a file that it calls clean, or skips
 without a word, is a silent miss. The corpus is that of the tests (`tests/unit/hostile_models.py`): pickles, alone
 and in archives, that hold something a tensor never needs, not all of which anybody knows how to abuse; and archives
-that are not what they seem. Times are processor time of the judging alone, in a running process.
+that are not what they seem. Times are processor time of the judging alone, in a running process; memory is the peak
+of that process, which has imported the scanner and nothing else.
 """
 
-import io
 import json
 import runpy
 import subprocess
+import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,11 +20,18 @@ from typing import Any
 from benchmarks import Record, command
 from benchmarks.peers import peer_python
 from portcullis.models.pytorch import torch
-from portcullis.supply_chain.scan import scan_files
 
 ROOT = Path(__file__).parents[1]
 
 # Each defines whether a file is flagged; the driver tells which of a folder are, and whether one large, sound one is.
+OURS = """
+import io
+from pathlib import Path
+from portcullis.supply_chain.scan import scan_files
+def flagged(path):
+    with io.FileIO(path) as stream:
+        return bool(scan_files(stream, names=[Path(path).name])[0]["refused"])
+"""
 JUDGES = {
     "modelscan": (
         ("modelscan==0.8.8",),
@@ -75,7 +82,9 @@ with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.St
         start = time.process_time()
         sound = not flagged(large)
         seconds.append(time.process_time() - start)
-print(json.dumps(dict(flagged=found, sound=sound, seconds=seconds)))
+with open("/proc/self/status") as status:
+    peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
+print(json.dumps(dict(flagged=found, sound=sound, seconds=seconds, memory=peak / 1024)))
 """
 
 
@@ -90,21 +99,23 @@ def measure(quick: bool) -> Sequence[Record]:  # noqa: FBT001
         large = Path(name) / "large.pt"
         torch.save({f"layer{i}.weight": torch.zeros(1 << 20) for i in range(16 if quick else 128)}, large)
         files = sorted(folder.iterdir())
-        missed = sum(not _refused(path) for path in files)
-        own = [_seconds(lambda: _refused(large)) for _ in range(rounds)]
-        records = [_record("hostile files that pass", "files", missed, None, "", target=0)]
-        if _refused(large):
+        own = _ask(Path(sys.executable), OURS, folder, large, rounds)
+        if not own["sound"]:
             raise AssertionError("a sound checkpoint was refused")
+        missed = len(files) - len(own["flagged"])
+        records = [_record("hostile files that pass", "files", missed, None, "", target=0)]
+        label = f"judging {large.stat().st_size >> 20} MiB of tensors"
         for peer, (requirements, judge) in JUDGES.items():
             answer = _ask(peer_python(peer, *requirements), judge, folder, large, rounds)
             theirs = len(files) - len(answer["flagged"])
-            records.append(_record(f"hostile files that pass, of {len(files)}", "files", missed, theirs, peer))
-            records.append(_record("sound checkpoints refused", "files", 0, float(not answer["sound"]), peer))
+            milliseconds = [median(it["seconds"]) * 1e3 for it in (own, answer)]
             target = 4.0 if peer == "modelscan" else None
-            label = f"judging {large.stat().st_size >> 20} MiB of tensors"
-            records.append(
-                _record(label, "ms", median(own) * 1e3, median(answer["seconds"]) * 1e3, peer, target=target)
-            )
+            records += [
+                _record(f"hostile files that pass, of {len(files)}", "files", missed, theirs, peer),
+                _record("sound checkpoints refused", "files", 0, float(not answer["sound"]), peer),
+                _record(label, "ms", *milliseconds, peer, target=target),
+                _record(f"{label}: memory", "MiB", own["memory"], answer["memory"], peer),
+            ]
     return records
 
 
@@ -116,11 +127,6 @@ def _write_corpus(folder: Path, hostile: dict[str, Any]) -> None:
         (folder / f"archive-{index:03}.pt").write_bytes(data)
 
 
-def _refused(path: Path) -> bool:
-    with io.FileIO(path) as stream:
-        return bool(scan_files(stream, names=[path.name])[0]["refused"])  # type: ignore[arg-type]
-
-
 def _ask(python: Path, judge: str, folder: Path, large: Path, rounds: int) -> dict[str, Any]:
     driver = DRIVER.replace("{judge}", judge)
     done = subprocess.run(
@@ -128,12 +134,6 @@ def _ask(python: Path, judge: str, folder: Path, large: Path, rounds: int) -> di
     )
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return answer
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    start = time.process_time()
-    work()
-    return time.process_time() - start
 
 
 def _record(

@@ -46,6 +46,7 @@ BESIDE = {
     "ingest/plan.yaml": ("ingest", "plan_shards"),
     "pii/gate.yaml": ("pii", "residual_pii_gate"),
     "dp_training/gate.yaml": ("dp_training", "privacy_audit_gate"),
+    "robustness/over_shards.yaml": ("robustness", "robustness_gate_over_shards"),
     "watermark/gate.yaml": ("watermark", "verify_watermark_gate"),
     "watermark/with_triggers.yaml": ("watermark", "watermark_with_triggers"),
     "attestation/start.yaml": ("attestation", "start_chain"),

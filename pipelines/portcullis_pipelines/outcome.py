@@ -12,9 +12,10 @@
 | `deployment.json` | the signed statement of the deployment |
 | `audit/` | the audit log of the run's processes, and its signed checkpoints |
 | `run.json` | the same facts for a program |
+| `mlbom.cdx.json` | the model's bill of materials (CycloneDX), its card filled from the evidence |
 
-Private keys never lie here. `run.json` and the report are functions of the evidence; they are made again and compared
-when the directory is verified, so that a reader of either is not told something else.
+Private keys never lie here. `run.json`, the bill and the report are functions of the evidence; they are made again and
+compared when the directory is verified, so that a reader of any is not told something else.
 """
 
 import json
@@ -46,6 +47,7 @@ from portcullis.report import gate_section, page, paragraph, plain, section, tab
 from portcullis.sealing.recipients import opener_at, recipient_at
 from portcullis.sealing.sealed import rewrap, sealed_digest, sealed_recipients
 from portcullis.serving.admitted import read_admission
+from portcullis.supply_chain.bill import encode_bill, model_bill
 from portcullis.training.page import training_section
 from portcullis_pipelines.picture import chain_picture
 
@@ -59,7 +61,8 @@ DEPLOYMENT = "deployment.json"
 REPORT = "report.html"
 AUDIT = "audit"
 RUN = "run.json"
-PARTS = frozenset({EVIDENCE, POLICY, MODEL, SIGNATURE, QUARANTINE, ADMISSION, DEPLOYMENT, REPORT, AUDIT, RUN})
+BILL = "mlbom.cdx.json"
+PARTS = frozenset({EVIDENCE, POLICY, MODEL, SIGNATURE, QUARANTINE, ADMISSION, DEPLOYMENT, REPORT, AUDIT, RUN, BILL})
 MAX_RUN_BYTES = 16 << 20
 MAX_FIGURES = 12
 
@@ -87,7 +90,7 @@ def verify_directory(directory: Path, store: TrustStore, *, published: bool = Tr
     Args:
         directory: What `portcullis run` left.
         store: The trust store.
-        published: Compare `run.json` and the report too; False before they are written.
+        published: Compare `run.json`, the bill and the report too; False before they are written.
 
     Raises:
         RefusedError: Anything is missing, altered, or not what this trust store admits.
@@ -122,6 +125,7 @@ def verify_directory(directory: Path, store: TrustStore, *, published: bool = Tr
     require_quarantine(directory, chain)
     if published:
         _require_told(directory / RUN, run_json(verified))
+        _require_told(directory / BILL, bill(verified))
         _require_told(directory / REPORT, _page_of(verified))
     return verified
 
@@ -247,9 +251,16 @@ def run_json(verified: Verified) -> bytes:
     return _pretty(document)
 
 
+def bill(verified: Verified) -> bytes:
+    """Return the model's bill of materials, dated when it was deployed."""
+    content, time = verified.admission.content, verified.deployment.finished
+    return encode_bill(model_bill(verified.statements, verified.policy, content=content, time=time))
+
+
 def write_reports(directory: Path, verified: Verified) -> None:
-    """Write `report.html` and `run.json` into a directory that verified."""
+    """Write `report.html`, `run.json` and `mlbom.cdx.json` into a directory that verified."""
     write_bytes(directory / REPORT, _page_of(verified))
+    write_bytes(directory / BILL, bill(verified))
     write_bytes(directory / RUN, run_json(verified))
 
 

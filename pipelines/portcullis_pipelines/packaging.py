@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from portcullis.audit.log import AUDIT_ENV
 from portcullis.container import IMAGE
 from portcullis.errors import DataError, PipelineError, UsageError
 from portcullis.harden import GPU_RESOURCE
@@ -25,6 +26,7 @@ from portcullis_pipelines.inspection import inspect
 WHOLE = ("reference.yaml",)
 SPLIT = ("secure_training.yaml", "release.yaml")
 DATA_MOUNT = "/data"
+AUDIT_MOUNT = "/var/run/portcullis/audit"
 IMAGE_ENV = "PORTCULLIS_IMAGE"  # what each statement declares as its image
 _READERS = ("exec-ingest", "exec-survey-shard")  # whose containers read the raw data
 DATA_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
@@ -76,6 +78,7 @@ def package(
     gpus: int = 0,
     gpu_resource: str = GPU_RESOURCE,
     split: bool = False,
+    audit_claim: str = "",
 ) -> dict[str, bytes]:
     """Compile the reference pipeline for a cluster, the configuration's values as its arguments' defaults.
 
@@ -86,12 +89,14 @@ def package(
         gpus: How many GPUs training and the robustness gates ask for each.
         gpu_resource: What Kubernetes calls them.
         split: Compile the two parts apart.
+        audit_claim: Name of a PersistentVolumeClaim that several pods may write to; each step that signs mounts it at
+            `/var/run/portcullis/audit` and writes its audit log there.
 
     Returns:
         File name, of `WHOLE` or of `SPLIT`, to compiled YAML.
 
     Raises:
-        UsageError: The image has no digest, or the number or kind of GPUs cannot be.
+        UsageError: The image has no digest, the number or kind of GPUs cannot be, or the claim's name is none.
     """
     from portcullis_pipelines.reference import release_from_storage, variant
 
@@ -100,11 +105,13 @@ def package(
     if not 0 <= gpus <= 999:
         raise UsageError(f"{gpus} is no number of GPUs")
     require_gpu_resource(gpu_resource)
+    if audit_claim:
+        require_object_name(audit_claim, "PersistentVolumeClaim")
     arguments = config.arguments(data.uri, gpus=gpus, gpu_resource=gpu_resource)
     training, whole = variant(private=config.dp_training is not None, sharded=config.shards > 1)
     parts = (training, release_from_storage) if split else (whole,)
     return {
-        name: compiled(_placed(part, image, data), arguments)
+        name: compiled(_placed(part, image, data, audit_claim), arguments)
         for name, part in zip(SPLIT if split else WHOLE, parts, strict=True)
     }
 
@@ -142,19 +149,28 @@ def with_image(data: bytes, image: str) -> bytes:
     return "---\n".join(yaml.safe_dump(it) for it in documents).encode()
 
 
-def _placed(pipeline: Any, image: str | None, data: DataAccess) -> Any:
-    """Return a copy of a pipeline whose containers run `image` and which reaches the data where it reads them."""
+def _placed(pipeline: Any, image: str | None, data: DataAccess, audit_claim: str) -> Any:
+    """Return a copy of a pipeline whose containers run `image`, reach the data where they read them, and keep a log."""
     pipeline = copy.copy(pipeline)
     pipeline.component_spec = copy.deepcopy(pipeline.component_spec)
     executors = pipeline.pipeline_spec.deployment_spec["executors"]
+    configured = pipeline.platform_spec.platforms["kubernetes"].deployment_spec.executors
     if image is not None:
         _run_image(executors, image)
-    for name in _READERS:
-        if name in executors:
+    for name, settings in configured.items():
+        container, volumes = executors[name]["container"], []
+        if name in _READERS:
             if data.endpoint:
-                _set_environment(executors[name]["container"], "AWS_ENDPOINT_URL_S3", data.endpoint)
-            settings = pipeline.platform_spec.platforms["kubernetes"].deployment_spec.executors[name]
-            settings.update(_data_volumes(data))
+                _set_environment(container, "AWS_ENDPOINT_URL_S3", data.endpoint)
+            if data.secret:
+                settings.update(_data_secret(data.secret))
+            volumes += [_volume(data.claim, DATA_MOUNT)] if data.claim else []
+        # Who has a key of its own signs, and so can sign a log; what opens data sets for `enforce` signs nothing.
+        if audit_claim and "secretAsVolume" in settings and not name.startswith("exec-enforce"):
+            _set_environment(container, AUDIT_ENV, AUDIT_MOUNT)
+            volumes.append(_volume(audit_claim, AUDIT_MOUNT))
+        if volumes:
+            settings.update({"pvcMount": volumes})
     return pipeline
 
 
@@ -183,18 +199,18 @@ def _set_environment(container: Any, name: str, value: str) -> None:
     container.update({"env": [*others, {"name": name, "value": value}]})
 
 
-def _data_volumes(data: DataAccess) -> dict[str, Any]:
-    """Return what KFP's functions `mount_pvc` and `use_secret_as_env` would set on the task."""
+def _volume(claim: str, path: str) -> dict[str, Any]:
+    """Return what KFP's function `mount_pvc` adds to a task."""
+    return {"constant": claim, "pvcNameParameter": _named(claim), "mountPath": path}
 
-    def named(name: str) -> dict[str, Any]:
-        return {"runtimeValue": {"constant": name}}
 
-    settings: dict[str, Any] = {}
-    if data.claim:
-        claim = {"constant": data.claim, "pvcNameParameter": named(data.claim), "mountPath": DATA_MOUNT}
-        settings["pvcMount"] = [claim]
-    if data.secret:
-        keys = [{"secretKey": key, "envVar": key} for key in DATA_KEYS]
-        secret = {"secretName": data.secret, "secretNameParameter": named(data.secret), "keyToEnv": keys}
-        settings["secretAsEnv"] = [{**secret, "optional": False}]
-    return settings
+def _data_secret(name: str) -> dict[str, Any]:
+    """Return what KFP's function `use_secret_as_env` sets on a task."""
+    keys = [{"secretKey": key, "envVar": key} for key in DATA_KEYS]
+    return {
+        "secretAsEnv": [{"secretName": name, "secretNameParameter": _named(name), "keyToEnv": keys, "optional": False}]
+    }
+
+
+def _named(name: str) -> dict[str, Any]:
+    return {"runtimeValue": {"constant": name}}

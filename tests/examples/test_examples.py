@@ -11,6 +11,8 @@ import resting
 from portcullis.dataset import read_dataset, write_dataset
 from portcullis.digest import tree_digest
 from portcullis.evidence.admission import verify_admission
+from portcullis.evidence.dsse import Envelope
+from portcullis.evidence.statement import Statement
 from portcullis.evidence.step import read_evidence
 from portcullis.evidence.trust import Seen, TrustStore, now_ms
 from portcullis.ingest.cheque_digits import csv_bytes
@@ -69,6 +71,16 @@ def test_judge_my_model(tmp_path, real_run):
     assert "PASSED" in only(tmp_path, "evaluate-robustness/report").read_text()
 
 
+def test_judge_my_model_over_shards(tmp_path, real_run):
+    model, test = real_run.task("train/model"), plain(real_run, "split/test", tmp_path)
+    done = call("judge_my_model.py", tmp_path, "--model", str(model), "--test", str(test), "--shards", "2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    steps = [Statement.parse(Envelope.parse(it).payload) for it in read_evidence([only(tmp_path, "enforce/passed")])]
+    assert {it.step for it in steps} == {"start_chain", "attack_shard#0/2", "attack_shard#1/2", "robustness"}
+    (verdict,) = (it for it in steps if it.step == "robustness")
+    assert (verdict.verdict, verdict.figures["shards"], verdict.figures["samples"]) == ("PASSED", 2, 372)
+
+
 def test_a_model_of_ones_own_that_is_not_robust_enough_is_refused(tmp_path, real_run):
     model, test = real_run.task("train/model"), plain(real_run, "split/test", tmp_path)
     done = call("judge_my_model.py", tmp_path, "--model", str(model), "--test", str(test), "--least", "0.999")
@@ -95,10 +107,18 @@ def test_admit_elsewhere(tmp_path, real_run):
     assert admitted.content == tree_digest(model) == chain.output("training.product")
 
 
-@pytest.mark.parametrize("name", ["mask_and_hash", "judge_my_model", "admit_elsewhere"])
-def test_it_compiles_for_a_cluster(name, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "pipeline"),
+    [
+        ("mask_and_hash", "mask_and_hash"),
+        ("judge_my_model", "judge_my_model"),
+        ("judge_my_model", "judge_over_shards"),
+        ("admit_elsewhere", "admit_elsewhere"),
+    ],
+)
+def test_it_compiles_for_a_cluster(name, pipeline, monkeypatch):
     monkeypatch.syspath_prepend(str(EXAMPLES))
-    pipeline = getattr(__import__(name), name)
+    pipeline = getattr(__import__(name), pipeline)
     assert compiled(pipeline) == compiled(pipeline)
 
 

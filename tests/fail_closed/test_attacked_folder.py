@@ -3,6 +3,7 @@
 import csv
 import io
 import itertools
+import json
 import os
 import shutil
 import subprocess
@@ -40,11 +41,13 @@ from portcullis.keys import Signer
 from portcullis.sealing.recipients import SealingPublicKey
 from portcullis.sealing.sealed import SIDECAR, seal_directory, sealed_digest, sealed_recipients
 from portcullis.signing.oms import sign_files
+from portcullis.supply_chain.bill import encode_bill
 from portcullis_pipelines import home as homes
 from portcullis_pipelines.config import ReferenceConfig
 from portcullis_pipelines.outcome import (
     ADMISSION,
     AUDIT,
+    BILL,
     DEPLOYMENT,
     EVIDENCE,
     MODEL,
@@ -57,7 +60,7 @@ from portcullis_pipelines.outcome import (
 
 pytestmark = pytest.mark.slow
 
-PARTS = [ADMISSION, AUDIT, DEPLOYMENT, EVIDENCE, MODEL, POLICY, QUARANTINE, REPORT, RUN, SIGNATURE]
+PARTS = [ADMISSION, AUDIT, BILL, DEPLOYMENT, EVIDENCE, MODEL, POLICY, QUARANTINE, REPORT, RUN, SIGNATURE]
 
 
 def files(folder: Path) -> list[Path]:
@@ -107,7 +110,7 @@ def test_the_rows_that_were_set_aside_are_others(attacked):
             attacked.verify()
 
 
-@pytest.mark.parametrize("part", [ADMISSION, DEPLOYMENT, EVIDENCE, POLICY, RUN, SIGNATURE])
+@pytest.mark.parametrize("part", [ADMISSION, BILL, DEPLOYMENT, EVIDENCE, POLICY, RUN, SIGNATURE])
 @pytest.mark.parametrize("content", [b"", b"\n", b"{}", b"null", b"\xff" * 64], ids=["empty", "nl", "{}", "null", "ff"])
 def test_a_part_of_the_folder_is_nonsense(attacked, part, content):
     (attacked.output / part).write_bytes(content)
@@ -145,6 +148,18 @@ def test_the_report_is_doctored(attacked):
 def test_the_facts_for_programs_are_doctored(attacked):
     path = attacked.output / RUN
     path.write_text(path.read_text().replace('"development": true', '"development": false'))
+    with pytest.raises(RefusedError, match="does not say what the evidence says"):
+        attacked.verify()
+
+
+def test_the_bill_of_materials_is_doctored(attacked):
+    """A better robust accuracy on the model's card; the bill still is of the schema."""
+    path = attacked.output / BILL
+    bill = json.loads(path.read_bytes())
+    metrics = bill["metadata"]["component"]["modelCard"]["quantitativeAnalysis"]["performanceMetrics"]
+    (metric,) = (it for it in metrics if it["type"] == "robustness:trained robust_accuracy")
+    metric["value"] = "1"
+    path.write_bytes(encode_bill(bill))
     with pytest.raises(RefusedError, match="does not say what the evidence says"):
         attacked.verify()
 

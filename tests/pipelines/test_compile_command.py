@@ -151,6 +151,7 @@ BAD = {
     "a folder that is a file": ["--split", "--output", "taken"],
     "a configuration that is not there": ["--config", "nothing.yaml"],
     "a claim that is none": ["--data-claim", "a b"],
+    "a claim for the log that is none": ["--audit-claim", "a b"],
     "a claim without a path on it": ["--data-claim", "rows"],
     "a secret for data that need none": ["--data-secret", "store"],
     "a server for data that need none": ["--data-endpoint", "http://m:9"],

@@ -27,6 +27,7 @@ PASSED = {
     "audit",
     "report.html",
     "run.json",
+    "mlbom.cdx.json",
     "evidence.intoto.jsonl",
     "policy.yaml",
     "model",

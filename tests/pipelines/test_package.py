@@ -108,11 +108,31 @@ def test_a_volume_for_the_data_reaches_ingest_alone():
     assert not [name for name, config in configs.items() if name != "exec-ingest" and config.pvc_mount]
 
 
+def test_every_step_that_signs_writes_its_audit_log_to_the_claim():
+    (text,) = package(CONFIG, DataAccess("/data/cheques.csv", claim="cheques"), audit_claim="audit").values()
+    spec, configs = parsed(text)
+    signing = {name for name, config in configs.items() if config.secret_as_volume and "enforce" not in name}
+    assert len(signing) == len(STEPS)
+    for name, config in configs.items():
+        env = {it["name"]: it["value"] for it in spec["deploymentSpec"]["executors"][name]["container"].get("env", [])}
+        volumes = {it.constant: it.mount_path for it in config.pvc_mount}
+        wanted = {"cheques": "/data"} if name == "exec-ingest" else {}
+        log = {"audit": "/var/run/portcullis/audit"} if name in signing else {}
+        assert volumes == wanted | log, name
+        assert env.get("PORTCULLIS_AUDIT") == log.get("audit"), name
+
+
+@pytest.mark.parametrize("claim", ["Audit", "../x", "a b"])
+def test_a_claim_for_the_audit_log_that_is_no_name(claim):
+    with pytest.raises(UsageError, match="PersistentVolumeClaim"):
+        package(CONFIG, DATA, audit_claim=claim)
+
+
 def test_the_same_as_what_kfps_own_functions_set():
     from kfp import dsl, kubernetes
 
     from portcullis.preflight.component import preflight
-    from portcullis_pipelines.packaging import _data_volumes
+    from portcullis_pipelines.packaging import _data_secret, _volume
 
     @dsl.pipeline(name="theirs")
     def theirs():
@@ -124,10 +144,8 @@ def test_the_same_as_what_kfps_own_functions_set():
         )
 
     _, configs = parsed(compiled(theirs))
-    both = [DataAccess("/data/x", claim="cheques"), DataAccess(URI, secret="cheques-s3")]
     ours = KubernetesExecutorConfig()
-    for access in both:
-        json_format.ParseDict(_data_volumes(access), ours)
+    json_format.ParseDict({"pvcMount": [_volume("cheques", "/data")], **_data_secret("cheques-s3")}, ours)
     assert configs["exec-preflight"] == ours
 
 

@@ -123,6 +123,9 @@ def init(output: Path, data: Path | None) -> None:
 @click.option(
     "--gpu-resource", default="nvidia.com/gpu", show_default=True, help="What Kubernetes calls them, or a MIG slice."
 )
+@click.option(
+    "--audit-claim", default="", help="PersistentVolumeClaim (ReadWriteMany) where every step writes its audit log."
+)
 @click.option("--split", is_flag=True, help="Compile secure_training.yaml and release.yaml, for two namespaces.")
 def compile_package(
     output: Path | None,
@@ -134,6 +137,7 @@ def compile_package(
     image: str | None,
     gpu: int,
     gpu_resource: str,
+    audit_claim: str,
     split: bool,  # noqa: FBT001
 ) -> None:
     """Compile the reference pipeline for a cluster, your configuration's values as its arguments.
@@ -159,7 +163,9 @@ def compile_package(
     for path in paths.values():
         _require_replaceable(path, is_package)
     _, _, chosen = _prepared(config)
-    files = package(chosen, access, image=image, gpus=gpu, gpu_resource=gpu_resource, split=split)
+    files = package(
+        chosen, access, image=image, gpus=gpu, gpu_resource=gpu_resource, split=split, audit_claim=audit_claim
+    )
     inspected = {paths[name]: inspect(data) for name, data in files.items()}
     for path, it in inspected.items():
         write_bytes(path, it.data)

@@ -1,5 +1,6 @@
 """The verb for bills of materials: what is installed here, judged by a lock, and what a run's model is made of."""
 
+import json
 from pathlib import Path
 
 import click
@@ -36,20 +37,19 @@ def sbom(directory: Path | None, output: Path, lock: Path | None, beside: tuple[
               portcullis sbom portcullis-run --output mlbom.cdx.json
     """  # noqa: D301 - \b is click's mark for text that is not to be wrapped
     from portcullis.evidence.trust import TrustStore, now_ms
-    from portcullis.supply_chain.bill import encode_bill, model_bill, software_bill
+    from portcullis.supply_chain.bill import encode_bill, software_bill
     from portcullis.supply_chain.dependencies import find_installed, judge_dependencies, read_lock_file, require_sound
 
     installed = find_installed()
     if lock:
         require_sound(judge_dependencies(installed, read_lock_file(lock), beside=(*_OWN, *beside)))
     if directory:
-        from portcullis_pipelines.outcome import verify_directory
+        from portcullis_pipelines.outcome import bill, verify_directory
 
-        verified = verify_directory(directory, TrustStore.load(trust or default_trust()))
-        content = verified.admission.content
-        bill = model_bill(verified.statements, verified.policy, content=content, time=now_ms())
+        data = bill(verify_directory(directory, TrustStore.load(trust or default_trust())))
     else:
-        bill = software_bill(installed, time=now_ms())
-    write_bytes(output, encode_bill(bill))
+        data = encode_bill(software_bill(installed, time=now_ms()))
+    write_bytes(output, data)
     judged = f", as {lock} says" if lock else ", judged by no lock"
-    say(f"wrote {output}: {len(bill['components'])} components; {len(installed)} distributions installed{judged}")
+    listed = len(json.loads(data)["components"])
+    say(f"wrote {output}: {listed} components; {len(installed)} distributions installed{judged}")

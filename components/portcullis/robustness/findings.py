@@ -78,7 +78,7 @@ class Findings:
     examples: tuple[Picture, ...]
 
 
-def to_plain(report: "RobustnessReport") -> dict[str, Any]:
+def to_plain(report: "RobustnessReport | Findings") -> dict[str, Any]:
     """Return a report as JSON has it, with images of at most 32 by 32 pixels.
 
     Rows that are no images may be of persons, and are left out.

@@ -1,6 +1,9 @@
 """What a model must withstand: plain values, so that a policy can demand them and a pipeline can pass them on."""
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Self
 
 from portcullis.errors import ConfigError
 from portcullis.robustness.tabular.judge import TabularSettings
@@ -109,6 +112,25 @@ class RobustnessSettings:
         if self.pgd_steps * self.pgd_step_size < 2 * self.epsilon:
             raise ConfigError("robustness: pgd_steps times pgd_step_size must be at least twice epsilon")
 
+    @classmethod
+    def from_dict(cls, given: Mapping[str, Any]) -> Self:
+        """Return the plan that a mapping says, as YAML or KFP hand it over: KFP knows no whole numbers in a mapping.
+
+        Args:
+            given: Settings by name; the defaults where left out.
+
+        Raises:
+            ConfigError: A name is unknown, or a value is of another type or out of its range.
+        """
+        known = {field.name: type(field.default) for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(given) - set(known)):
+            raise ConfigError(f"robustness: there is no setting {unknown[0]!r}")
+        whole = {name: int(value) for name, value in given.items() if type(value) is float and value.is_integer()}
+        plan = {name: whole.get(name, value) if known[name] is int else value for name, value in given.items()}
+        if wrong := [name for name, value in plan.items() if not _is_of(value, known[name])]:
+            raise ConfigError(f"robustness: {wrong[0]} must be of type {known[wrong[0]].__name__}")
+        return cls(**plan)
+
     @property
     def named_libraries(self) -> tuple[str, ...]:
         """The libraries by name, in the order in which they run."""
@@ -118,3 +140,7 @@ class RobustnessSettings:
     def tabular(self) -> TabularSettings:
         """The plan by which a table is searched."""
         return TabularSettings(self.queries, self.n_min, self.seed)
+
+
+def _is_of(value: object, kind: type) -> bool:
+    return type(value) in ((int, float) if kind is float else (kind,))

@@ -8,7 +8,6 @@ import dataclasses
 import hmac
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -75,14 +74,13 @@ def evaluate_robustness(
         spec, rows = ModelSpec.from_json(model_files[SPEC_FILE]), parse_dataset(test_files)
         spec.require_fit(rows.spec)
         features, labels = features_and_labels(rows)
-        attacked = _Attacked(model_files, spec, features, labels, settings)
         if settings.threat:
             threat = read_threat(settings.threat, rows.spec)
-            figures = dict(_searched(attacked, threat, rows.spec))
+            figures = dict(_searched(model_files, spec, features, labels, settings, threat, rows.spec))
             details = tabular_details(threat, rows.spec.features.columns, figures)
         else:
             question = _question(begun) if settings.mode == "verdict" else None
-            measured = _measured(attacked, question)
+            measured = attacked(model_files, spec, features, labels, settings, question)
             figures = dict(measured.figures)
             details = robustness_details(measured, settings)
     except (InconclusiveError, DataError, ModelError) as error:
@@ -92,59 +90,82 @@ def evaluate_robustness(
     return statement
 
 
-@dataclass(frozen=True)
-class _Attacked:
-    """A model's files and description, the raw rows (N, D) and labels (N,) that it is attacked on, and the plan."""
+def attacked(
+    model_files: Mapping[str, bytes],
+    spec: ModelSpec,
+    features: NDArray[np.floating[Any]],
+    labels: NDArray[np.integer[Any]],
+    settings: RobustnessSettings,
+    question: Question | None,
+) -> Findings:
+    """Have the locked process attack a model.
 
-    files: Mapping[str, bytes]
-    spec: ModelSpec
-    features: NDArray[np.float32]
-    labels: NDArray[np.int64]
-    settings: RobustnessSettings
+    Args:
+        model_files: The two files of the model.
+        spec: What the first of them says.
+        features: Raw features (N, D) of the test rows.
+        labels: Their class indices (N,).
+        settings: The plan.
+        question: What `verdict` mode must decide.
 
-    def by(self, function: str, prepare: str, **arguments: object) -> Any:
-        """Return what a function of `portcullis.robustness.locked` answers from its locked process."""
-        handed = (
-            self.files[SPEC_FILE],
-            self.files[WEIGHTS_FILE],
-            np.ascontiguousarray(self.features, dtype="<f4").tobytes(),
-            np.ascontiguousarray(self.labels, dtype="<i8").tobytes(),
-        )
-        plan = {"shape": list(self.features.shape), "settings": dataclasses.asdict(self.settings)}
-        with ExitStack() as stack:
-            return run_isolated(
-                f"portcullis.robustness.locked:{function}",
-                [stack.enter_context(memory_file(data)) for data in handed],
-                {**plan, **arguments},
-                seconds=SECONDS,
-                memory=MEMORY,
-                prepare=f"portcullis.robustness.locked:{prepare}",
-            )
-
-
-def _measured(attacked: _Attacked, question: Question | None) -> Findings:
-    """Have the locked process attack the model through its gradients."""
+    Raises:
+        InconclusiveError: Nothing could be judged.
+        ModelError: The model cannot be loaded, or its process ended otherwise than by an answer that can be so.
+        MissingDependencyError: PyTorch or torchattacks is not installed.
+        UsageError: This system cannot lock a process in.
+    """
     asked = question and {
         "threshold": question.threshold,
         "key": question.key.hex(),
         "subjects": list(question.subjects),
     }
-    answer = attacked.by("measure", "prepare", question=asked)
-    found = believe(answer, samples=len(attacked.features), labels=attacked.spec.labels)
-    if ("stop" in found.figures) is not (attacked.settings.mode == "verdict"):
+    answer = _locked("measure", "prepare", model_files, features, labels, settings, question=asked)
+    found = believe(answer, samples=len(features), labels=spec.labels)
+    if ("stop" in found.figures) is not (settings.mode == "verdict"):
         raise ModelError("the attacked model's process answered another question than was asked")
     return found
 
 
-def _searched(attacked: _Attacked, threat: TabularThreat, rows: DatasetSpec) -> Mapping[str, Figure]:
-    """Have the locked process attack the model through its probabilities."""
-    return believe_table(
-        attacked.by("measure_table", "prepare_table", rows=rows.to_dict()),
-        samples=len(attacked.features),
-        classes=len(attacked.spec.labels),
-        threat=threat,
-        settings=attacked.settings.tabular,
+def _searched(
+    model_files: Mapping[str, bytes],
+    spec: ModelSpec,
+    features: NDArray[np.floating[Any]],
+    labels: NDArray[np.integer[Any]],
+    settings: RobustnessSettings,
+    threat: TabularThreat,
+    rows: DatasetSpec,
+) -> Mapping[str, Figure]:
+    """Have the locked process attack a model of a table through its probabilities."""
+    answer = _locked("measure_table", "prepare_table", model_files, features, labels, settings, rows=rows.to_dict())
+    classes = len(spec.labels)
+    return believe_table(answer, samples=len(features), classes=classes, threat=threat, settings=settings.tabular)
+
+
+def _locked(
+    function: str,
+    prepare: str,
+    model_files: Mapping[str, bytes],
+    features: NDArray[np.floating[Any]],
+    labels: NDArray[np.integer[Any]],
+    settings: RobustnessSettings,
+    **arguments: object,
+) -> Any:
+    """Return what a function of `portcullis.robustness.locked` answers from its locked process."""
+    handed = (
+        model_files[SPEC_FILE],
+        model_files[WEIGHTS_FILE],
+        np.ascontiguousarray(features, dtype="<f4").tobytes(),
+        np.ascontiguousarray(labels, dtype="<i8").tobytes(),
     )
+    with ExitStack() as stack:
+        return run_isolated(
+            f"portcullis.robustness.locked:{function}",
+            [stack.enter_context(memory_file(data)) for data in handed],
+            {"shape": list(features.shape), "settings": dataclasses.asdict(settings), **arguments},
+            seconds=SECONDS,
+            memory=MEMORY,
+            prepare=f"portcullis.robustness.locked:{prepare}",
+        )
 
 
 def _question(begun: Step) -> Question:
