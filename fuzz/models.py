@@ -10,6 +10,7 @@ import re
 import struct
 import zipfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -18,6 +19,7 @@ import safetensors
 from fuzz import Target
 from portcullis.errors import ModelError
 from portcullis.supply_chain.headers import Tensors, read_gguf, read_npy, read_safetensors
+from portcullis.supply_chain.onnx_trees import read_trees
 from portcullis.supply_chain.pickled import PickledTensors, read_pickle
 from portcullis.supply_chain.torch_files import read_torch_archive
 from portcullis.supply_chain.zips import read_npz
@@ -118,6 +120,24 @@ def fuzz_gguf(data: bytes) -> None:
         assert found.tensors >= 1
 
 
+def fuzz_onnx(data: bytes) -> None:
+    """What is accepted are trees: each node is one split's child or one tree's root, and no child is before it."""
+    try:
+        trees = read_trees(data)
+    except ModelError:
+        return
+    splits, nodes = len(trees.feature), 2 * len(trees.feature) + len(trees.root)
+    assert (np.bincount(np.concatenate([trees.root, trees.left, trees.right]), minlength=nodes) == 1).all()
+    assert (trees.left > np.arange(splits)).all() and (trees.right > np.arange(splits)).all()
+    assert ((trees.feature >= 0) & (trees.feature < trees.width)).all() and not np.isnan(trees.threshold).any()
+    assert trees.value.shape == (nodes - splits, len(trees.labels)) and np.isfinite(trees.value).all()
+    assert np.isfinite(trees.base).all() and 1 <= trees.depth <= splits
+
+
+def _onnx() -> list[bytes]:
+    return [(Path(__file__).parents[1] / "tests" / "data" / "onnx" / "cancer-tree.onnx").read_bytes()]
+
+
 def _archives() -> list[bytes]:
     made = []
     for members in (
@@ -175,5 +195,13 @@ TARGETS = (
         "safetensors", fuzz_safetensors, _safetensors, (b'"F16"', b'"shape":[', b'"data_offsets":[0,', b"NaN"), 2048
     ),
     Target("array", fuzz_array, _arrays, (b"'descr': '<f8'", b"(3,)", b"'|O'", b"True"), 1024),
+    Target(
+        "onnx",
+        fuzz_onnx,
+        _onnx,
+        (b"BRANCH_LEQ", b"LEAF", b"LOGISTIC", b"SOFTMAX", b"class_ids", b"base_values", b"\xa0\x01\x07", b"Identity"),
+        2048,
+        allocations_mb=512,
+    ),
     Target("gguf", fuzz_gguf, _gguf, (b"general.alignment", b"\0" * 8, b"\xff" * 8), 1024),
 )

@@ -13,7 +13,7 @@ and an unknown key is refused.
     dp_training: {target_epsilon: 3, delta: 0.00001, …}   (in place of `training`: the private variant)
     audit: {canaries: 300, confidence: 0.95}   (of the private variant)
     membership: {false_positives: 0.001, …}
-    robustness: {epsilon: 0.1, …}
+    robustness: {epsilon: 0.1, …}   (of a table: {threat: {mutable: {age: {epsilon: 2, direction: up}}}, queries: 500})
     privacy: {columns: {age: {low: 18, high: 90, epsilon: 3, steps: 73}}, budget: 3, others: {…}, rows: shuffle}
     ledger: {dataset: customers, epsilon: 12, delta: 0, store: local, memory: local}
     watermark: {owner: …}
@@ -47,6 +47,7 @@ from portcullis.pii.plan import MaskingPlan, masking_plan
 from portcullis.privacy.settings import NoisedColumn, NoisePlan
 from portcullis.quality.settings import QualitySettings
 from portcullis.robustness.settings import RobustnessSettings
+from portcullis.robustness.tabular import read_threat
 from portcullis.strict_yaml import MAX_YAML_BYTES, load_yaml
 from portcullis.training.settings import TrainingSettings
 from portcullis.watermark.mark import MAX_OWNER
@@ -258,6 +259,8 @@ class ReferenceConfig:
         masking = self.masking.covering(self.dataset.sensitive)
         masking_plan(self.dataset, masking.to_dict())
         self.privacy.require_declared(self.dataset)
+        if self.robustness.threat and self.dataset.features.resolved:
+            read_threat(self.robustness.threat, self.dataset)
         self.ledger_parameters()
         object.__setattr__(self, "masking", masking)
 
@@ -331,7 +334,7 @@ class ReferenceConfig:
             else None,
             audit=_section(AuditSettings, sections.get("audit", {}), "audit"),
             membership=_section(MembershipSettings, sections.get("membership", {}), "membership"),
-            robustness=_section(RobustnessSettings, sections.get("robustness", {}), "robustness"),
+            robustness=_robustness(sections.get("robustness", {})),
             thresholds=_section(Thresholds, sections.get("thresholds", {}), "thresholds"),
             privacy=_privacy(sections.get("privacy", {})),
             ledger=_ledger(sections["ledger"], sections["dataset"]) if "ledger" in sections else None,
@@ -515,6 +518,16 @@ def _options(value: Any) -> dict[str, float]:
     if not isinstance(value, dict) or not all(isinstance(name, str) and _is_number(it) for name, it in value.items()):
         raise ConfigError("model.options maps names to finite numbers of at most 2**53 in size")
     return dict(value)
+
+
+def _robustness(value: Any) -> RobustnessSettings:
+    """Read the section; a threat is a mapping there, and the canonical JSON of it in policy and pipeline."""
+    if isinstance(value, dict) and isinstance(value.get("threat"), dict):
+        try:
+            value = {**value, "threat": canonical_json(value["threat"]).decode()}
+        except DataError as error:
+            raise ConfigError(f"robustness.threat: {error}") from error
+    return _section(RobustnessSettings, value, "robustness")
 
 
 def _privacy(value: Any) -> Privacy:

@@ -154,6 +154,8 @@ def _shipped(given: Any, sides: Any, noised: Any, trained: Any, *, evidence: Any
         "n_min": given.attack_n_min,
         "seed": given.attack_seed,
         "mode": given.attack_mode,
+        "threat": given.attack_threat,
+        "queries": given.attack_queries,
     }
     attacked = membership_gate(
         model=trained.outputs["model"],
@@ -266,6 +268,8 @@ def secure_training(
     attack_n_min: int,
     attack_seed: int,
     attack_mode: str,
+    attack_threat: str,
+    attack_queries: int,
     membership_false_positives: float,
     membership_confidence: float,
     membership_n_min: int,
@@ -326,6 +330,8 @@ def secure_training(
         attack_n_min: Fewest samples that are judged.
         attack_seed: Of random starts.
         attack_mode: `full` for a number, `verdict` to stop as soon as the verdict is known.
+        attack_threat: For a table, what may change in a row (JSON or YAML), in place of the radii; empty for none.
+        attack_queries: With a threat, how often the model is asked about each row.
         membership_false_positives: The false-positive rate at which membership inference's hits are reported.
         membership_confidence: Of each interval of membership inference and inversion.
         membership_n_min: Fewest rows on either side that are judged.

@@ -262,6 +262,10 @@ def test_a_step_that_is_no_shard_and_a_mode_that_needs_all_rows(run: Run) -> Non
         attack_shard(step="attack_shard", settings=QUICK, **given)
     with pytest.raises(ConfigError, match="mode must be full"):
         attack_shard(step="attack_shard#0/2", settings=RobustnessSettings(mode="verdict"), **given)
+    with pytest.raises(ConfigError, match="no threat"):
+        attack_shard(
+            step="attack_shard#0/2", settings=RobustnessSettings(threat="mutable: {p0: {epsilon: 1}}"), **given
+        )
     assert not (run.folder / "new").exists()
 
 

@@ -28,6 +28,7 @@ from portcullis.robustness.stage import evaluate_robustness
 COLUMNS = ("a", "b", "c", "d")
 ROWS = DatasetSpec("squares", Label("label", ("dark", "bright")), Features(COLUMNS, (1, 2, 2), 0, 1))
 PLAN = RobustnessSettings(pgd_steps=20, cw_steps=10, deepfool_steps=5, apgd_steps=10, apgd_targets=0)
+TABLE = RobustnessSettings(threat="mutable: {a: {epsilon: 0.1}, b: {epsilon: 0.1}}", queries=100)
 
 # What a package of somebody else's offers as an architecture. Its options say what it does and when.
 PACKAGE = """
@@ -94,6 +95,15 @@ STEPS = [
         {"model": "source.model", "test": "source.test"},
         ["model"],
         parameters=dataclasses.asdict(PLAN),
+        checks={"robust_accuracy": {"min": 0.1, "max": 1}},
+    ),
+    step(
+        "table",
+        "robustness_gate",
+        "gate",
+        {"model": "source.model", "test": "source.test"},
+        ["model"],
+        parameters=dataclasses.asdict(TABLE),
         checks={"robust_accuracy": {"min": 0.1, "max": 1}},
     ),
     step(
@@ -167,8 +177,8 @@ class Place:
         out = self.root / "out"
         given = {name: self.root / name for name in ("model", "test", "evidence")}
         given |= {"step": gate, "report": out / "report.html", "bundle": out / "bundle"}
-        if gate == "robustness":
-            return evaluate_robustness(settings=PLAN, **given)
+        if gate in ("robustness", "table"):
+            return evaluate_robustness(settings=TABLE if gate == "table" else PLAN, **given)
         return evaluate_equivalence(judged=self.root / "judged", **given)
 
     def require_refused(self, gate: str) -> None:
@@ -200,7 +210,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listener: socket.sock
 
 @pytest.mark.parametrize(
     ("gate", "when"),
-    [("robustness", "import"), ("robustness", "use"), ("equivalence", "construction")],
+    [("robustness", "import"), ("robustness", "use"), ("table", "use"), ("equivalence", "construction")],
 )
 def test_a_hostile_architecture_reaches_no_key_file_environment_network_or_program(place, listener, gate, when):
     place.furnish(when)
@@ -216,5 +226,8 @@ def test_a_hostile_architecture_reaches_no_key_file_environment_network_or_progr
 
 def test_somebody_elses_honest_architecture_is_judged_from_memory(place):
     place.furnish("never")
+    statement = place.judge("table")
+    assert (statement.verdict, statement.figures["features"], statement.figures["groups"]) == ("PASSED", 2, 0)
+    assert 0.5 < statement.figures["robust_accuracy"] < statement.figures["clean_accuracy"] == 1
     statement = place.judge("equivalence")
     assert (statement.verdict, statement.figures["accuracy"], statement.figures["samples"]) == ("PASSED", 1, 120)

@@ -78,6 +78,25 @@ thresholds: {robust_accuracy: 0.5, clean_accuracy: 1, samples: 9}
     assert config.quality == Quality(label_issues=0.05, duplicate_rows=1.0)
 
 
+def test_a_threat_is_a_mapping_and_one_text_in_policy_and_pipeline(load):
+    config = load("robustness: {queries: 700, threat: {mutable: {v1: {epsilon: 0.0000001, direction: up}}}}")
+    text = '{"mutable":{"v1":{"direction":"up","epsilon":1e-7}}}'
+    assert config.robustness == RobustnessSettings(threat=text, queries=700)
+    assert (config.arguments("x")["attack_threat"], config.arguments("x")["attack_queries"]) == (text, 700)
+    gates = [step.parameters(config) for step in STEPS if step.stage == "robustness_gate"]
+    assert len(gates) == 2 and all((it["threat"], it["queries"]) == (text, 700) for it in gates)
+    assert load(f"robustness: {{threat: '{text}'}}").robustness.threat == text
+    assert ReferenceConfig.load(None).robustness.threat == ""
+
+
+def test_a_threat_is_held_to_the_columns_that_are_declared():
+    document = yaml.safe_load(DATASET.replace('["v*"]', "[v0, v1, v2, v3]"))
+    for threat in ({}, {"mutable": {"nose": {"epsilon": 1}}}, {"mutable": {"v0": {"epsilon": 1, "direction": ["a"]}}}):
+        with pytest.raises(ConfigError, match="threat: "):
+            ReferenceConfig.from_dict(document | {"robustness": {"threat": threat}})
+    assert ReferenceConfig.from_dict(document | {"robustness": {"threat": {"mutable": {"v0": {"epsilon": 1}}}}})
+
+
 def test_what_the_pipeline_is_called_with_is_plain_json(load):
     arguments = load("model: {options: {width: 8}}").arguments("rows.csv")
     assert arguments["data_uri"] == "rows.csv" and arguments["architecture_options"] == {"width": 8}
@@ -135,6 +154,10 @@ REFUSED = {
     "out of range": ("training: {epsilon: 0.5}", "below 0.5"),
     "unknown method": ("training: {method: none}", "one of trades2, mix, pgd, trades, nfgsm, plain"),
     "PGD cannot cross its ball": ("robustness: {pgd_steps: 1}", "at least twice epsilon"),
+    "threat that is a list": ("robustness: {threat: [age]}", "robustness.threat is .*, not text"),
+    "threat that JSON has not": ("robustness: {threat: {mutable: {v0: {epsilon: .nan}}}}", "robustness.threat"),
+    "threat in verdict mode": ("robustness: {threat: {mutable: {}}, mode: verdict}", "mode full"),
+    "too few queries": ("robustness: {queries: 9}", "queries must be"),
     "quality above one": ("quality: {label_issues: 1.1}", "quality.label_issues must be a number from 0 to 1"),
     "quality below zero": ("quality: {outlying_rows: -0.1}", "quality.outlying_rows must be"),
     "quality NaN": ("quality: {label_issues: .nan}", "quality.label_issues is nan"),

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from portcullis.errors import ModelError
-from portcullis.robustness.findings import believe, to_plain
+from portcullis.robustness.findings import believe, believe_table, to_plain
 from portcullis.robustness.page import robustness_details
 from portcullis.robustness.settings import RobustnessSettings
+from portcullis.robustness.tabular import TabularSettings, TabularThreat
+from portcullis.robustness.tabular.page import tabular_details
 
 LABELS = ("dark", "bright")
 IMAGE = np.linspace(0, 1, 64 * 64, dtype=np.float32).reshape(1, 64, 64)
@@ -130,3 +132,81 @@ def test_what_cannot_be_so_is_not_believed(name: str) -> None:
     forged = FORGED[name](copy.deepcopy(answer()))
     with pytest.raises(ModelError, match="gave no sound answer"):
         believe(forged, samples=100, labels=LABELS)
+
+
+THREAT = TabularThreat(
+    epsilon=np.array([0.5, 2.0, 0.0, 0.0]),
+    low=np.zeros(4),
+    high=np.array([1.0, 9.0, 1.0, 1.0]),
+    whole=np.array([False, True, False, False]),
+    direction=np.array([0, 1, 0, 0]),
+    groups=((2, 3),),
+    swaps=1,
+)
+TABLE = {
+    "samples": 100,
+    "classes": 2,
+    "features": 2,
+    "groups": 1,
+    "clean_accuracy": 0.9,
+    "robust_accuracy": 0.57,
+    "planted_found": 1.0,
+    "noise_found": 1,
+    "queries": 40_000,
+}
+
+
+def believed(document: object) -> object:
+    return believe_table(document, samples=100, classes=2, threat=THREAT, settings=TabularSettings(queries=500))
+
+
+def test_what_a_search_found_comes_out_as_it_was() -> None:
+    assert believed(json.loads(json.dumps(TABLE))) == TABLE
+    shown = "".join(tabular_details(THREAT, ("age", "<pay>", "red", "blue"), TABLE))
+    assert "57 of 100 rows" in shown and "red, blue" in shown and "&lt;pay&gt;" in shown and "<td>up</td>" in shown
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        pytest.param([TABLE], id="no object"),
+        pytest.param({}, id="nothing"),
+        pytest.param({"figures": TABLE}, id="another form"),
+        pytest.param(TABLE | {"verdict": "PASSED"}, id="a figure more"),
+        pytest.param({name: TABLE[name] for name in TABLE if name != "planted_found"}, id="a check fewer"),
+        *(
+            pytest.param(TABLE | {name: value}, id=f"{name} is {value!r}")
+            for name, value in [
+                ("samples", 101),
+                ("samples", 100.0),
+                ("samples", None),
+                ("classes", 3),
+                ("classes", True),
+                ("features", 1),
+                ("groups", 0),
+                ("clean_accuracy", math.nan),
+                ("clean_accuracy", math.inf),
+                ("clean_accuracy", 1.01),
+                ("clean_accuracy", 0.571),
+                ("clean_accuracy", 0.5),
+                ("clean_accuracy", "0.9"),
+                ("robust_accuracy", 0.9),
+                ("robust_accuracy", 0.5701),
+                ("robust_accuracy", -0.01),
+                ("robust_accuracy", True),
+                ("robust_accuracy", [0.5]),
+                ("planted_found", 0.89),
+                ("planted_found", math.nan),
+                ("noise_found", 34),
+                ("noise_found", -1),
+                ("noise_found", 0.5),
+                ("queries", 199),
+                ("queries", 10**6),
+                ("queries", 10**400),
+            ]
+        ),
+    ],
+)
+def test_what_no_search_can_have_found_is_not_believed(forged: object) -> None:
+    with pytest.raises(ModelError, match="gave no sound answer"):
+        believed(forged)

@@ -121,6 +121,27 @@ def test_nothing_unpickles_evaluates_or_runs_a_shell(path):
             ], f"{path}:{node.lineno}"
 
 
+# PyTorch's loaders that run what a file says.
+FORBIDDEN_LOADERS = {"torch.export.load", "torch.jit.load", "torch.package.PackageImporter", "torch.hub.load"}
+
+
+def dotted(node: ast.AST) -> str:
+    if isinstance(node, ast.Attribute):
+        return f"{dotted(node.value)}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else "?"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_nothing_loads_a_program(path):
+    tree = ast.parse(path.read_text())
+    used = {dotted(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute | ast.Name)}
+    assert not (used | imports(path)) & FORBIDDEN_LOADERS
+    assert not {name for name in imports(path) if name.startswith(("torch.export", "torch._export", "torch.jit"))}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and dotted(node.func) == "torch.load":
+            assert [it.arg for it in node.keywords if getattr(it.value, "value", None) is True] == ["weights_only"]
+
+
 @pytest.mark.parametrize("path", sorted(LIBRARY.glob("*/stage.py")), ids=name_of)
 def test_no_stage_reads_or_writes_a_data_set_in_plain_text(path):
     """What a stage takes and makes goes through `portcullis.at_rest`."""

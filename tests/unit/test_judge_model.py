@@ -1,5 +1,6 @@
 """The measurement without a pipeline: the function, and the verb `attack`."""
 
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,16 +12,18 @@ import pytest
 import torch
 from click.testing import CliRunner
 from digits_models import SPEC, digits, plain_model
+from exported import exported, saved
 
 from portcullis.cli.main import cli
 from portcullis.dataset import DatasetSpec, Features, Label, write_dataset
 from portcullis.errors import ConfigError, DataError, GateFailedError, InconclusiveError, ModelError, UsageError
-from portcullis.models.store import save_model
+from portcullis.models.store import SPEC_FILE, WEIGHTS_FILE, save_model, save_model_files
 from portcullis.robustness.evaluate import Example, RobustnessReport
 from portcullis.robustness.judge import judge_model, judge_table
 from portcullis.robustness.page import pixels_of, robustness_details
 from portcullis.robustness.settings import RobustnessSettings
 from portcullis.robustness.tabular import TabularSettings
+from portcullis.supply_chain.exported_program import read_exported_program
 
 QUICK = RobustnessSettings(cw_steps=20, cw_learning_rate=0.1, deepfool_steps=5, ddn_steps=10, apgd_targets=1)
 DATA = DatasetSpec(
@@ -67,6 +70,17 @@ def test_judges_what_lies_on_disk(model: Path, data: Path) -> None:
         assert example.answer != example.label and (example.clean != example.adversarial).any()
 
 
+def test_judges_a_network_that_came_as_a_program(data: Path, tmp_path: Path) -> None:
+    """Its figures are those of the same network under its own architecture: the graph computes the same."""
+    program = saved(exported(plain_model().module, SPEC.shape))
+    found = read_exported_program(io.BytesIO(program), len(program))
+    files = {SPEC_FILE: found.spec(SPEC.low, SPEC.high, SPEC.labels).to_json(), WEIGHTS_FILE: found.weights}
+    save_model_files(tmp_path / "model", files)
+    judged = judge_model(tmp_path / "model", data, QUICK)
+    save_model(tmp_path / "own", plain_model().module, SPEC)
+    assert judged.report.figures == judge_model(tmp_path / "own", data, QUICK).report.figures
+
+
 def test_the_page_shows_images_but_no_rows_of_a_table() -> None:
     wide = np.random.default_rng(0).random((3, 64, 40), dtype=np.float32)
     pixels = pixels_of(wide)
@@ -99,7 +113,7 @@ THREAT = b"mutable: {p20: {epsilon: 16}, p21: {epsilon: 16}, p28: {epsilon: 16, 
 
 
 def test_judges_a_table_by_what_may_change(model: Path, data: Path) -> None:
-    judged = judge_table(model, data, THREAT, TabularSettings(queries=200))
+    judged = judge_table(model, data, THREAT, TabularSettings(queries=400))
     figures = judged.report.figures
     assert figures["features"] == 3 and figures["samples"] == 120
     assert 0.2 < judged.robust_accuracy < figures["clean_accuracy"]

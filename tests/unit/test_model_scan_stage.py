@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import hostile_models as hostile
+import numpy as np
 import pytest
 from chains import World
 from kfp import dsl
@@ -263,7 +264,57 @@ def test_a_hostile_checkpoint_is_not_converted_though_its_gate_were_bypassed(pla
     with pytest.raises(GateFailedError):
         place.convert(evidence=place.root / "out" / "bundle")
     with pytest.raises(ModelError, match=r"os\.system"):
-        stage.convert_checkpoint(place.model)
+        stage.convert_foreign(place.model)
+
+
+PROGRAM = {
+    "format": "portcullis-model/v1",
+    "architecture": "exported-graph",
+    "options": {},
+    "input": {"shape": [1, 8, 8], "low": 0, "high": 16},
+    "labels": list("0123456789"),
+}
+
+
+def described_as(monkeypatch, place: Place, spec: dict) -> None:
+    """Let the policy say that the step converts a program of this description."""
+    steps = [*STEPS[:2], {**STEPS[2], "parameters": {"key": "", "spec": spec}, "requires": []}]
+    monkeypatch.setitem(globals(), "STEPS", steps)
+    (place.root / "program").mkdir()
+    monkeypatch.setenv("PORTCULLIS_TRUST", str(place.root / "program" / "trust"))
+    monkeypatch.setenv("PORTCULLIS_KEYS", f"file:{place.root / 'program' / 'keys'}")
+    place.root /= "program"
+    place.__init__(place.root, [])
+
+
+def test_a_program_becomes_a_model(place, monkeypatch):
+    exported = pytest.importorskip("exported")
+    described_as(monkeypatch, place, PROGRAM)
+    place.furnish(exported.program("perceptron")[1])
+    statement = place.convert(evidence=place.root / "evidence", key="", spec=PROGRAM)
+    assert statement.outputs == {"model": tree_digest(place.root / "out" / "model")}
+    assert statement.figures["tensors"] == 4
+    model = load_model(place.root / "out" / "model")
+    assert (model.spec.shape, model.spec.high, model.spec.labels) == ((1, 8, 8), 16, tuple("0123456789"))
+    assert set(model.spec.options) == {"graph"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"architecture": "digits-cnn"}, "exported-graph"),
+        ({"options": {"graph": "{}"}}, "no options"),
+        ({"input": {"shape": [64], "low": 0, "high": 16}}, r"\[1, 8, 8\]"),
+        ({"labels": ["0", "1"]}, "10 logits; 2 labels"),
+    ],
+)
+def test_a_program_that_is_not_what_the_policy_says_is_refused(place, monkeypatch, change, message):
+    exported = pytest.importorskip("exported")
+    described_as(monkeypatch, place, PROGRAM | change)
+    place.furnish(exported.program("perceptron")[1])
+    with pytest.raises(ModelError, match=message):
+        place.convert(evidence=place.root / "evidence", key="", spec=PROGRAM | change)
+    assert place.written() == []
 
 
 def test_the_components_call_the_stages(place, checkpoint):
@@ -325,3 +376,30 @@ def test_the_command_converts(call, tmp_path, checkpoint):
     assert call("scan", "w.safetensors")[0] == 0
     code, _, err = call("convert", "checkpoint.pt", "--output", "x.safetensors")
     assert code == 1 and "name its key" in err and not (tmp_path / "x.safetensors").exists()
+
+
+def test_the_command_makes_a_model_of_a_program(call, tmp_path):
+    exported = pytest.importorskip("exported")
+    (tmp_path / "net.pt").write_bytes(exported.program("perceptron")[1])  # its content decides, not its name
+    labels = ",".join("0123456789")
+    code, out, err = call("convert", "net.pt", "--output", "model", "--labels", labels, "--high", "16")
+    assert (code, err) == (0, "") and "exported-graph, inputs [1, 8, 8], 10 classes" in out
+    model = load_model(tmp_path / "model")
+    assert (model.spec.low, model.spec.high, model.spec.labels) == (0, 16, tuple("0123456789"))
+    wanted = exported.network("perceptron")(model.preprocess(rows := np.full((3, 64), 8.0)))
+    assert np.array_equal(model.predict_logits(rows), wanted.numpy())
+    assert call("convert", "net.pt", "--output", "other")[0] == 2
+    assert call("convert", "net.pt", "--output", "other", "--labels", labels, "--key", "model")[0] == 2
+    code, _, err = call("convert", "net.pt", "--output", "other", "--labels", "0,1")
+    assert code == 1 and "10 logits; 2 labels" in err and not (tmp_path / "other").exists()
+    code, out, _ = call("scan", "net.pt")
+    assert code == 1 and "portcullis convert" in out
+
+
+def test_the_command_takes_for_a_checkpoint_what_belongs_to_one(call, tmp_path, checkpoint):
+    (tmp_path / "checkpoint.pt").write_bytes(checkpoint)
+    for more in (("--labels", "0,1"), ("--low", "0"), ("--high", "1")):
+        assert call("convert", "checkpoint.pt", "--output", "w.safetensors", "--key", "model", *more)[0] == 2
+    (tmp_path / "folder").mkdir()
+    assert call("convert", "checkpoint.pt", "--output", "folder", "--key", "model")[0] == 2
+    assert not (tmp_path / "w.safetensors").exists() and not list((tmp_path / "folder").iterdir())

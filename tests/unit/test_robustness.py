@@ -469,8 +469,19 @@ class TestHygiene:
         ("libraries", "foolbox,foolbox"),
         ("libraries", "none,foolbox"),
         ("libraries", 1),
+        ("queries", 99),
+        ("queries", 500.0),
+        ("queries", 1_000_001),
+        ("threat", None),
+        ("threat", {"mutable": {}}),
+        pytest.param("threat", "#" * 65_537, id="a threat too long"),
     ],
 )
 def test_refuses_settings(name: str, value: object) -> None:
     with pytest.raises(ConfigError, match=name):
         RobustnessSettings(**{name: value})
+
+
+def test_refuses_a_threat_in_verdict_mode() -> None:
+    with pytest.raises(ConfigError, match="a threat is judged with mode full"):
+        RobustnessSettings(threat="mutable: {age: {epsilon: 1}}", mode="verdict")

@@ -16,7 +16,14 @@ from sklearn.tree import DecisionTreeClassifier
 
 from portcullis.dataset import DatasetSpec, Features, Label
 from portcullis.errors import ConfigError, InconclusiveError
-from portcullis.robustness.tabular import TabularSettings, TabularThreat, judge, judge_black_box, parse_threat
+from portcullis.robustness.tabular import (
+    TabularSettings,
+    TabularThreat,
+    judge,
+    judge_black_box,
+    parse_threat,
+    read_threat,
+)
 from portcullis.robustness.tabular.search import draw, search
 
 HELD = 150
@@ -120,6 +127,7 @@ class TestInconclusive:
             pytest.param(lambda inner, x: inner(x)[:-1], "for each row", id="a row too few"),
             pytest.param(lambda inner, x: inner(x).argmax(axis=1), "same classes", id="labels"),
             pytest.param(lambda inner, x: inner(x).round(), "labels, not probabilities", id="hard labels"),
+            pytest.param(lambda inner, x: 0.9 * inner(x).round() + 0.05, "labels, not prob", id="softened labels"),
             pytest.param(lambda inner, x: inner(x)[:, ::-1], "better than chance", id="always wrong"),
             pytest.param(lambda inner, x: np.tile([0.4, 0.6], (len(x), 1)), "better than chance", id="constant"),
             pytest.param(
@@ -287,6 +295,14 @@ class TestDocument:
             {"mutable": {"age": {"epsilon": True}}},
             {"mutable": {"age": {"epsilon": 1, "whole": 1}}},
             {"mutable": {"age": {"epsilon": 1, "direction": "left"}}},
+            {"mutable": {"age": {"epsilon": 1, "direction": ["up"]}}},
+            {"mutable": {"age": {"epsilon": 1, "direction": {}}}},
+            {"mutable": {"age": {"epsilon": 1, "direction": None}}},
+            {"mutable": {"age": {"epsilon": 10**400}}},
+            {"mutable": {"age": {"epsilon": float("nan")}}},
+            {"mutable": {10**5000: {"epsilon": 1}}},
+            {"mutable": {"age": {"epsilon": 1}}, "groups": [[["red"], "blue"]]},
+            {"mutable": {"age": {"epsilon": 1}}, "groups": [["red", "blue"]], "swaps": [1]},
             {"mutable": {"age": {"epsilon": 1, "more": 1}}},
             {"mutable": {"age": {"epsilon": 1}}, "groups": ["red"]},
             {"mutable": {"age": {"epsilon": 1}}, "groups": [["red", "green"]]},
@@ -297,6 +313,41 @@ class TestDocument:
     def test_refuses_a_document(self, document) -> None:
         with pytest.raises(ConfigError, match="threat: "):
             parse_threat(document, self.spec)
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            '{"mutable":{"age":{"epsilon":1e-7}}}',  # as canonical JSON spells it
+            '{"mutable": {"age": {"epsilon": 0.0000001}}}',
+            "mutable: {age: {epsilon: 0.0000001}}",
+            "mutable:\n  age:\n    epsilon: 0.0000001\n",
+        ],
+    )
+    def test_is_read_as_json_or_yaml(self, text: str) -> None:
+        assert read_threat(text, self.spec).epsilon.tolist() == [1e-7, 0, 0, 0]
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            " ",
+            "none",
+            "[]",
+            "{",
+            "mutable: {age: {epsilon: 1, direction: [a]}}",
+            "mutable: {age: {epsilon: 1}, age: {epsilon: 2}}",
+            '{"mutable": {"age": {"epsilon": 1}}, "mutable": {"pay": {"epsilon": 9}}}',
+            '{"mutable": {"age": {"epsilon": NaN}}}',
+            "mutable: {age: {epsilon: .inf}}",
+            "mutable: &a {age: {epsilon: 1}}\ngroups: *a",
+            "mutable: !!python/object:os.system {}",
+            "[" * 5000,
+            "\ud800",
+            "\0",
+        ],
+    )
+    def test_refuses_text(self, text: str) -> None:
+        with pytest.raises(ConfigError, match="threat: "):
+            read_threat(text, self.spec)
 
 
 @pytest.mark.parametrize(("name", "value"), [("queries", 99), ("queries", 200.0), ("n_min", 0), ("seed", -1)])

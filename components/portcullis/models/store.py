@@ -253,15 +253,24 @@ def model_files(module: "torch.nn.Module", spec: ModelSpec) -> dict[str, bytes]:
 
 
 def save_model(directory: Path, module: "torch.nn.Module", spec: ModelSpec) -> str:
-    """Write a model's directory atomically, replacing one that is there.
-
-    Returns:
-        The digest of what was written, taken before it was: what lies there afterwards may have been exchanged.
+    """Serialise a model and write its directory; returns as `save_model_files`.
 
     Raises:
         ModelError: As `model_files`.
     """
-    files = model_files(module, spec)
+    return save_model_files(directory, model_files(module, spec))
+
+
+def save_model_files(directory: Path, files: Mapping[str, bytes]) -> str:
+    """Write a model's directory atomically, replacing one that is there.
+
+    Args:
+        directory: Where.
+        files: Its two files by name, which `load_model_files` accepted.
+
+    Returns:
+        Their digest, taken before they were written: what lies there afterwards may have been exchanged.
+    """
     with atomic_path(directory) as temporary:
         temporary.mkdir()
         for name, data in files.items():

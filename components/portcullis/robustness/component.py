@@ -31,6 +31,8 @@ def evaluate_robustness(
     n_min: int,
     seed: int,
     mode: str,
+    threat: str,
+    queries: int,
     step: str,
     verdict_evidence: Output[Artifact],
     report: Output[HTML],
@@ -58,6 +60,8 @@ def evaluate_robustness(
         n_min: Fewest samples that are judged.
         seed: Of random starts.
         mode: `full` for a number, `verdict` to stop as soon as the verdict is known.
+        threat: For a table, what may change in a row (JSON or YAML), in place of the radii; empty for none.
+        queries: With a threat, how often the model is asked about each row.
         step: Name of this gate in the policy.
         verdict_evidence: The evidence with the signed verdict.
         report: The verdict and its figures.
@@ -91,6 +95,8 @@ def evaluate_robustness(
             n_min=n_min,
             seed=seed,
             mode=mode,
+            threat=threat,
+            queries=queries,
         ),
         report=Path(report.path),
         bundle=Path(verdict_evidence.path),
@@ -119,6 +125,8 @@ def robustness_gate(
     n_min: int,
     seed: int,
     mode: str,
+    threat: str,
+    queries: int,
     step: str,
     secret: str,
     gpus: str,
@@ -149,6 +157,8 @@ def robustness_gate(
         n_min: Fewest samples that are judged.
         seed: Of random starts.
         mode: `full` for a number, `verdict` to stop as soon as the verdict is known.
+        threat: For a table, what may change in a row (JSON or YAML), in place of the radii; empty for none.
+        queries: With a threat, how often the model is asked about each row.
         step: Name of this gate in the policy.
         secret: Name of the Kubernetes Secret with the keys of its `evaluate`.
         gpus: How many GPUs `evaluate` asks for, spelt as text: `0`, `1`, …
@@ -177,6 +187,8 @@ def robustness_gate(
         n_min=n_min,
         seed=seed,
         mode=mode,
+        threat=threat,
+        queries=queries,
         step=step,
     )
     held = enforce(subject=model, evidence=judged.outputs["verdict_evidence"], gate=step)

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from portcullis.errors import ModelError
 from portcullis.evidence.statement import Figure
+from portcullis.robustness.tabular.judge import MIN_PLANTED_FOUND, TabularSettings
+from portcullis.robustness.tabular.threat import TabularThreat
 
 if TYPE_CHECKING:
     from portcullis.robustness.evaluate import RobustnessReport
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 LARGEST_SIDE = 32
 MAX_ENTRIES = 64
 MAX_TEXT = 200
+ROUNDING = 1e-6
+EXTRA_QUERIES = 200  # about each row, besides the two searches
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _SHARES = re.compile(r"(clean|robust)_accuracy(_[a-z0-9_]+)?|unbounded_success|gradient_agreement|planted_found")
 _COUNTS = ("samples", "classes", "pool", "judged", "gradient_free", "forward_equivalents")
@@ -114,6 +118,47 @@ def believe(document: object, *, samples: int, labels: tuple[str, ...]) -> Findi
         return _parsed(document, samples, labels)
     except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise ModelError(f"the attacked model's process gave no sound answer: {error}") from error
+
+
+def believe_table(
+    document: object, *, samples: int, classes: int, threat: TabularThreat, settings: TabularSettings
+) -> Mapping[str, Figure]:
+    """Return the figures of a table's judgement that a locked process answered, if they can be so.
+
+    Args:
+        document: The answer: the figures of `portcullis.robustness.tabular.TabularReport`.
+        samples: How many rows were handed over.
+        classes: The model's.
+        threat: What may change.
+        settings: The plan.
+
+    Raises:
+        ModelError: They cannot.
+    """
+    try:
+        return _parsed_table(document, samples, classes, threat, settings)
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
+        raise ModelError(f"the attacked model's process gave no sound answer: {error}") from error
+
+
+def _parsed_table(
+    document: Any, samples: int, classes: int, threat: TabularThreat, settings: TabularSettings
+) -> Mapping[str, Figure]:
+    shares, counts = ("clean_accuracy", "robust_accuracy", "planted_found"), ("noise_found", "queries")
+    known = {"samples": samples, "classes": classes, **threat.counts}
+    names = {*shares, *counts, *known}
+    _require(isinstance(document, dict) and document.keys() == names, "its figures")
+    for name, value in known.items():
+        _require(type(document[name]) is int and document[name] == value, f"how many {name}")
+    clean, robust, planted = (float(_share(document[name])) for name in shares)
+    noise, queries = (_count(document[name]) for name in counts)
+    hits, left = clean * samples, robust * samples
+    _require(all(abs(it - round(it)) < ROUNDING for it in (hits, left)), "a share that is of no number of rows")
+    _require(round(left) + noise <= round(hits), "a worst case above another case")
+    _require(planted >= MIN_PLANTED_FOUND, "a search that misses what was planted")
+    # Each row is asked about twice before the search, and while it searches, and for what was planted and noise.
+    _require(2 * samples <= queries <= (2 * settings.queries + EXTRA_QUERIES) * samples, "how often it was asked")
+    return {name: document[name] for name in sorted(names)}
 
 
 def _parsed(document: Any, samples: int, labels: tuple[str, ...]) -> Findings:

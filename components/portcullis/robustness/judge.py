@@ -3,21 +3,17 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from portcullis.dataset import features_and_labels, read_dataset
-from portcullis.errors import ModelError, UsageError
-from portcullis.models.store import LoadedModel, load_model
-from portcullis.report import page, paragraph, section, table
+from portcullis.errors import UsageError
+from portcullis.models.store import load_model
+from portcullis.report import page, section, table
 from portcullis.robustness.evaluate import RobustnessReport, evaluate
 from portcullis.robustness.page import robustness_details
 from portcullis.robustness.settings import RobustnessSettings
 from portcullis.robustness.tabular import TabularReport, TabularSettings, judge_black_box, parse_threat
-from portcullis.robustness.tabular.search import Classifier
+from portcullis.robustness.tabular.page import tabular_details
+from portcullis.robustness.tabular.probabilities import probabilities_of
 from portcullis.strict_yaml import load_yaml
-
-MARGIN = 10.0
 
 
 @dataclass(frozen=True)
@@ -84,23 +80,7 @@ def judge_table(model: Path, data: Path, threat: bytes, settings: TabularSetting
     loaded.spec.require_fit(rows.spec)
     allowed = parse_threat(load_yaml(threat), rows.spec)
     features, labels = features_and_labels(rows)
-    report = judge_black_box(_probabilities(loaded, features), features, labels, allowed, settings)
-    note = "PASSED means that this search found no more; it sees the model's probabilities only."
-    content = [section("Figures"), table(("figure", "measured"), report.figures.items()), paragraph(note, kind="dim")]
+    report = judge_black_box(probabilities_of(loaded, features), features, labels, allowed, settings)
+    content = [section("Figures"), table(("figure", "measured"), report.figures.items())]
+    content += tabular_details(allowed, rows.spec.features.columns, report.figures)
     return Judged(report, page("Robustness", content))
-
-
-def _probabilities(model: LoadedModel, features: NDArray[np.float32]) -> Classifier:
-    """Return the model as a function to probabilities, of logits scaled so that few of them round to 0 or 1."""
-    ordered = np.sort(model.predict_logits(features).astype(np.float64), axis=1)
-    unit = float(np.median(ordered[:, -1] - ordered[:, -2]))
-    if not unit > 0:
-        raise ModelError("the model tells no classes apart on these rows")
-
-    def predict(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-        scaled = model.predict_logits(rows).astype(np.float64) * (MARGIN / unit)
-        shares = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-        result: NDArray[np.float64] = shares / shares.sum(axis=1, keepdims=True)
-        return result
-
-    return predict

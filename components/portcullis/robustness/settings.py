@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from portcullis.errors import ConfigError
+from portcullis.robustness.tabular.judge import TabularSettings
 
 MAX_SEED = 2**53 - 1
 # Libraries whose attacks a plan may add.
 LIBRARIES = ("torchattacks", "foolbox", "art")
+MAX_THREAT = 1 << 16  # characters
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,14 @@ class RobustnessSettings:
         mode: `full` runs every attack on every sample and reports a number. `verdict` stops as soon as it is known,
             with certainty or at an error of at most 1 %, on which side of the policy's bound the number lies, and
             reports an interval.
+        threat: For a model of a table, what may change in a row, as JSON or YAML that
+            `portcullis.robustness.tabular.read_threat` reads; empty for none. With one, rows are attacked by a random
+            search through the model's probabilities, in place of the attacks and radii above, and `mode` is `full`.
+        queries: With a threat, how often the model is asked about each row that it classifies correctly.
 
     Raises:
-        ConfigError: A value is out of its range, or PGD could not reach the ends of its ball.
+        ConfigError: A value is out of its range, PGD could not reach the ends of its ball, or a threat comes with mode
+            `verdict`.
     """
 
     epsilon: float = 0.1
@@ -63,6 +70,8 @@ class RobustnessSettings:
     n_min: int = 100
     seed: int = 0
     mode: str = "full"
+    threat: str = ""
+    queries: int = 500
 
     def __post_init__(self) -> None:
         for name, high in (
@@ -84,12 +93,17 @@ class RobustnessSettings:
             ("apgd_targets", 0, 1_000),
             ("n_min", 1, 1 << 30),
             ("seed", 0, MAX_SEED),
+            ("queries", 100, 1_000_000),
         ):
             value = getattr(self, name)
             if type(value) is not int or not low <= value <= most:
                 raise ConfigError(f"robustness: {name} must be a whole number from {low} to {most}")
         if self.mode not in ("full", "verdict"):
             raise ConfigError("robustness: mode must be full or verdict")
+        if not isinstance(self.threat, str) or len(self.threat) > MAX_THREAT:
+            raise ConfigError(f"robustness: threat must be text of at most {MAX_THREAT} characters")
+        if self.threat and self.mode != "full":
+            raise ConfigError("robustness: a threat is judged with mode full; verdict is for attacks on gradients")
         named = self.named_libraries if isinstance(self.libraries, str) else ("",)
         if len(set(named)) != len(named) or not set(named) <= set(LIBRARIES):
             raise ConfigError(
@@ -121,6 +135,11 @@ class RobustnessSettings:
     def named_libraries(self) -> tuple[str, ...]:
         """The libraries by name, in the order in which they run."""
         return () if self.libraries == "none" else tuple(self.libraries.split(","))
+
+    @property
+    def tabular(self) -> TabularSettings:
+        """The plan by which a table is searched."""
+        return TabularSettings(self.queries, self.n_min, self.seed)
 
 
 def _is_of(value: object, kind: type) -> bool:

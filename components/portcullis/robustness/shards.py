@@ -62,7 +62,7 @@ def attack_shard(
 
     Raises:
         UsageError: The step is no shard, or this system cannot lock a process in.
-        ConfigError: The plan is of another mode, whose order of rows is one for all of them.
+        ConfigError: The plan is of another mode, whose order of rows is one for all of them, or has a threat.
         EvidenceError: The evidence does not hold for this very model and these very rows.
         SealError: The rows were altered at rest, or lie in plain text.
         KeyMaterialError: There is no key to open them.
@@ -73,6 +73,8 @@ def attack_shard(
         raise UsageError(f"step {step!r} is no shard; its name ends in #0/4, or the like")
     if settings.mode != "full":
         raise ConfigError("robustness: over shards, mode must be full")
+    if settings.threat:
+        raise ConfigError("robustness: over shards, there is no threat yet; judge a table with one task")
     model_files, test_files = read_model_files(model), read_input(step, "test", test)
     begun = begin(
         step,

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from portcullis.at_rest import read_input
-from portcullis.dataset import features_and_labels, parse_dataset
+from portcullis.dataset import DatasetSpec, features_and_labels, parse_dataset
 from portcullis.digest import content_digest
 from portcullis.errors import DataError, InconclusiveError, ModelError
 from portcullis.evidence.statement import Figure, Statement
@@ -24,9 +24,11 @@ from portcullis.files import memory_file, write_bytes
 from portcullis.isolation import run_isolated
 from portcullis.models.store import SPEC_FILE, WEIGHTS_FILE, ModelSpec, read_model_files
 from portcullis.report import gate_page
-from portcullis.robustness.findings import Findings, believe
+from portcullis.robustness.findings import Findings, believe, believe_table
 from portcullis.robustness.page import robustness_details
 from portcullis.robustness.settings import RobustnessSettings
+from portcullis.robustness.tabular import TabularThreat, read_threat
+from portcullis.robustness.tabular.page import tabular_details
 from portcullis.robustness.verdict import Question
 
 SECONDS = 5 * 3600.0  # of the six hours that its pod may live
@@ -53,6 +55,7 @@ def evaluate_robustness(
         EvidenceError: The evidence does not hold for this very model and these very rows.
         SealError: The rows were altered at rest, or lie in plain text.
         KeyMaterialError: There is no key to open them.
+        ConfigError: The settings' threat is malformed, or names what these rows have not.
         MissingDependencyError: PyTorch or torchattacks is not installed.
         UsageError: This system cannot lock a process in.
     """
@@ -71,10 +74,15 @@ def evaluate_robustness(
         spec, rows = ModelSpec.from_json(model_files[SPEC_FILE]), parse_dataset(test_files)
         spec.require_fit(rows.spec)
         features, labels = features_and_labels(rows)
-        question = _question(begun) if settings.mode == "verdict" else None
-        measured = attacked(model_files, spec, features, labels, settings, question)
-        figures = dict(measured.figures)
-        details = robustness_details(measured, settings)
+        if settings.threat:
+            threat = read_threat(settings.threat, rows.spec)
+            figures = dict(_searched(model_files, spec, features, labels, settings, threat, rows.spec))
+            details = tabular_details(threat, rows.spec.features.columns, figures)
+        else:
+            question = _question(begun) if settings.mode == "verdict" else None
+            measured = attacked(model_files, spec, features, labels, settings, question)
+            figures = dict(measured.figures)
+            details = robustness_details(measured, settings)
     except (InconclusiveError, DataError, ModelError) as error:
         inconclusive = str(error)
     statement = begun.finish(bundle=bundle, figures=figures, inconclusive=inconclusive)
@@ -111,6 +119,38 @@ def attacked(
         "key": question.key.hex(),
         "subjects": list(question.subjects),
     }
+    answer = _locked("measure", "prepare", model_files, features, labels, settings, question=asked)
+    found = believe(answer, samples=len(features), labels=spec.labels)
+    if ("stop" in found.figures) is not (settings.mode == "verdict"):
+        raise ModelError("the attacked model's process answered another question than was asked")
+    return found
+
+
+def _searched(
+    model_files: Mapping[str, bytes],
+    spec: ModelSpec,
+    features: NDArray[np.floating[Any]],
+    labels: NDArray[np.integer[Any]],
+    settings: RobustnessSettings,
+    threat: TabularThreat,
+    rows: DatasetSpec,
+) -> Mapping[str, Figure]:
+    """Have the locked process attack a model of a table through its probabilities."""
+    answer = _locked("measure_table", "prepare_table", model_files, features, labels, settings, rows=rows.to_dict())
+    classes = len(spec.labels)
+    return believe_table(answer, samples=len(features), classes=classes, threat=threat, settings=settings.tabular)
+
+
+def _locked(
+    function: str,
+    prepare: str,
+    model_files: Mapping[str, bytes],
+    features: NDArray[np.floating[Any]],
+    labels: NDArray[np.integer[Any]],
+    settings: RobustnessSettings,
+    **arguments: object,
+) -> Any:
+    """Return what a function of `portcullis.robustness.locked` answers from its locked process."""
     handed = (
         model_files[SPEC_FILE],
         model_files[WEIGHTS_FILE],
@@ -118,18 +158,14 @@ def attacked(
         np.ascontiguousarray(labels, dtype="<i8").tobytes(),
     )
     with ExitStack() as stack:
-        answer = run_isolated(
-            "portcullis.robustness.locked:measure",
+        return run_isolated(
+            f"portcullis.robustness.locked:{function}",
             [stack.enter_context(memory_file(data)) for data in handed],
-            {"shape": list(features.shape), "settings": dataclasses.asdict(settings), "question": asked},
+            {"shape": list(features.shape), "settings": dataclasses.asdict(settings), **arguments},
             seconds=SECONDS,
             memory=MEMORY,
-            prepare="portcullis.robustness.locked:prepare",
+            prepare=f"portcullis.robustness.locked:{prepare}",
         )
-    found = believe(answer, samples=len(features), labels=spec.labels)
-    if ("stop" in found.figures) is not (settings.mode == "verdict"):
-        raise ModelError("the attacked model's process answered another question than was asked")
-    return found
 
 
 def _question(begun: Step) -> Question:

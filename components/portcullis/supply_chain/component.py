@@ -85,16 +85,16 @@ def convert_model(
     metrics: Output[Metrics],
     step: str = "convert_model",
 ) -> NamedTuple("Outputs", [("digest", str)]):
-    """Turn a PyTorch checkpoint into a model of an installed architecture, its weights as safetensors.
+    """Turn a PyTorch checkpoint, or an exported program, into a model of an installed architecture.
 
     Refuses a checkpoint that the model scan refuses. It is loaded by PyTorch's restricted loader, in a process without
-    keys, environment, network, files or further processes.
+    keys, environment, network, files or further processes. A program is translated there, and never loaded.
 
     Args:
-        checkpoint: What `torch.save` wrote.
+        checkpoint: What `torch.save` or `torch.export.save` wrote, or skl2onnx of trees.
         evidence: Its evidence.
-        key: Under which name the checkpoint holds the state dictionary; empty if it is one.
-        spec: What `model.json` says: architecture, options, input, labels.
+        key: Under which name the checkpoint holds the state dictionary; empty if it is one, and for a program.
+        spec: What `model.json` says: architecture, options, input, labels; of a program `exported-graph`, no options.
         step: Name of this step in the policy.
         model: The model.
         model_evidence: The evidence with this step's statement.

@@ -20,12 +20,14 @@ from portcullis.safetensors_header import strict_json
 from portcullis.supply_chain.headers import Tensors, read_gguf, read_npy, read_safetensors
 from portcullis.supply_chain.pickled import PickledTensors
 from portcullis.supply_chain.torch_files import read_legacy_torch, read_torch_archive
-from portcullis.supply_chain.zips import read_npz
+from portcullis.supply_chain.zips import has_member, read_npz
 
 MAX_FILES = 500
 MAX_JSON_BYTES = 16 << 20
 SECONDS = 600.0
 MEMORY = 4 << 30
+# Formats that say what a network does: refused here, where nothing is translated, and what `convert` has readers for.
+PROGRAMS = frozenset({"exported program", "onnx"})
 # What makes a library that reads a model's JSON import code, or render a program.
 _PROGRAMS = ("auto_map", "custom_pipelines", "chat_template", "trust_remote_code")
 
@@ -117,6 +119,8 @@ def _format(stream: BinaryIO, name: str) -> tuple[str, _Judge]:
     start = read_full(stream, 10)
     if start.startswith(b"PK\x03\x04"):
         # The first member's name: whichever reader is chosen refuses what it does not know.
+        if has_member(stream, "archive_format"):
+            return "exported program", _refuse_program
         stream.seek(26)
         name_length = int.from_bytes(read_full(stream, 2), "little")
         stream.seek(30)
@@ -132,7 +136,24 @@ def _format(stream: BinaryIO, name: str) -> tuple[str, _Judge]:
         return "safetensors", read_safetensors
     if start.startswith(b"{") and name.endswith(".json"):
         return "json", _read_json
+    # ONNX has no magic number: its version, 1 to 31, then another of its first fields.
+    if (
+        start[:1] == b"\x08"
+        and 1 <= start[1] <= 31
+        and start[2:3] in (b"\x12", b"\x1a", b"\x22", b"\x28", b"\x3a", b"\x42")
+    ):
+        return "onnx", _refuse_onnx
     raise ModelError("it is no file of tensors")
+
+
+def _refuse_program(stream: BinaryIO, size: int) -> Tensors:  # noqa: ARG001 - a judge's signature
+    raise ModelError(
+        "it is a program, whose own loader runs code of the file; `portcullis convert` makes a model of it"
+    )
+
+
+def _refuse_onnx(stream: BinaryIO, size: int) -> Tensors:  # noqa: ARG001
+    raise ModelError("it is a program; `portcullis convert` makes a model of it where it is an ensemble of trees")
 
 
 def _read_json(stream: BinaryIO, size: int) -> Tensors:

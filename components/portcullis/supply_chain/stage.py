@@ -4,16 +4,16 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from portcullis.digest import canonical_json, content_digest, path_digest, sha256
+from portcullis.digest import canonical_json, path_digest, sha256
 from portcullis.errors import DataError, ModelError, UsageError
 from portcullis.evidence.statement import Figure, Statement
 from portcullis.evidence.step import begin
 from portcullis.evidence.trust import now_ms
-from portcullis.files import atomic_path, read_bytes, write_bytes
-from portcullis.models.store import SPEC_FILE, WEIGHTS_FILE, ModelSpec, load_model_files
+from portcullis.files import read_bytes, write_bytes
+from portcullis.models.store import SPEC_FILE, WEIGHTS_FILE, ModelSpec, load_model_files, save_model_files
 from portcullis.report import gate_page, section, table
 from portcullis.supply_chain.bill import encode_bill, software_bill
-from portcullis.supply_chain.convert import convert_checkpoint
+from portcullis.supply_chain.convert import convert_foreign
 from portcullis.supply_chain.dependencies import (
     MAX_LOCK_BYTES,
     find_installed,
@@ -21,6 +21,7 @@ from portcullis.supply_chain.dependencies import (
     read_lock,
     require_sound,
 )
+from portcullis.supply_chain.foreign import ForeignModel, Rows
 from portcullis.supply_chain.scan import ScannedFile, scan_model
 from portcullis.supply_chain.voices import AUDITOR, ask, ask_auditor, require_voices
 
@@ -87,14 +88,16 @@ def _listed(scanned: tuple[ScannedFile, ...]) -> Iterator[str]:
 def convert_model(
     *, step: str, checkpoint: Path, evidence: Path, key: str, spec: Mapping[str, Any], model: Path, bundle: Path
 ) -> Statement:
-    """Turn a PyTorch checkpoint into a model of an installed architecture.
+    """Turn a PyTorch checkpoint, or an exported program, into a model of an installed architecture.
 
     Args:
         step: This step's name in the policy.
-        checkpoint: What `torch.save` wrote.
+        checkpoint: What `torch.save` or `torch.export.save` wrote, or skl2onnx of trees.
         evidence: Its bundle of evidence.
-        key: Under which name the checkpoint holds the state dictionary; empty if it is one.
-        spec: What `model.json` says: architecture, options, input, labels.
+        key: Under which name the checkpoint holds the state dictionary; empty if it is one, and for a program.
+        spec: What `model.json` says: architecture, options, input, labels. Of a program the architecture is
+            `exported-graph`, of trees in ONNX `tree-ensemble`, and its options stay empty here: they come from the
+            program.
         model: Where the model's directory goes.
         bundle: Where the evidence goes.
 
@@ -102,7 +105,8 @@ def convert_model(
         EvidenceError: The evidence does not hold for this very checkpoint.
         DataError: The checkpoint is missing, is no regular file, or changed while it was converted.
         ModelError: The scan refuses the checkpoint, it holds no state dictionary there, or its tensors are not exactly
-            the architecture's.
+            the architecture's; or the program is refused, or is of another architecture or shape or of more or fewer
+            classes than `spec` says.
         MissingDependencyError: PyTorch is missing.
         UsageError: This system cannot lock a process in.
     """
@@ -111,19 +115,29 @@ def convert_model(
     begun = begin(
         step, stage="convert_model", inputs={"checkpoint": digest}, parameters=parameters, evidence=[evidence]
     )
-    files = {
-        SPEC_FILE: ModelSpec.from_json(canonical_json(dict(spec))).to_json(),
-        WEIGHTS_FILE: convert_checkpoint(checkpoint, key=key),
-    }
+    described = ModelSpec.from_json(canonical_json(dict(spec)))
+    converted = convert_foreign(checkpoint, key=key, rows=Rows(described.low, described.high, described.labels))
+    if isinstance(converted, ForeignModel):
+        files = _foreign_files(converted, described)
+    else:
+        files = {SPEC_FILE: described.to_json(), WEIGHTS_FILE: converted}
     loaded = load_model_files(files)
     if path_digest(checkpoint) != digest:
         raise DataError(f"{checkpoint} changed while it was converted; leave it alone and run again")
-    with atomic_path(model) as temporary:
-        temporary.mkdir()
-        for name, data in files.items():
-            write_bytes(temporary / name, data)
+    written = save_model_files(model, files)
     figures = {"tensors": len(loaded.module.state_dict()), "bytes": len(files[WEIGHTS_FILE])}
-    return begun.finish(bundle=bundle, outputs={"model": content_digest(files)}, figures=figures)
+    return begun.finish(bundle=bundle, outputs={"model": written}, figures=figures)
+
+
+def _foreign_files(found: ForeignModel, described: ModelSpec) -> dict[str, bytes]:
+    """Return the files of a model that was a program, which must be what its description says."""
+    if (found.architecture, found.shape) != (described.architecture, described.shape) or described.options:
+        raise ModelError(
+            f"the program is an {found.architecture} of inputs {list(found.shape)}; the description must say so, and "
+            "have no options, which come from the program"
+        )
+    spec = found.spec(described.low, described.high, described.labels)
+    return {SPEC_FILE: spec.to_json(), WEIGHTS_FILE: found.weights}
 
 
 def verify_dependencies(

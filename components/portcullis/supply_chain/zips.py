@@ -109,6 +109,15 @@ def read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, limit: int) -
         return archive.read(member)  # and its CRC is compared
 
 
+def has_member(stream: BinaryIO, name: str) -> bool:
+    """Tell whether what looks like a zip archive has a member of this name in its one folder; nothing is judged."""
+    try:
+        with _damage_is_refused(), zipfile.ZipFile(stream) as archive:
+            return any(entry.partition("/")[2] == name for entry in archive.namelist())
+    except ModelError:
+        return False
+
+
 def read_npz(stream: BinaryIO, size: int) -> Tensors:
     """Judge an archive of NumPy arrays, as `numpy.savez` and `savez_compressed` write it.
 

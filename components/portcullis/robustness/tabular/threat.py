@@ -11,12 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from portcullis.dataset import DatasetSpec
-from portcullis.errors import ConfigError
+from portcullis.digest import parse_json
+from portcullis.errors import ConfigError, DataError
+from portcullis.strict_yaml import load_yaml
 
 Rows = NDArray[np.float64]
 # What rounding may add to a distance.
 TOLERANCE = 1e-9
 DIRECTIONS = {"down": -1, "both": 0, "up": 1}
+MAX_NUMBER = 2.0**53
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,6 +121,11 @@ class TabularThreat:
         return result
 
     @property
+    def counts(self) -> dict[str, int]:
+        """How many `features` may move, and how many `groups` may change."""
+        return {"features": int((self.epsilon > 0).sum()), "groups": len(self.groups) if self.swaps else 0}
+
+    @property
     def grouped(self) -> NDArray[np.bool_]:
         """Which features are of a group (D,)."""
         members = np.zeros(len(self.epsilon), dtype=bool)
@@ -130,6 +138,27 @@ class TabularThreat:
         for group in self.groups:
             count += (clean[:, list(group)] != candidates[:, list(group)]).any(axis=1)
         return count
+
+
+def read_threat(text: str, spec: DatasetSpec) -> TabularThreat:
+    """Read what may change from text: JSON, as a policy holds it, or YAML, as a user writes it.
+
+    Args:
+        text: The document.
+        spec: As of `parse_threat`.
+
+    Raises:
+        ConfigError: As of `parse_threat`, or it is neither.
+    """
+    data = text.encode("utf-8", "surrogatepass")  # what is no text is refused by either
+    try:
+        document = parse_json(data)  # canonical JSON spells 1e-7 in a way that YAML 1.1 takes for text
+    except DataError:
+        try:
+            document = load_yaml(data)
+        except DataError as error:
+            raise ConfigError(f"threat: {error}") from error
+    return parse_threat(document, spec)
 
 
 def parse_threat(document: object, spec: DatasetSpec) -> TabularThreat:
@@ -168,10 +197,10 @@ def parse_threat(document: object, spec: DatasetSpec) -> TabularThreat:
         low[place], high[place] = (
             _number(name, given.get(key, bounds[place])) for key, bounds in (("low", low), ("high", high))
         )
-        if type(given.get("whole", False)) is not bool or given.get("direction", "both") not in DIRECTIONS:
+        integral, moves = given.get("whole", False), given.get("direction", "both")
+        if type(integral) is not bool or not isinstance(moves, str) or moves not in DIRECTIONS:
             raise ConfigError(f"threat: {name}: whole is true or false, direction up, down or both")
-        whole[place] = given.get("whole", False)
-        direction[place] = DIRECTIONS[given.get("direction", "both")]
+        whole[place], direction[place] = integral, DIRECTIONS[moves]
     if not all(isinstance(group, list) for group in groups):
         raise ConfigError("threat: groups must be a list of lists of features")
     places = tuple(tuple(_place(names, name) for name in group) for group in groups)
@@ -179,12 +208,14 @@ def parse_threat(document: object, spec: DatasetSpec) -> TabularThreat:
 
 
 def _place(names: Mapping[str, int], name: Any) -> int:
-    if not isinstance(name, str) or name not in names:
-        raise ConfigError(f"threat: there is no feature {name!r}")
+    if not isinstance(name, str):
+        raise ConfigError("threat: features are named by text")
+    if name not in names:
+        raise ConfigError(f"threat: there is no feature {name[:80]!a}")
     return names[name]
 
 
 def _number(name: str, value: Any) -> float:
-    if type(value) not in (int, float, np.float64):
-        raise ConfigError(f"threat: {name}: epsilon, low and high are numbers")
+    if type(value) not in (int, float, np.float64) or not abs(value) <= MAX_NUMBER:
+        raise ConfigError(f"threat: {name}: epsilon, low and high are numbers of at most 2**53 in size")
     return float(value)

@@ -1,0 +1,309 @@
+"""The architecture `exported-graph`: what a program's graph computes, and the graphs that are refused."""
+
+import copy
+import io
+import json
+from collections.abc import Iterator
+from functools import cache
+
+import exported
+import pytest
+import torch
+from safetensors.numpy import save
+
+from portcullis.digest import canonical_json
+from portcullis.errors import ModelError
+from portcullis.models import exported_graph
+from portcullis.models.exported_graph import ARCHITECTURE, OPERATORS, Graph, Step
+from portcullis.models.store import LoadedModel, ModelSpec, build_module, load_model_files, model_files
+from portcullis.supply_chain.exported_program import read_exported_program
+from portcullis.supply_chain.programs import require_rows_apart
+from portcullis.watermark.mark import Claim, embed, read
+from portcullis.watermark.weights import decode_weights
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def converted(data: bytes) -> LoadedModel:
+    found = read_exported_program(io.BytesIO(data), len(data))
+    spec = found.spec(0, 1, [str(number) for number in range(found.classes)])
+    model = load_model_files({"model.json": spec.to_json(), "weights.safetensors": found.weights})
+    require_rows_apart(model)
+    return model
+
+
+@cache
+def model_of(name: str, form: str = "") -> LoadedModel:
+    return converted(exported.program(name, form)[1])
+
+
+def answers(module: torch.nn.Module, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return logits, and the gradient of a weighing of them on the inputs."""
+    generator = torch.Generator().manual_seed(rows)
+    inputs = torch.rand((rows, *exported.ROW), generator=generator).requires_grad_()
+    logits = module(inputs)
+    (gradient,) = torch.autograd.grad((logits * torch.rand(logits.shape, generator=generator)).sum(), inputs)
+    return logits.detach(), gradient
+
+
+@pytest.mark.parametrize("rows", [1, 2, 17])
+@pytest.mark.parametrize("name", exported.NETWORKS)
+def test_logits_and_gradients_are_those_of_the_eager_network_bit_by_bit(name: str, rows: int) -> None:
+    found = answers(model_of(name).module, rows)
+    for one, other in zip(found, answers(exported.network(name), rows), strict=True):
+        assert one.abs().max() > 0 and torch.equal(one, other)
+
+
+@pytest.mark.parametrize(("name", "form"), [it for it in exported.PROGRAMS if it[1]])
+def test_a_program_in_another_form_computes_what_pytorch_computes_of_it(name: str, form: str) -> None:
+    program, _ = exported.program(name, form)
+    for rows in (1, 2, 17):
+        found = answers(model_of(name, form).module, rows)
+        assert all(map(torch.equal, found, answers(program.module(), rows)))
+        wanted = answers(exported.network(name), rows)
+        assert all(torch.allclose(*pair, rtol=1e-3, atol=1e-4) for pair in zip(found, wanted, strict=True))
+
+
+def test_every_operator_that_is_allowed_has_been_carried_out() -> None:
+    """By the tests above; so none is allowed that nobody has tried."""
+    graphs = [json.loads(str(model_of(*it).spec.options["graph"])) for it in exported.PROGRAMS]
+    carried_out = {operator for graph in graphs for operator, _ in graph["steps"]}
+    assert carried_out == set(OPERATORS) == set(exported_graph._NAMES.split())
+
+
+def test_no_operator_that_is_allowed_writes_draws_or_decides_by_values() -> None:
+    forbidden = {
+        *(torch.Tag.nondeterministic_seeded, torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape),
+        *(torch.Tag.inplace_view, torch.Tag.generated, torch.Tag.nondeterministic_bitwise),
+    }
+    for name, operator in OPERATORS.items():
+        schema = operator._schema
+        assert schema.name.startswith("aten::") and not schema.is_mutable, name
+        # Attention may drop out at random; here no step can make it.
+        assert not set(operator.tags) & forbidden or name == "scaled_dot_product_attention.default", name
+        given = [it for it in schema.arguments if it.name not in exported_graph._NEVER]
+        for kind in {str(it.type) for it in given}:
+            inner = kind.removeprefix("Optional[").removeprefix("List[").rstrip("]")
+            assert inner in ("Tensor", "int", "float", "number", "bool", "str"), (name, kind)
+
+
+class TestModule:
+    @pytest.fixture
+    def model(self) -> LoadedModel:
+        return model_of("residual")
+
+    def test_round_trips_through_its_files(self, model: LoadedModel) -> None:
+        files = model_files(model.module, model.spec)
+        again = load_model_files(files)
+        assert model_files(again.module, again.spec) == files and again.spec == model.spec
+        assert torch.equal(answers(again.module, 3)[0], answers(model.module, 3)[0])
+
+    def test_keeps_the_names_and_kinds_of_its_state(self, model: LoadedModel) -> None:
+        eager = exported.network("residual")
+        parameters = {name.replace(".", "/") for name, _ in eager.named_parameters()}
+        assert {name for name, _ in model.module.named_parameters()} == parameters
+        buffers = {name.replace(".", "/") for name, _ in eager.named_buffers() if "num_batches" not in name}
+        assert {name for name, _ in model.module.named_buffers()} == buffers | {"lifted_tensor_0"}
+
+    def test_is_built_on_meta_without_memory_and_on_the_cpu_with_initial_weights(self, model: LoadedModel) -> None:
+        assert all(tensor.is_meta for tensor in build_module(model.spec, device="meta").state_dict().values())
+        fresh = build_module(model.spec)
+        assert torch.isfinite(fresh(torch.rand(2, *exported.ROW))).all()
+
+    def test_does_the_same_as_a_copy_in_training_mode_and_in_another_layout(self, model: LoadedModel) -> None:
+        wanted = answers(model.module, 4)
+        copied = copy.deepcopy(model.module)
+        for parameter in copied.parameters():
+            parameter.data.add_(0)
+        for module in (copied, copied.train(), copied.eval()):
+            assert all(map(torch.equal, answers(module, 4), wanted))
+        laid_out = copied.to(memory_format=torch.channels_last)
+        assert laid_out.state_dict()["stem/weight"].is_contiguous(memory_format=torch.channels_last)
+        assert all(torch.allclose(*pair, atol=1e-5) for pair in zip(answers(laid_out, 4), wanted, strict=True))
+
+    def test_takes_no_rows_as_well(self, model: LoadedModel) -> None:
+        inputs = torch.rand(0, *exported.ROW).requires_grad_()
+        logits = model.module(inputs)
+        assert logits.shape == (0, exported.CLASSES) and logits.dtype == torch.float32
+        assert torch.autograd.grad(logits.sum(), inputs)[0].shape == inputs.shape
+
+    def test_refuses_rows_of_another_shape(self, model: LoadedModel) -> None:
+        with pytest.raises(ModelError, match="shape"):
+            model.module(torch.rand(2, 64))
+
+
+def test_a_mark_is_put_into_a_network_that_came_as_a_program_and_read_from_it() -> None:
+    spec = ModelSpec("digits-cnn", {}, exported.ROW, 0, 1, tuple("0123456789"))
+    model = converted(exported.saved(exported.exported(build_module(spec).eval())))
+    files = model_files(model.module, model.spec)
+    weights = decode_weights(files["weights.safetensors"])
+    marked = embed(weights, bytes(range(32)), Claim("Example Ltd", "a" * 64))
+    again = load_model_files(files | {"weights.safetensors": save(marked.tensors)})
+    read_from = {name: tensor.numpy() for name, tensor in again.module.state_dict().items()}
+    assert read(read_from, bytes(range(32)), Claim("Example Ltd", "a" * 64)).verdict == "PRESENT"
+    assert read(weights, bytes(range(32)), Claim("Example Ltd", "a" * 64)).verdict != "PRESENT"
+    found, wanted = answers(again.module, 3)[0], answers(model.module, 3)[0]
+    assert torch.allclose(found, wanted, atol=0.05) and not torch.equal(found, wanted)
+
+
+SOUND = {
+    "parameters": {"weight": [3, 4]},
+    "buffers": {"scale": []},
+    "steps": [
+        ["mul.Tensor", {"self": "%input", "other": "scale"}],
+        ["split.Tensor", {"self": "%0", "split_size": 1, "dim": 1}],
+        ["cat.default", {"tensors": ["%1:0", "%0"], "dim": 1}],
+        ["slice.Tensor", {"self": "%2", "dim": 1, "start": 1}],
+        ["gelu.default", {"self": "%3", "approximate": {"word": "tanh"}}],
+        ["reshape.default", {"self": "%4", "shape": [{"batch": 1}, -1]}],
+        ["linear.default", {"input": "%5", "weight": "weight"}],
+    ],
+    "output": "%6",
+}
+
+
+def test_a_graph_round_trips() -> None:
+    text = canonical_json(SOUND).decode()
+    graph = Graph.from_text(text)
+    assert graph.to_text() == text and graph.steps[1] == Step("split.Tensor", SOUND["steps"][1][1])
+    model = LoadedModel(spec := ModelSpec(ARCHITECTURE, {"graph": text}, (4,), 0, 1, tuple("abc")), build_module(spec))
+    assert model.module(torch.rand(5, 4)).shape == (5, 3)
+
+
+def step(index: int, operator: object, **arguments: object) -> dict:
+    steps = copy.deepcopy(SOUND["steps"])
+    steps[index] = [operator, arguments]
+    return {"steps": steps}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param({"more": 1}, id="an unknown field"),
+        pytest.param({"steps": {}}, id="steps are no list"),
+        pytest.param({"output": 6}, id="output is no name"),
+        pytest.param({"output": "%7"}, id="output is not there"),
+        pytest.param({"output": "%1"}, id="output is a list"),
+        pytest.param({"parameters": []}, id="parameters are no object"),
+        pytest.param({"parameters": {"weight": [3, 4], "idle": [1]}}, id="a weight that no step takes"),
+        pytest.param({"parameters": {"scale": [3, 4]}}, id="a name of two tensors"),
+        pytest.param({"parameters": {"weight": [3, 4], "%0": []}}, id="a name of a result"),
+        pytest.param({"parameters": {"weight": [3, 4], "a.b": []}}, id="a name with a dot"),
+        pytest.param({"parameters": {"weight": [3, -4]}}, id="a negative size"),
+        pytest.param({"parameters": {"weight": [3, True]}}, id="a boolean size"),
+        pytest.param({"parameters": {"weight": [1 << 20, 1 << 20]}}, id="a weight that is too large"),
+        pytest.param({"parameters": {"weight": [1] * 9}}, id="too many axes"),
+        pytest.param({"steps": SOUND["steps"] * 1000}, id="too many steps"),
+        pytest.param(step(0, "relu_.default", self="%input"), id="an operator that writes"),
+        pytest.param(step(0, "rand_like.default", self="%input"), id="an operator that draws"),
+        pytest.param(step(0, "__class__.__init__"), id="an attribute"),
+        pytest.param(step(0, "aten.relu.default", self="%input"), id="an operator with a path"),
+        pytest.param(step(0, ["relu.default"], self="%input"), id="an operator that is a list"),
+        pytest.param(step(0, "relu.default", self="%0"), id="a step that takes itself"),
+        pytest.param(step(0, "relu.default", self="%3"), id="a step that takes a later one"),
+        pytest.param(step(2, "relu.default", self="%1"), id="a list where a tensor belongs"),
+        pytest.param(step(2, "relu.default", self="%0:0"), id="an element of no list"),
+        pytest.param(step(2, "relu.default", self="%01"), id="a step with a leading zero"),
+        pytest.param(step(0, "relu.default", self="%input", inplace=True), id="an argument that is not the operator's"),
+        pytest.param(step(0, "relu.default", self=1), id="a number for a tensor"),
+        pytest.param(step(0, "clamp.default", self="%input", min="scale"), id="a tensor for a number"),
+        pytest.param(step(0, "clamp.default", self="%input", min={"batch": 1}), id="the batch for a number"),
+        pytest.param(step(0, "softmax.int", self="%input", dim=1, dtype=6), id="a type"),
+        pytest.param(step(0, "softmax.int", self="%input", dim=True), id="a boolean for a number"),
+        pytest.param(step(0, "softmax.int", self="%input", dim=1 << 30), id="a number that is too large"),
+        pytest.param(step(0, "reshape.default", self="%input", shape=["scale"]), id="a tensor for a size"),
+        pytest.param(step(0, "reshape.default", self="%input", shape=[{"batch": 0}]), id="no batch"),
+        pytest.param(step(0, "reshape.default", self="%input", shape=[{"batch": 1, "x": 1}]), id="more than the batch"),
+        pytest.param(step(0, "reshape.default", self="%input", shape=[[1]]), id="a list of lists"),
+        pytest.param(step(0, "reshape.default", self="%input", shape=[1] * 300), id="a list that is too long"),
+        pytest.param(step(0, "permute.default", self="%input", dims=[{"batch": 1}]), id="the batch as an axis"),
+        pytest.param(
+            step(0, "gelu.default", self="%input", approximate={"word": "exec"}), id="a word that is not known"
+        ),
+        pytest.param(step(0, "gelu.default", self="%input", approximate={"word": []}), id="a word that is a list"),
+        pytest.param(step(0, "gelu.default", self="%input", approximate="scale"), id="a tensor for a word"),
+        pytest.param(
+            step(
+                *(0, "batch_norm.default"),
+                input="%input",
+                weight=None,
+                bias=None,
+                running_mean=None,
+                running_var=None,
+                training=True,
+                momentum=0.1,
+                eps=0.1,
+                cudnn_enabled=False,
+            ),
+            id="statistics of the batch",
+        ),
+        pytest.param(
+            step(
+                0, "scaled_dot_product_attention.default", query="%input", key="%input", value="%input", dropout_p=0.5
+            ),
+            id="attention that drops out",
+        ),
+    ],
+)
+def test_graphs_that_are_not_understood_are_refused(change: dict) -> None:
+    with pytest.raises(ModelError):
+        Graph.from_text(canonical_json(SOUND | change).decode())
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", "{" * 10_000, json.dumps(SOUND), "\ud800", " " * (1 << 21)])
+def test_text_that_is_no_graph_is_refused(text: str) -> None:
+    with pytest.raises(ModelError):
+        Graph.from_text(text)
+
+
+def test_options_that_are_no_graph_are_refused() -> None:
+    for options in ({}, {"graph": 1}, {"graph": "{}"}, {"graph": canonical_json(SOUND).decode(), "more": 1}):
+        with pytest.raises(ModelError):
+            build_module(ModelSpec(ARCHITECTURE, options, (4,), 0, 1, tuple("abc")))
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ([["relu.default", {"self": "%input"}]], r"\[2, 4\]"),
+        ([["flatten.using_ints", {"self": "%input"}]], r"\[8\]"),
+        ([["pad.default", {"self": "%input", "pad": [50, 0]}]], "more elements"),
+        ([["repeat.default", {"self": "%input", "repeats": [1 << 20, 1 << 20]}]], "memory"),
+        ([["select.int", {"self": "%input", "dim": 3, "index": 0}]], "out of range"),
+        ([["chunk.default", {"self": "%input", "chunks": 2, "dim": 1}], ["relu.default", {"self": "%0:7"}]], "%0:7"),
+    ],
+)
+def test_a_graph_that_cannot_be_carried_out_or_makes_no_logits_is_refused(
+    steps: list, message: str, monkeypatch
+) -> None:
+    monkeypatch.setattr(exported_graph, "MAX_ELEMENTS", 100)
+    monkeypatch.setattr(exported_graph, "MAX_ROW_ELEMENTS", 20)
+    chained = [
+        [name, {**given, "self": f"%{at - 1}"} if at and given["self"] == "%input" else given]
+        for at, (name, given) in enumerate(steps)
+    ]
+    document = {"parameters": {}, "buffers": {}, "steps": chained, "output": f"%{len(steps) - 1}"}
+    spec = ModelSpec(ARCHITECTURE, {"graph": canonical_json(document).decode()}, (4,), 0, 1, tuple("abc"))
+    model = LoadedModel(spec, build_module(spec))
+    with pytest.raises((ModelError, RuntimeError, LookupError), match=message):
+        model.module(torch.rand(2, 4))
+    with pytest.raises(ModelError):
+        require_rows_apart(model)
+
+
+def test_rows_that_depend_on_one_another_are_found_out() -> None:
+    steps = [
+        ["mean.dim", {"self": "%input", "dim": [0], "keepdim": True}],
+        ["add.Tensor", {"self": "%input", "other": "%0"}],
+    ]
+    for change in (steps, [["softmax.int", {"self": "%input", "dim": 0}]]):
+        document = {"parameters": {}, "buffers": {}, "steps": change, "output": f"%{len(change) - 1}"}
+        spec = ModelSpec(ARCHITECTURE, {"graph": canonical_json(document).decode()}, (3,), 0, 1, tuple("abc"))
+        with pytest.raises(ModelError, match="other rows"):
+            require_rows_apart(LoadedModel(spec, build_module(spec)))
