@@ -140,7 +140,17 @@ class Everything(torch.nn.Module):
         y, z = x[:, :, 0], x.select(2, 0)
         return [
             *(torch.rsub(x, x), torch.baddbmm(y, y, z), F.celu(x), F.elu(x), F.hardsigmoid(x), F.hardswish(x)),
-            *(F.logsigmoid(x), F.mish(x), self.slope(x), F.relu6(x), F.selu(x), F.softplus(x), self.root(x)),
+            *(
+                F.logsigmoid(x),
+                F.mish(x),
+                F.glu(x, 1),
+                F.normalize(y),
+                self.slope(x),
+                F.relu6(x),
+                F.selu(x),
+                F.softplus(x),
+                self.root(x),
+            ),
             *(F.scaled_dot_product_attention(x, x, x), F.adaptive_avg_pool3d(x.unsqueeze(1), 2)),
             *(F.adaptive_max_pool1d(y, 2), F.adaptive_max_pool2d(x, 2), F.max_pool1d(y, 2)),
             *(F.max_pool3d(x.unsqueeze(1), 2), F.interpolate(x, size=8), torch.linalg.vector_norm(x, 2, 1), x.var(1)),

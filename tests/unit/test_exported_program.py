@@ -417,6 +417,17 @@ def test_a_network_that_is_none_of_ours_is_refused(name: str) -> None:
         read(saved(exported.exported(Odd(ODD[name]).eval())))
 
 
+def test_what_is_refused_for_its_writing_is_taken_in_the_form_that_the_refusal_names() -> None:
+    network = Odd(shared).eval()
+    with pytest.raises(ModelError, match=r"run_decompositions\(\{\}\)"):
+        read(saved(exported.exported(network)))
+    found = read(saved(exported.exported(network).run_decompositions({})))
+    inputs = torch.randn(5, *exported.ROW)
+    spec = found.spec(0, 1, [str(number) for number in range(64)])
+    model = load_model_files({"model.json": spec.to_json(), "weights.safetensors": found.weights})
+    assert torch.equal(model.module(inputs), network(inputs))
+
+
 def test_several_inputs_or_integers_are_refused() -> None:
     class Two(torch.nn.Module):
         def forward(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
