@@ -141,10 +141,11 @@ class Everything(torch.nn.Module):
         return [
             *(torch.rsub(x, x), torch.baddbmm(y, y, z), F.celu(x), F.elu(x), F.hardsigmoid(x), F.hardswish(x)),
             *(F.logsigmoid(x), F.mish(x), self.slope(x), F.relu6(x), F.selu(x), F.softplus(x), self.root(x)),
+            *(F.glu(x, 1), F.normalize(y), torch.linalg.vector_norm(x, 2, 1), x.var(1), F.max_pool1d(y, 2)),
             *(F.scaled_dot_product_attention(x, x, x), F.adaptive_avg_pool3d(x.unsqueeze(1), 2)),
-            *(F.adaptive_max_pool1d(y, 2), F.adaptive_max_pool2d(x, 2), F.max_pool1d(y, 2)),
-            *(F.max_pool3d(x.unsqueeze(1), 2), F.interpolate(x, size=8), torch.linalg.vector_norm(x, 2, 1), x.var(1)),
-            *(F.interpolate(x, scale_factor=2, mode="bilinear"), F.pad(x, (1, 1, 1, 1), "reflect")),
+            *(F.adaptive_max_pool1d(y, 2), F.adaptive_max_pool2d(x, 2), F.max_pool3d(x.unsqueeze(1), 2)),
+            *(F.interpolate(x, scale_factor=2, mode="bilinear"), F.interpolate(x, size=8)),
+            F.pad(x, (1, 1, 1, 1), "reflect"),
         ]
 
 
@@ -183,6 +184,12 @@ def exported(module: torch.nn.Module, row: tuple[int, ...] = ROW, **options: Any
         return torch.export.export(module, (torch.rand(3, *row),), **options)
 
 
+def decomposed(program: torch.export.ExportedProgram, table: dict | None) -> torch.export.ExportedProgram:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return program.run_decompositions(table)
+
+
 def saved(program: torch.export.ExportedProgram) -> bytes:
     stream = io.BytesIO()
     with warnings.catch_warnings():
@@ -200,10 +207,8 @@ def program(name: str, form: str = "") -> tuple[torch.export.ExportedProgram, by
         form: "functional" or "decomposed" by `run_decompositions`.
     """
     made = exported(network(name))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        if form:
-            made = made.run_decompositions({} if form == "functional" else None)
+    if form:
+        made = decomposed(made, {} if form == "functional" else None)
     return made, saved(made)
 
 

@@ -273,6 +273,10 @@ def in_rows(**fields: object) -> Callable[[Any], object]:
     return lambda document: graph_of(document)["tensor_values"][rows_name(document)].update(fields)
 
 
+def in_size(axis: int, **size: object) -> Callable[[Any], object]:
+    return lambda it: graph_of(it)["tensor_values"][rows_name(it)]["sizes"].__setitem__(axis, size)
+
+
 def in_node(name: str, **fields: object) -> Callable[[Any], object]:
     return lambda document: node_of(document, name).update(fields)
 
@@ -324,8 +328,10 @@ DOCUMENTS = {
     "rows without a batch axis": in_rows(sizes=[]),
     "a batch of a fixed size": in_rows(sizes=[{"as_int": n} for n in (3, 1, 8, 8)]),
     "a batch of another symbol": in_rows(sizes=[{"as_expr": SYMBOL}, *({"as_int": n} for n in (1, 8, 8))]),
-    "a row of a symbol's size": in_rows(sizes=[{"as_expr": SYMBOL}] * 4),
-    "rows of no elements": in_rows(sizes=[{"as_expr": SYMBOL}, {"as_int": 0}]),
+    "a row of a symbol's size": in_size(2, as_expr=SYMBOL),
+    "a row of two sizes": in_size(2, as_int=8, as_expr=SYMBOL),
+    "rows of no elements": in_size(2, as_int=0),
+    "rows of too many elements": in_size(2, as_int=2**40),
     "rows of other sizes than the weights take": lambda it: graph_of(it)["tensor_values"][rows_name(it)]["sizes"].pop(),
     "a graph within the graph": in_node("tanh.default", is_hop_single_tensor_return=True),
     "a step of several results": in_node("tanh.default", outputs=[{"as_tensor": {"name": n}} for n in ("tanh", "b")]),
@@ -396,7 +402,7 @@ def viewed(x: torch.Tensor) -> torch.Tensor:
 
 ODD: dict[str, Callable[[torch.Tensor], Any]] = {
     "rows that see one another": lambda x: x - x.mean(0),
-    "rows that see one another in attention": lambda x: torch.softmax(x @ x.T, 1) @ x,
+    "rows that see one another in attention": lambda x: torch.softmax(x @ x.t(), 1) @ x,
     "rows that are sorted": lambda x: x.sort(0).values,
     "a size of the batch in a sum": lambda x: x / x.shape[0],
     "two outputs": lambda x: (x, x),
@@ -415,6 +421,17 @@ ODD: dict[str, Callable[[torch.Tensor], Any]] = {
 def test_a_network_that_is_none_of_ours_is_refused(name: str) -> None:
     with pytest.raises(ModelError):
         read(saved(exported.exported(Odd(ODD[name]).eval())))
+
+
+def test_what_is_refused_for_its_writing_is_taken_in_the_form_that_the_refusal_names() -> None:
+    network = Odd(shared).eval()
+    with pytest.raises(ModelError, match=r"run_decompositions\(\{\}\)"):
+        read(saved(exported.exported(network)))
+    found = read(saved(exported.decomposed(exported.exported(network), {})))
+    inputs = torch.randn(5, *exported.ROW)
+    spec = found.spec(0, 1, [str(number) for number in range(64)])
+    model = load_model_files({"model.json": spec.to_json(), "weights.safetensors": found.weights})
+    assert torch.equal(model.module(inputs), network(inputs))
 
 
 def test_several_inputs_or_integers_are_refused() -> None:
@@ -511,6 +528,15 @@ ARCHIVES: dict[str, Callable[[], bytes]] = {
         MODEL, members(honest())[MODEL].replace(b"{", b'{"guards_code":[],', 1)
     ),
     "a deep program": lambda: beside(MODEL, b'{"a":' + b"[" * 100_000),
+    "a weight and a constant of one name": lambda: archive(
+        members(exported.program("residual")[1])
+        | {
+            CONSTANTS: members(exported.program("residual")[1])[CONSTANTS].replace(b"lifted_tensor_0", b"head.bias"),
+            MODEL: members(exported.program("residual")[1])[MODEL].replace(
+                b'"tensor_constant_name": "lifted_tensor_0"', b'"tensor_constant_name": "head.bias"'
+            ),
+        }
+    ),
     "weights that are a list": lambda: changed(lambda it: it.update(config=[]), WEIGHTS),
     "weights that are not tensors": lambda: in_weight(tensor_meta=None),
     "a weight of another name": lambda: in_weight(path_name="tensor_0"),

@@ -33,7 +33,7 @@ rsub.Tensor sqrt.default sub.Tensor
 addmm.default baddbmm.default bmm.default linear.default matmul.default mm.default
 conv1d.default conv1d.padding conv2d.default conv2d.padding conv3d.default conv_transpose2d.input
 convolution.default
-celu.default clamp.default clamp_max.default clamp_min.default elu.default gelu.default hardsigmoid.default
+celu.default clamp.default clamp_max.default clamp_min.default elu.default gelu.default glu.default hardsigmoid.default
 hardswish.default hardtanh.default leaky_relu.default log_sigmoid.default mish.default prelu.default relu.default
 relu6.default selu.default sigmoid.default silu.default softplus.default tanh.default
 _log_softmax.default _softmax.default log_softmax.int softmax.int scaled_dot_product_attention.default
@@ -44,8 +44,8 @@ adaptive_max_pool1d.default adaptive_max_pool2d.default avg_pool1d.default avg_p
 max_pool1d.default max_pool2d.default max_pool2d_with_indices.default max_pool3d.default
 upsample_bilinear2d.vec upsample_nearest2d.vec
 amax.default amin.default linalg_vector_norm.default max.dim mean.dim sum.dim_IntList var.correction var.dim
-cat.default chunk.default clone.default constant_pad_nd.default contiguous.default expand.default flatten.using_ints
-pad.default permute.default repeat.default reshape.default select.int slice.Tensor split.Tensor
+cat.default chunk.default clone.default constant_pad_nd.default contiguous.default expand.default expand_as.default
+flatten.using_ints pad.default permute.default repeat.default reshape.default select.int slice.Tensor split.Tensor
 split_with_sizes.default squeeze.dim squeeze.dims stack.default t.default transpose.int unbind.int unflatten.int
 unsqueeze.default
 """

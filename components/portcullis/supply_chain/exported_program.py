@@ -91,9 +91,13 @@ def read_exported_program(stream: BinaryIO, size: int) -> ForeignModel:
         for name, mark in _MARKS.items():
             if name not in members or read_member(archive, members[name], MAX_SMALL_BYTES) != mark:
                 raise ModelError(f"the exported program is not one of PyTorch 2.13's ({name})")
-        stored = _stored(archive, members, "weights", "weight") | _stored(archive, members, "constants", "tensor")
+        learnt, constant = (
+            _stored(archive, members, *kind) for kind in (("weights", "weight"), ("constants", "tensor"))
+        )
+        if learnt.keys() & constant.keys():
+            raise ModelError("the exported program has two tensors of one name")
         program = strict_json(_read_json(archive, members, "models/model.json"))
-        translation = _translate(_module(program), _range_symbol(program), stored)
+        translation = _translate(_module(program), _range_symbol(program), stored := learnt | constant)
         shape, graph = translation.shape, translation.graph()
         weights = {name: _array(archive, stored[name]) for name in (*translation.parameters, *translation.buffers)}
     text = graph.to_text()
