@@ -1,9 +1,10 @@
 """`train`: robust accuracy of each recipe for the same cost, beside the mixed recipe of the article.
 
 All learn from 1,078 digits of scikit-learn at a radius of 0.2 and are judged by the gate on the other 719, at that
-radius: robust is what withstands FGSM, PGD and APGD, the threat that they were trained for. "mix" (half the loss of clean inputs, half of PGD-10's) trains for 40 epochs; the others for
-as many as cost as much. Cost is counted in forward-equivalents (1 for a row's forward pass, 2 for its backward pass)
-and in processor seconds, which other work on the machine makes longer but not for one recipe alone: their order turns.
+radius: robust is what withstands FGSM, PGD and APGD, the threat that they were trained for. "mix" (half the loss of
+clean inputs, half of PGD-10's) trains for 40 epochs; the others for as many as cost as much. Cost is counted in
+forward-equivalents (1 for a row's forward pass, 2 for its backward pass) and in processor seconds, which other work on
+the machine makes longer but not for one recipe alone: their order turns.
 """
 
 import statistics
