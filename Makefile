@@ -37,7 +37,7 @@ demo: install ## run the reference pipeline locally on real data
 	$(BIN)/portcullis run --output $(OUTPUT)
 
 test: install ## run every test
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 fuzz: install ## fuzz what parses foreign bytes: make fuzz SECONDS=300 TARGETS="csv mask"
 	$(BIN)/python -m fuzz $(TARGETS) --seconds $(or $(SECONDS),30)

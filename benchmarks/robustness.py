@@ -25,6 +25,7 @@ from torch.nn import functional
 
 from benchmarks import Record, command, compare
 from benchmarks.peers import PEERS
+from portcullis.models.margin import margin
 from portcullis.models.pytorch import reproducible
 from portcullis.models.store import LoadedModel, ModelSpec, build_module
 from portcullis.robustness import native
@@ -32,10 +33,11 @@ from portcullis.robustness.attacks import CHEAP, planned_attacks
 from portcullis.robustness.backends import find_backend
 from portcullis.robustness.evaluate import evaluate
 from portcullis.robustness.proposal import Attack, Target
+from portcullis.robustness.report import Ball
 from portcullis.robustness.settings import RobustnessSettings
 from portcullis.robustness.trial import Counted, Rows
 from portcullis.robustness.verdict import Question, judge_in_turn, least_count
-from portcullis.robustness.verify import Ball, adversarial, margin, untouched
+from portcullis.robustness.verify import adversarial, untouched
 from portcullis.training.adversarial import train
 from portcullis.training.settings import TrainingSettings
 

@@ -78,7 +78,8 @@ def test_judge_my_model_over_shards(tmp_path, real_run):
     steps = [Statement.parse(Envelope.parse(it).payload) for it in read_evidence([only(tmp_path, "enforce/passed")])]
     assert {it.step for it in steps} == {"start_chain", "attack_shard#0/2", "attack_shard#1/2", "robustness"}
     (verdict,) = (it for it in steps if it.step == "robustness")
-    assert (verdict.verdict, verdict.figures["shards"], verdict.figures["samples"]) == ("PASSED", 2, 372)
+    assert (verdict.verdict, verdict.figures["shards"]) == ("PASSED", 2)
+    assert verdict.figures["samples"] == read_dataset(test).table.num_rows
 
 
 def test_a_model_of_ones_own_that_is_not_robust_enough_is_refused(tmp_path, real_run):

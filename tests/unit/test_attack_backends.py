@@ -17,14 +17,16 @@ from art.estimators.classification import PyTorchClassifier
 from digits_models import Wrapped, digits, plain_model
 
 from portcullis.errors import ConfigError, InconclusiveError, MissingDependencyError
+from portcullis.models.margin import margin
 from portcullis.models.pytorch import reproducible
 from portcullis.robustness import attacks, backends, native
 from portcullis.robustness.attacks import planned_attacks
 from portcullis.robustness.backends import art_attacks, foolbox_attacks, torchattacks_attacks
 from portcullis.robustness.evaluate import evaluate
 from portcullis.robustness.proposal import Attack, Target
+from portcullis.robustness.report import Ball
 from portcullis.robustness.settings import LIBRARIES, RobustnessSettings
-from portcullis.robustness.verify import Ball, adversarial, correct, margin, untouched
+from portcullis.robustness.verify import adversarial, correct, untouched
 
 CPU = torch.device("cpu")
 SETTINGS = RobustnessSettings(cw_steps=20, ddn_steps=20, deepfool_steps=20)

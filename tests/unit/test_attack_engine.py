@@ -7,10 +7,12 @@ import torch
 import torchattacks
 from digits_models import Wrapped, digits, hardened_model, plain_model
 
+from portcullis.models.margin import margin
 from portcullis.models.pytorch import reproducible
 from portcullis.robustness import native
 from portcullis.robustness.backends import foolbox_attacks
-from portcullis.robustness.verify import Ball, adversarial, correct, margin, untouched
+from portcullis.robustness.report import Ball
+from portcullis.robustness.verify import adversarial, correct, inside, untouched
 
 CPU = torch.device("cpu")
 EPSILON = 0.12
@@ -180,7 +182,7 @@ class TestCandidates:
         target = tabular(3)
         candidates = target.by(name, epsilon=epsilon)
         assert candidates.shape == target.inputs.shape and not candidates.requires_grad
-        assert Ball("linf", epsilon).holds(target.inputs, candidates).all()
+        assert inside(Ball("linf", epsilon), target.inputs, candidates).all()
 
     @pytest.mark.parametrize("name", NEAREST)
     @pytest.mark.parametrize("classes", [2, 3, 5])
@@ -188,7 +190,7 @@ class TestCandidates:
         target = tabular(classes)
         candidates = target.by(name)
         assert candidates.shape == target.inputs.shape and not candidates.requires_grad
-        assert Ball("linf", 1.0).holds(target.inputs, candidates).all()
+        assert inside(Ball("linf", 1.0), target.inputs, candidates).all()
         assert target.distances(candidates).isfinite().float().mean() > 0.97
         assert torch.equal(candidates, target.by(name)), "nothing in it is random"
 
@@ -285,7 +287,7 @@ class TestFaultsOfTorchattacks:
         with reproducible(0, CPU), untouched(attacked.module):
             moved = torchattacks.FGSM(attacked.module, eps=EPSILON)(inputs, attacked.labels[:8])
         assert (moved - inputs).abs().max() > 200
-        assert not Ball("linf", EPSILON).holds(inputs, moved).any()
+        assert not inside(Ball("linf", EPSILON), inputs, moved).any()
 
     def test_cw_adds_to_the_gradients_of_weights(self) -> None:
         target = tabular(4)

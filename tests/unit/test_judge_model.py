@@ -18,9 +18,9 @@ from portcullis.cli.main import cli
 from portcullis.dataset import DatasetSpec, Features, Label, write_dataset
 from portcullis.errors import ConfigError, DataError, GateFailedError, InconclusiveError, ModelError, UsageError
 from portcullis.models.store import SPEC_FILE, WEIGHTS_FILE, save_model, save_model_files
-from portcullis.robustness.evaluate import Example, RobustnessReport
 from portcullis.robustness.judge import judge_model, judge_table
 from portcullis.robustness.page import pixels_of, robustness_details
+from portcullis.robustness.report import Example, RobustnessReport
 from portcullis.robustness.settings import RobustnessSettings
 from portcullis.robustness.tabular import TabularSettings
 from portcullis.supply_chain.exported_program import read_exported_program

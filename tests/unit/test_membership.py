@@ -169,7 +169,7 @@ def test_what_is_made_of_a_model_that_learnt_by_heart_resembles_its_rows(by_hear
     assert figures["inversion_classes"] == 50 and len(shown) == 10
     assert figures["inversion_recognised"] < 0.2  # of new rows, a class's mean says nothing
     strangers, _ = invert(model, persons(3), persons(2), KEEN)
-    assert strangers["inversion_auc_low"] < 0.5 < strangers["inversion_auc_high"]
+    assert strangers["inversion_auc_high"] < 0.6  # of those that it did not learn, nothing is told
 
 
 def test_what_is_made_of_a_model_that_learnt_the_classes_shows_the_classes():
@@ -177,7 +177,7 @@ def test_what_is_made_of_a_model_that_learnt_the_classes_shows_the_classes():
     spec = ModelSpec.of_rows(rows.spec, "digits-cnn", OPTIONS)
     model = LoadedModel(spec, fitted(spec, *features_and_labels(rows), steps=30))
     figures, shown = invert(model, rows, others, KEEN)
-    assert figures["inversion_auc_low"] < 0.5 < figures["inversion_auc_high"] < 0.6
+    assert figures["inversion_auc_high"] < 0.6
     assert figures["inversion_recognised"] == 1 and list(shown) == ["dark", "bright"]
     assert all(image.shape == (1, 4, 4) and (image >= 0).all() and (image <= 1).all() for image in shown.values())
     assert shown["bright"][0, :2].mean() > shown["dark"][0, :2].mean() + 0.2

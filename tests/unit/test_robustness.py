@@ -10,14 +10,16 @@ import torchattacks
 from digits_models import SPEC, Network, Wrapped, digits, hardened_model, plain_model, wrapped
 
 from portcullis.errors import ConfigError, InconclusiveError
+from portcullis.models.margin import margin
 from portcullis.models.store import LoadedModel
 from portcullis.robustness import native, soundness
 from portcullis.robustness.attacks import planned_attacks
 from portcullis.robustness.evaluate import evaluate
 from portcullis.robustness.proposal import Target
+from portcullis.robustness.report import Ball
 from portcullis.robustness.settings import RobustnessSettings
 from portcullis.robustness.verdict import Question
-from portcullis.robustness.verify import Ball, adversarial, correct, margin
+from portcullis.robustness.verify import adversarial, correct, inside
 
 ATTACKS = ("fgsm", "pgd", "deepfool", "ddn", "apgd", "cw")
 # Weaker than the defaults, to be quick.
@@ -134,7 +136,7 @@ class TestAttacks:
         assert proposed.shape == inputs.shape and proposed.dtype == torch.float32
         assert ((proposed >= 0) & (proposed <= 1)).all()
         if attack.ball.norm == "linf":
-            assert attack.ball.holds(inputs, proposed).all()
+            assert inside(attack.ball, inputs, proposed).all()
 
 
 class TestVerifier:
@@ -156,7 +158,7 @@ class TestVerifier:
     )
     def test_holds_a_candidate_to_its_ball(self, ball: Ball, moved: list[float], held: bool) -> None:
         candidates = torch.tensor(moved).reshape(1, 1, 2, 2)
-        assert ball.holds(self.clean, candidates).item() is held
+        assert inside(ball, self.clean, candidates).item() is held
         always_wrong = Wrapped(torch.nn.Identity(), lambda inner, x: torch.tensor([[0.0, 1.0]]))
         found = adversarial(always_wrong, self.clean, candidates, torch.tensor([0]), ball)
         assert found.item() is held

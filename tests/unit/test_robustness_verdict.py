@@ -18,6 +18,7 @@ from portcullis.errors import InconclusiveError
 from portcullis.evidence.chain import Chain
 from portcullis.evidence.step import Step
 from portcullis.keys import Signer
+from portcullis.models.margin import margin
 from portcullis.models.pytorch import reproducible
 from portcullis.models.store import LoadedModel
 from portcullis.robustness import stage
@@ -35,7 +36,7 @@ from portcullis.robustness.verdict import (
     least_count,
     plausible,
 )
-from portcullis.robustness.verify import adversarial, margin, untouched
+from portcullis.robustness.verify import adversarial, untouched
 
 GATE = "robustness:trained"
 KEY = bytes(range(32))

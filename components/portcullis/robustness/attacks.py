@@ -7,8 +7,8 @@ from portcullis.robustness import native
 from portcullis.robustness.backends import find_backend
 from portcullis.robustness.backends.torchattacks_attacks import cw
 from portcullis.robustness.proposal import Attack, Target, draw_back
+from portcullis.robustness.report import Ball
 from portcullis.robustness.settings import RobustnessSettings
-from portcullis.robustness.verify import Ball
 
 # Those that run on every sample whatever the mode, the cheapest first.
 CHEAP = ("fgsm", "pgd")

@@ -13,7 +13,6 @@ import copy
 import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,74 +20,22 @@ from numpy.typing import NDArray
 
 from portcullis.errors import DataError, InconclusiveError
 from portcullis.evidence.statement import Figure
+from portcullis.models.margin import margin
 from portcullis.models.pytorch import FOREIGN_ERRORS, choose_device, reproducible, torch
 from portcullis.models.store import LoadedModel
 from portcullis.robustness import soundness
 from portcullis.robustness.attacks import CHEAP, planned_attacks, unbounded_attack
 from portcullis.robustness.proposal import Target
+from portcullis.robustness.report import Example, RobustnessReport, Tried
 from portcullis.robustness.settings import RobustnessSettings
 from portcullis.robustness.trial import Counted, Rows, Trial
 from portcullis.robustness.verdict import Conclusion, Question, judge_in_turn, least_count
-from portcullis.robustness.verify import Ball, adversarial, margin, untouched
+from portcullis.robustness.verify import adversarial, untouched
 
 UNBOUNDED_SAMPLES = 128
 MIN_UNBOUNDED_SUCCESS = 0.99
 MAX_LEAD_OF_FGSM = 0.01
 EXAMPLES = 6
-
-
-@dataclass(frozen=True)
-class Tried:
-    """What one attack did: on how many correctly classified samples it ran, how many it broke, and its cost.
-
-    `cost` is in forward-equivalents: 1 for a row's forward pass, 2 for its backward pass.
-    """
-
-    ball: Ball
-    tried: int
-    broken: int
-    cost: int
-
-
-@dataclass(frozen=True)
-class Example:
-    """A sample and what an attack made of it, both of the model's input shape in [0, 1], and the two classes."""
-
-    attack: str
-    clean: NDArray[np.float32]
-    adversarial: NDArray[np.float32]
-    label: str
-    answer: str
-
-
-@dataclass(frozen=True)
-class RobustnessReport:
-    """What was measured.
-
-    Attributes:
-        figures: `samples`; `classes`; `clean_accuracy`; `robust_accuracy` (share of samples that are classified
-            correctly and withstand every attack); `robust_accuracy_fgsm`, `_pgd`, `_deepfool`, `_ddn`, `_apgd`, `_cw`,
-            and `_LIBRARY_ATTACK` of each library of the plan (share that are classified correctly and withstand that
-            one); `unbounded_success` (share of samples that an
-            unbounded attack breaks, at least 0.99); `smallest_gradient` (least L2 norm of the margin's input gradient,
-            above 0); `gradient_agreement` (share of points where the gradient tells the margin's change);
-            `planted_found` (share of planted adversarial examples that the attack finds); `gradient_free` (of samples
-            that all attacks left, how many noise or Square breaks); `batch_difference` (largest change of a logit when
-            its sample is alone, in median margins, at most 0.001); `forward_equivalents`; `device`, `cpu` or `cuda`.
-            Accuracies and shares are in 0..1. In `verdict` mode `robust_accuracy` is the low end of an interval and
-            `robust_accuracy_high` its other end; `judged` of `pool` samples, which withstand FGSM and PGD, met all
-            attacks; `stop` is `certain`, `sequential` or `exhausted`; and only attacks that ran on every sample have
-            figures of their own. Where so many samples are broken that the model has failed, whatever else could be
-            found out, there are no figures of soundness and no curve.
-        attacks: By name, what each attack did.
-        curve: By Linf radius, the share of some correctly classified samples that withstand PGD.
-        examples: A few samples that were broken.
-    """
-
-    figures: Mapping[str, int | float | str]
-    attacks: Mapping[str, Tried] = field(default_factory=dict)
-    curve: Mapping[float, float] = field(default_factory=dict)
-    examples: tuple[Example, ...] = ()
 
 
 def evaluate(

@@ -8,19 +8,16 @@ What a hostile architecture could still say is a possible lie; it could say that
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from portcullis.errors import ModelError
 from portcullis.evidence.statement import Figure
+from portcullis.robustness.report import Ball, Example, RobustnessReport, Tried
 from portcullis.robustness.tabular.judge import MIN_PLANTED_FOUND, TabularSettings
 from portcullis.robustness.tabular.threat import TabularThreat
-
-if TYPE_CHECKING:
-    from portcullis.robustness.evaluate import RobustnessReport
 
 LARGEST_SIDE = 32
 MAX_ENTRIES = 64
@@ -31,7 +28,6 @@ _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _SHARES = re.compile(r"(clean|robust)_accuracy(_[a-z0-9_]+)?|unbounded_success|gradient_agreement|planted_found")
 _COUNTS = ("samples", "classes", "pool", "judged", "gradient_free", "forward_equivalents")
 _WORDS = {"device": ("cpu", "cuda"), "stop": ("certain", "sequential", "exhausted")}
-_NORMS = ("linf", "l2")
 _INTERVAL = {"robust_accuracy_high", "pool", "judged", "stop"}
 _SOUNDNESS = {
     *("batch_difference", "smallest_gradient", "gradient_agreement", "unbounded_success", "planted_found"),
@@ -39,46 +35,7 @@ _SOUNDNESS = {
 }
 
 
-@dataclass(frozen=True)
-class Reach:
-    """Within which norm and radius an attack's finds count."""
-
-    norm: str
-    radius: float
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """What one attack did: within what, on how many samples, how many it broke, and its cost."""
-
-    ball: Reach
-    tried: int
-    broken: int
-    cost: int
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A sample and what an attack made of it, images (channels, height, width) in [0, 1], and the two classes."""
-
-    attack: str
-    clean: NDArray[np.float32]
-    adversarial: NDArray[np.float32]
-    label: str
-    answer: str
-
-
-@dataclass(frozen=True)
-class Findings:
-    """As `portcullis.robustness.evaluate.RobustnessReport`, of plain values."""
-
-    figures: Mapping[str, Figure]
-    attacks: Mapping[str, Attempt]
-    curve: Mapping[float, float]
-    examples: tuple[Picture, ...]
-
-
-def to_plain(report: "RobustnessReport | Findings") -> dict[str, Any]:
+def to_plain(report: RobustnessReport) -> dict[str, Any]:
     """Return a report as JSON has it, with images of at most 32 by 32 pixels.
 
     Rows that are no images may be of persons, and are left out.
@@ -103,7 +60,7 @@ def _small(image: NDArray[np.float32]) -> list[Any]:
     return found
 
 
-def believe(document: object, *, samples: int, labels: tuple[str, ...]) -> Findings:
+def believe(document: object, *, samples: int, labels: tuple[str, ...]) -> RobustnessReport:
     """Return what a locked process answered, if it can be so.
 
     Args:
@@ -161,14 +118,14 @@ def _parsed_table(
     return {name: document[name] for name in sorted(names)}
 
 
-def _parsed(document: Any, samples: int, labels: tuple[str, ...]) -> Findings:
+def _parsed(document: Any, samples: int, labels: tuple[str, ...]) -> RobustnessReport:
     _require(isinstance(document, dict) and set(document) == {"figures", "attacks", "curve", "examples"}, "its parts")
     found = document["figures"]
     _require(isinstance(found, dict) and len(found) <= MAX_ENTRIES, "its figures")
     figures = {_name(name): _figure(name, value) for name, value in found.items()}
     _require(figures["samples"] == samples and figures["classes"] == len(labels), "how many samples and classes")
     attacks = {
-        _name(name): Attempt(Reach(_one_of(norm, _NORMS), _number(radius)), _count(tried), _count(broken), _count(cost))
+        _name(name): Tried(_ball(norm, radius), _count(tried), _count(broken), _count(cost))
         for name, norm, radius, tried, broken, cost in _entries(document["attacks"])
     }
     curve = {_number(radius): _share(share) for radius, share in _entries(document["curve"])}
@@ -177,7 +134,7 @@ def _parsed(document: Any, samples: int, labels: tuple[str, ...]) -> Findings:
     _require({"device", "forward_equivalents"} <= figures.keys() and (rushed or figures.keys() >= _SOUNDNESS), "checks")
     _require(figures.keys() >= _INTERVAL or not _INTERVAL & figures.keys(), "an interval")
     examples = tuple(
-        Picture(_name(attack), _image(clean), _image(moved), _one_of(label, labels), _one_of(answer, labels))
+        Example(_name(attack), _image(clean), _image(moved), _one_of(label, labels), _one_of(answer, labels))
         for attack, clean, moved, label, answer in _entries(document["examples"])
     )
     _require(all(it.broken <= it.tried <= samples for it in attacks.values()), "how many samples were broken")
@@ -185,7 +142,7 @@ def _parsed(document: Any, samples: int, labels: tuple[str, ...]) -> Findings:
     others = [float(value) for name, value in figures.items() if name.startswith("robust_accuracy_")]
     _require(all(worst <= it <= clean for it in others) and worst <= clean, "a worst case above another case")
     _require(_int(figures, "judged", 0) <= _int(figures, "pool", samples) <= samples, "how many samples were judged")
-    return Findings(figures, attacks, curve, examples)
+    return RobustnessReport(figures, attacks, curve, examples)
 
 
 def _figure(name: str, value: Any) -> Figure:
@@ -219,6 +176,11 @@ def _name(value: Any) -> str:
 def _one_of(value: Any, choices: tuple[str, ...]) -> str:
     _require(isinstance(value, str) and value in choices, "a word")
     return str(value)
+
+
+def _ball(norm: Any, radius: Any) -> Ball:
+    _require(norm in ("linf", "l2"), "a norm")
+    return Ball(norm, _number(radius))
 
 
 def _number(value: Any) -> int | float:

@@ -7,8 +7,9 @@ from portcullis.dataset import features_and_labels, read_dataset
 from portcullis.errors import UsageError
 from portcullis.models.store import load_model
 from portcullis.report import page, section, table
-from portcullis.robustness.evaluate import RobustnessReport, evaluate
+from portcullis.robustness.evaluate import evaluate
 from portcullis.robustness.page import robustness_details
+from portcullis.robustness.report import RobustnessReport
 from portcullis.robustness.settings import RobustnessSettings
 from portcullis.robustness.tabular import TabularReport, TabularSettings, judge_black_box, parse_threat
 from portcullis.robustness.tabular.page import tabular_details

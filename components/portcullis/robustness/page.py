@@ -1,13 +1,8 @@
 """What the gate's page shows besides figures: each attack, accuracy by radius, and what some samples became."""
 
-from typing import TYPE_CHECKING
-
 from portcullis.report import line_chart, paragraph, pictures, pixels_of, section, table
+from portcullis.robustness.report import RobustnessReport
 from portcullis.robustness.settings import RobustnessSettings
-
-if TYPE_CHECKING:
-    from portcullis.robustness.evaluate import RobustnessReport
-    from portcullis.robustness.findings import Findings
 
 CHECKS = (
     ("unbounded attack succeeds", "unbounded_success"),
@@ -19,7 +14,7 @@ CHECKS = (
 )
 
 
-def robustness_details(report: "RobustnessReport | Findings", settings: RobustnessSettings) -> list[str]:
+def robustness_details(report: RobustnessReport, settings: RobustnessSettings) -> list[str]:
     """Return the HTML of a measurement, for `portcullis.report.gate_page`."""
     figures = report.figures
     samples = int(figures["samples"])
@@ -53,7 +48,7 @@ def robustness_details(report: "RobustnessReport | Findings", settings: Robustne
     ]
 
 
-def _soundness(report: "RobustnessReport | Findings", settings: RobustnessSettings) -> list[str]:
+def _soundness(report: RobustnessReport, settings: RobustnessSettings) -> list[str]:
     if not report.curve:
         return [paragraph("So many samples are broken that the model failed; the rest was not measured.")]
     across = "Linf radius: share of correct samples that withstand PGD"
@@ -65,7 +60,7 @@ def _soundness(report: "RobustnessReport | Findings", settings: RobustnessSettin
     ]
 
 
-def _samples(report: "RobustnessReport | Findings") -> list[str]:
+def _samples(report: RobustnessReport) -> list[str]:
     # Rows that are no images may be of persons, and nobody could see in a picture what changed.
     shown = [example for example in report.examples if example.clean.ndim == 3]
     drawn = (

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from portcullis.models.pytorch import torch
+from portcullis.robustness.report import Ball
 from portcullis.robustness.settings import RobustnessSettings
-from portcullis.robustness.verify import Ball, correct
+from portcullis.robustness.verify import correct
 
 # Median margin of what attacks see. Of a positive factor, which changes no decision, many of their parameters depend.
 MARGIN = 10.0

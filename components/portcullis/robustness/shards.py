@@ -23,8 +23,9 @@ from portcullis.evidence.step import Step, begin
 from portcullis.files import read_bytes, write_bytes
 from portcullis.models.store import SPEC_FILE, ModelSpec, read_model_files
 from portcullis.report import gate_page
-from portcullis.robustness.findings import Attempt, Findings, believe, to_plain
+from portcullis.robustness.findings import believe, to_plain
 from portcullis.robustness.page import robustness_details
+from portcullis.robustness.report import RobustnessReport, Tried
 from portcullis.robustness.settings import RobustnessSettings
 from portcullis.robustness.stage import attacked
 
@@ -152,7 +153,7 @@ def merge_attacks(
     return statement
 
 
-def put_together(parts: Sequence[Findings]) -> Findings:
+def put_together(parts: Sequence[RobustnessReport]) -> RobustnessReport:
     """Return what was found on all rows, from what was found on each part of them.
 
     Counts are added up, shares are those of all rows, and of each check of soundness the worst figure stands.
@@ -190,7 +191,7 @@ def put_together(parts: Sequence[Findings]) -> Findings:
         return sum(round(share * size) for share, size in zip(numbers, sizes, strict=True)) / sum(sizes)
 
     right = [float(part.figures["clean_accuracy"]) * size for part, size in zip(parts, sizes, strict=True)]
-    return Findings(
+    return RobustnessReport(
         figures={name: merged(name) for name in first.figures},
         attacks={name: _added([part.attacks[name] for part in parts]) for name in first.attacks},
         curve={
@@ -200,7 +201,7 @@ def put_together(parts: Sequence[Findings]) -> Findings:
     )
 
 
-def _added(attempts: Sequence[Attempt]) -> Attempt:
+def _added(attempts: Sequence[Tried]) -> Tried:
     counts = {name: sum(getattr(it, name) for it in attempts) for name in ("tried", "broken", "cost")}
     return dataclasses.replace(attempts[0], **counts)
 
@@ -218,7 +219,7 @@ def _shards_of(begun: Step) -> list[Statement]:
     return [begun.chain.statements[maker] for maker in makers]
 
 
-def _believed(data: bytes, shard: Statement, labels: tuple[str, ...], model: str) -> Findings:
+def _believed(data: bytes, shard: Statement, labels: tuple[str, ...], model: str) -> RobustnessReport:
     """Return what a shard found, if it is what the shard signed."""
     if shard.stage != "attack_shard" or shard.inputs.get("model") != model:
         raise EvidenceError(f"step {shard.step!r} attacked another model, or nothing")
@@ -231,7 +232,7 @@ def _believed(data: bytes, shard: Statement, labels: tuple[str, ...], model: str
     return found
 
 
-def _require_every_row(whole: Findings, shards: Sequence[Statement]) -> None:
+def _require_every_row(whole: RobustnessReport, shards: Sequence[Statement]) -> None:
     rows = {int(shard.figures["rows"]) for shard in shards}
     tests = {shard.inputs["test"] for shard in shards}
     if len(tests) != 1 or rows != {whole.figures["samples"]}:

@@ -13,9 +13,11 @@ import math
 from collections.abc import Mapping
 
 from portcullis.errors import InconclusiveError
+from portcullis.models.margin import margin
 from portcullis.models.pytorch import torch
 from portcullis.robustness import native
-from portcullis.robustness.verify import Ball, adversarial, margin
+from portcullis.robustness.report import Ball
+from portcullis.robustness.verify import adversarial, inside
 
 CHUNK = 128
 CHECKED_SAMPLES = 32
@@ -162,7 +164,7 @@ def planted_found(
     )  # fmt: skip
     with torch.no_grad():
         broken = along(module(found), torch.arange(len(rows), device=rows.device)) >= 0
-    broken &= Ball("linf", epsilon).holds(rows, found)
+    broken &= inside(Ball("linf", epsilon), rows, found)
     result = int((broken & planted).sum()) / max(int(planted.sum()), 1)
     if not result >= MIN_PLANTED_FOUND:
         raise InconclusiveError(

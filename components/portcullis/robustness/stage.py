@@ -24,8 +24,9 @@ from portcullis.files import memory_file, write_bytes
 from portcullis.isolation import run_isolated
 from portcullis.models.store import SPEC_FILE, WEIGHTS_FILE, ModelSpec, read_model_files
 from portcullis.report import gate_page
-from portcullis.robustness.findings import Findings, believe, believe_table
+from portcullis.robustness.findings import believe, believe_table
 from portcullis.robustness.page import robustness_details
+from portcullis.robustness.report import RobustnessReport
 from portcullis.robustness.settings import RobustnessSettings
 from portcullis.robustness.tabular import TabularThreat, read_threat
 from portcullis.robustness.tabular.page import tabular_details
@@ -97,7 +98,7 @@ def attacked(
     labels: NDArray[np.integer[Any]],
     settings: RobustnessSettings,
     question: Question | None,
-) -> Findings:
+) -> RobustnessReport:
     """Have the locked process attack a model.
 
     Args:

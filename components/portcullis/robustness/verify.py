@@ -2,40 +2,25 @@
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
 
+from portcullis.models.margin import margin
 from portcullis.models.pytorch import torch
+from portcullis.robustness.report import Ball
 
 # What rounding may add to a distance: relative to it, and half a unit in the last place of a float32 near 1.
 RELATIVE_TOLERANCE = 1e-5
 ABSOLUTE_TOLERANCE = 2.0**-24
 
 
-@dataclass(frozen=True)
-class Ball:
-    """The inputs within `radius` of a clean one, in Linf or L2, in units of the scaled input [0, 1]."""
-
-    norm: Literal["linf", "l2"]
-    radius: float
-
-    def holds(self, clean: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
-        """Tell, for each row, whether the candidate is finite, in [0, 1] and in the ball: (N,) bool."""
-        order = float("inf") if self.norm == "linf" else 2.0
-        distance: torch.Tensor = torch.linalg.vector_norm(
-            (candidates.double() - clean.double()).flatten(1), ord=order, dim=1
-        )
-        valid = ((candidates >= 0) & (candidates <= 1)).flatten(1).all(dim=1)  # False for NaN
-        held: torch.Tensor = valid & (distance <= self.radius * (1 + RELATIVE_TOLERANCE) + ABSOLUTE_TOLERANCE)
-        return held
-
-
-def margin(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return each row's logit of its label less the largest other logit: (N, k) and (N,) to (N,)."""
-    own = logits.gather(1, labels[:, None])
-    others = logits.scatter(1, labels[:, None], -torch.inf)
-    result: torch.Tensor = own[:, 0] - others.amax(dim=1)
-    return result
+def inside(ball: Ball, clean: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
+    """Tell, for each row, whether the candidate is finite, in [0, 1] and in the ball: (N,) bool."""
+    order = float("inf") if ball.norm == "linf" else 2.0
+    distance: torch.Tensor = torch.linalg.vector_norm(
+        (candidates.double() - clean.double()).flatten(1), ord=order, dim=1
+    )
+    valid = ((candidates >= 0) & (candidates <= 1)).flatten(1).all(dim=1)  # False for NaN
+    held: torch.Tensor = valid & (distance <= ball.radius * (1 + RELATIVE_TOLERANCE) + ABSOLUTE_TOLERANCE)
+    return held
 
 
 def correct(module: torch.nn.Module, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -50,7 +35,7 @@ def adversarial(
     module: torch.nn.Module, clean: torch.Tensor, candidates: torch.Tensor, labels: torch.Tensor, ball: Ball
 ) -> torch.Tensor:
     """Tell, for each row, whether the candidate is in the ball and not classified correctly: (N,) bool."""
-    return ball.holds(clean, candidates) & ~correct(module, candidates, labels)
+    return inside(ball, clean, candidates) & ~correct(module, candidates, labels)
 
 
 @contextlib.contextmanager

@@ -25,10 +25,11 @@ from portcullis import __version__
 from portcullis.digest import canonical_json
 from portcullis.errors import DataError, ModelError
 from portcullis.evidence.statement import Figure
+from portcullis.models.margin import margin
 from portcullis.models.pytorch import FOREIGN_ERRORS, choose_device, reproducible, torch
 from portcullis.models.store import ModelSpec, build_module
 from portcullis.training.checkpoint import Checkpoints
-from portcullis.training.recipes import ascend, batch_loss, lead_of_others
+from portcullis.training.recipes import ascend, batch_loss
 from portcullis.training.settings import TrainingSettings
 
 EVALUATION_ROWS = 512
@@ -293,13 +294,13 @@ def _attacked(module: torch.nn.Module, inputs: torch.Tensor, targets: torch.Tens
 
 def _sum_of_leads(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     # Not the cross-entropy, whose gradient a model that is sure of itself rounds to zero.
-    return lead_of_others(logits, targets).sum()
+    return -margin(logits, targets).sum()
 
 
 def _accuracy(module: torch.nn.Module, inputs: torch.Tensor, targets: torch.Tensor) -> float:
     with torch.inference_mode():
         hits = [
-            int((lead_of_others(module(rows), wanted) < 0).sum())
+            int((margin(module(rows), wanted) > 0).sum())
             for rows, wanted in zip(_pieces(inputs), _pieces(targets), strict=True)
         ]
     return sum(hits) / len(inputs)

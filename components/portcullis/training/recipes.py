@@ -113,14 +113,6 @@ def ascend(
     return moved
 
 
-def lead_of_others(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Return by how much the largest other logit exceeds the target's: (N, k) and (N,) to (N,); below 0 is correct."""
-    own = logits.gather(1, targets[:, None])
-    others = logits.scatter(1, targets[:, None], -torch.inf)
-    result: torch.Tensor = others.amax(dim=1) - own[:, 0]
-    return result
-
-
 @contextlib.contextmanager
 def _evaluating(module: torch.nn.Module) -> Iterator[None]:
     """Attack the network that will be served: dropout off, batch statistics neither used nor updated."""

@@ -17,8 +17,8 @@ import numpy as np
 from portcullis.errors import MissingDependencyError
 from portcullis.models.pytorch import torch
 from portcullis.robustness.proposal import Attack, Proposal, Target, draw_back
+from portcullis.robustness.report import Ball
 from portcullis.robustness.settings import RobustnessSettings
-from portcullis.robustness.verify import Ball
 
 try:
     from art.attacks import evasion

@@ -15,8 +15,8 @@ from typing import Any
 from portcullis.errors import MissingDependencyError
 from portcullis.models.pytorch import torch
 from portcullis.robustness.proposal import Attack, Proposal, Target, draw_back
+from portcullis.robustness.report import Ball
 from portcullis.robustness.settings import RobustnessSettings
-from portcullis.robustness.verify import Ball
 
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 try:

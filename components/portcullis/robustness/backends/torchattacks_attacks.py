@@ -14,10 +14,12 @@
 from collections.abc import Mapping
 
 from portcullis.errors import MissingDependencyError
+from portcullis.models.margin import margin
 from portcullis.models.pytorch import torch
 from portcullis.robustness.proposal import Attack, Proposal, Target, draw_back
+from portcullis.robustness.report import Ball
 from portcullis.robustness.settings import RobustnessSettings
-from portcullis.robustness.verify import Ball, adversarial, margin
+from portcullis.robustness.verify import adversarial
 
 try:
     import torchattacks

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
+from portcullis.models.margin import margin
 from portcullis.models.pytorch import torch
-from portcullis.robustness.verify import margin
 
 # Maps logits (n, k) and their rows' places in the batch (n,) to what is climbed (n,).
 Objective = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]

@@ -2,9 +2,9 @@
 
 import math
 
+from portcullis.models.margin import margin
 from portcullis.models.pytorch import torch
 from portcullis.robustness.native.climb import misclassified, signs, survivors, uniform, within
-from portcullis.robustness.verify import margin
 
 # Of Square (Andriushchenko et al. 2020): share of the input that changes at first, and the queries of 10,000 after
 # which it is halved.
