@@ -11,7 +11,7 @@ import pytest
 from portcullis.errors import ModelError
 from portcullis.robustness.findings import believe, believe_table, to_plain
 from portcullis.robustness.page import robustness_details
-from portcullis.robustness.settings import RobustnessSettings
+from portcullis.robustness.settings import ATTACKS, RobustnessSettings
 from portcullis.robustness.tabular import TabularSettings, TabularThreat
 from portcullis.robustness.tabular.page import tabular_details
 
@@ -36,6 +36,7 @@ FIGURES = {
     "stop": "certain",
     "device": "cpu",
 }
+PLAN = RobustnessSettings(mode="verdict")
 BALL = SimpleNamespace(norm="linf", radius=0.1)
 REPORT = SimpleNamespace(
     figures=FIGURES,
@@ -54,7 +55,7 @@ def answer() -> dict:
 
 
 def test_what_was_found_comes_out_as_it_was_but_for_pictures() -> None:
-    found = believe(answer(), samples=100, labels=LABELS)
+    found = believe(answer(), samples=100, labels=LABELS, settings=PLAN)
     assert (found.figures, found.curve) == (FIGURES, REPORT.curve)
     assert (found.attacks["pgd"].broken, found.attacks["pgd"].ball.norm) == (30, "linf")
     (picture,) = found.examples  # a row that is no image is of no picture
@@ -64,7 +65,7 @@ def test_what_was_found_comes_out_as_it_was_but_for_pictures() -> None:
 
 @pytest.mark.parametrize("mode", ["full", "verdict"])
 def test_the_gates_page_shows_it(mode: str) -> None:
-    found = believe(answer(), samples=100, labels=LABELS)
+    found = believe(answer(), samples=100, labels=LABELS, settings=PLAN)
     shown = "".join(robustness_details(found, RobustnessSettings(mode=mode)))
     assert "linf 0.1" in shown and "12,345" in shown and "dark becomes bright" in shown
 
@@ -100,6 +101,17 @@ FORGED = {
             ("forward_equivalents", 0.5),
             ("smallest_gradient", math.nan),
             ("batch_difference", -1e-9),
+            ("clean_accuracy", 0.905),
+            ("robust_accuracy", 0.505),
+            ("robust_accuracy_high", 0.705),
+            ("robust_accuracy_pgd", 0.59),
+            ("robust_accuracy_cw", 0.6),
+            ("unbounded_success", 0.9),
+            ("planted_found", 0.8),
+            ("gradient_agreement", 0.7),
+            ("batch_difference", 0.01),
+            ("smallest_gradient", 0),
+            ("rows", 100),
             ("stop", "whenever"),
             ("device", "cpu\x1b[31m"),
             ("Robust", 1),
@@ -109,6 +121,14 @@ FORGED = {
     "too many figures": lambda it: it | {"figures": it["figures"] | {f"f{place}": 1 for place in range(64)}},
     "attacks that are no list": lambda it: it | {"attacks": {}},
     "an attack that is too short": lambda it: it | {"attacks": [["pgd", "linf", 0.1, 90, 30]]},
+    "no attack": lambda it: it | {"attacks": []},
+    "an attack that is not of the plan": lambda it: (
+        it | {"attacks": [*it["attacks"], ["art_pgd", "linf", 0.1, 9, 3, 1]]}
+    ),
+    "an attack within another radius": lambda it: it | {"attacks": [["pgd", "linf", 0.01, 90, 30, 1]]},
+    "an attack within another ball": lambda it: it | {"attacks": [["pgd", "l2", 0.4, 90, 30, 1]]},
+    "an attack that broke fewer than its figure says": lambda it: it | {"attacks": [["pgd", "linf", 0.1, 90, 29, 1]]},
+    "an attack on what was wrong already": lambda it: it | {"attacks": [["pgd", "linf", 0.1, 91, 30, 1]]},
     "an attack of another norm": lambda it: it | {"attacks": [["pgd", "l0", 0.1, 90, 30, 1]]},
     "an attack that broke more than it tried": lambda it: it | {"attacks": [["pgd", "linf", 0.1, 90, 91, 1]]},
     "an attack on more than all": lambda it: it | {"attacks": [["pgd", "linf", 0.1, 101, 1, 1]]},
@@ -131,7 +151,30 @@ def _pixels() -> list:
 def test_what_cannot_be_so_is_not_believed(name: str) -> None:
     forged = FORGED[name](copy.deepcopy(answer()))
     with pytest.raises(ModelError, match="gave no sound answer"):
-        believe(forged, samples=100, labels=LABELS)
+        believe(forged, samples=100, labels=LABELS, settings=PLAN)
+
+
+def full_answer() -> dict:
+    """Return what a measurement of every attack, and of foolbox's, would answer."""
+    found = answer()
+    for name in ("pool", "judged", "stop", "robust_accuracy_high"):
+        del found["figures"][name]
+    norms = {**ATTACKS, "foolbox_pgd": "linf"}
+    found["attacks"] = [[name, norm, 0.1 if norm == "linf" else 0.4, 90, 30, 1] for name, norm in norms.items()]
+    found["figures"] |= {f"robust_accuracy_{name}": 0.6 for name in norms}
+    return found
+
+
+@pytest.mark.parametrize("left_out", ["", *ATTACKS, "foolbox_pgd"])
+def test_in_full_no_attack_may_be_left_out(left_out: str) -> None:
+    plan, found = RobustnessSettings(libraries="foolbox"), full_answer()
+    found["attacks"] = [entry for entry in found["attacks"] if entry[0] != left_out]
+    found["figures"].pop(f"robust_accuracy_{left_out}", None)
+    if not left_out:
+        assert len(believe(found, samples=100, labels=LABELS, settings=plan).attacks) == 7
+        return
+    with pytest.raises(ModelError, match="attacks that were left out"):
+        believe(found, samples=100, labels=LABELS, settings=plan)
 
 
 THREAT = TabularThreat(

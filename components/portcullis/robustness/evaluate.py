@@ -26,14 +26,13 @@ from portcullis.models.store import LoadedModel
 from portcullis.robustness import soundness
 from portcullis.robustness.attacks import CHEAP, planned_attacks, unbounded_attack
 from portcullis.robustness.proposal import Target
-from portcullis.robustness.report import Example, RobustnessReport, Tried
+from portcullis.robustness.report import MIN_UNBOUNDED_SUCCESS, Example, RobustnessReport, Tried
 from portcullis.robustness.settings import RobustnessSettings
 from portcullis.robustness.trial import Counted, Rows, Trial
 from portcullis.robustness.verdict import Conclusion, Question, judge_in_turn, least_count
 from portcullis.robustness.verify import adversarial, untouched
 
 UNBOUNDED_SAMPLES = 128
-MIN_UNBOUNDED_SUCCESS = 0.99
 MAX_LEAD_OF_FGSM = 0.01
 EXAMPLES = 6
 

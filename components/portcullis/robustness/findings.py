@@ -15,8 +15,19 @@ from numpy.typing import NDArray
 
 from portcullis.errors import ModelError
 from portcullis.evidence.statement import Figure
-from portcullis.robustness.report import Ball, Example, RobustnessReport, Tried
-from portcullis.robustness.tabular.judge import MIN_PLANTED_FOUND, TabularSettings
+from portcullis.robustness.report import (
+    MAX_BATCH_DIFFERENCE,
+    MIN_AGREEMENT,
+    MIN_PLANTED_FOUND,
+    MIN_UNBOUNDED_SUCCESS,
+    Ball,
+    Example,
+    RobustnessReport,
+    Tried,
+)
+from portcullis.robustness.settings import ATTACKS, RobustnessSettings
+from portcullis.robustness.tabular.judge import MIN_PLANTED_FOUND as MIN_PLANTED_FOUND_IN_TABLES
+from portcullis.robustness.tabular.judge import TabularSettings
 from portcullis.robustness.tabular.threat import TabularThreat
 
 LARGEST_SIDE = 32
@@ -28,6 +39,7 @@ _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _SHARES = re.compile(r"(clean|robust)_accuracy(_[a-z0-9_]+)?|unbounded_success|gradient_agreement|planted_found")
 _COUNTS = ("samples", "classes", "pool", "judged", "gradient_free", "forward_equivalents")
 _WORDS = {"device": ("cpu", "cuda"), "stop": ("certain", "sequential", "exhausted")}
+_ROBUST = "robust_accuracy_"
 _INTERVAL = {"robust_accuracy_high", "pool", "judged", "stop"}
 _SOUNDNESS = {
     *("batch_difference", "smallest_gradient", "gradient_agreement", "unbounded_success", "planted_found"),
@@ -60,21 +72,26 @@ def _small(image: NDArray[np.float32]) -> list[Any]:
     return found
 
 
-def believe(document: object, *, samples: int, labels: tuple[str, ...]) -> RobustnessReport:
+def believe(
+    document: object, *, samples: int, labels: tuple[str, ...], settings: RobustnessSettings
+) -> RobustnessReport:
     """Return what a locked process answered, if it can be so.
 
     Args:
         document: The answer.
         samples: How many rows were handed over.
         labels: The model's.
+        settings: The plan of attack.
 
     Raises:
         ModelError: It cannot.
     """
     try:
-        return _parsed(document, samples, labels)
+        report = _parsed(document, samples, labels)
+        _require_planned(report, settings)
     except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise ModelError(f"the attacked model's process gave no sound answer: {error}") from error
+    return report
 
 
 def believe_table(
@@ -110,9 +127,9 @@ def _parsed_table(
     clean, robust, planted = (float(_share(document[name])) for name in shares)
     noise, queries = (_count(document[name]) for name in counts)
     hits, left = clean * samples, robust * samples
-    _require(all(abs(it - round(it)) < ROUNDING for it in (hits, left)), "a share that is of no number of rows")
+    _require(_is_whole(hits) and _is_whole(left), "a share that is of no number of rows")
     _require(round(left) + noise <= round(hits), "a worst case above another case")
-    _require(planted >= MIN_PLANTED_FOUND, "a search that misses what was planted")
+    _require(planted >= MIN_PLANTED_FOUND_IN_TABLES, "a search that misses what was planted")
     # Each row is asked about twice before the search, and while it searches, and for what was planted and noise.
     _require(2 * samples <= queries <= (2 * settings.queries + EXTRA_QUERIES) * samples, "how often it was asked")
     return {name: document[name] for name in sorted(names)}
@@ -141,8 +158,52 @@ def _parsed(document: Any, samples: int, labels: tuple[str, ...]) -> RobustnessR
     worst, clean = float(figures["robust_accuracy"]), float(figures["clean_accuracy"])
     others = [float(value) for name, value in figures.items() if name.startswith("robust_accuracy_")]
     _require(all(worst <= it <= clean for it in others) and worst <= clean, "a worst case above another case")
+    known = {*_COUNTS, *_WORDS, *_SOUNDNESS, *_INTERVAL, "clean_accuracy", "robust_accuracy"}
+    _require(all(name in known or name.startswith(_ROBUST) for name in figures), "a figure that is not known")
+    _require(clean > 0, "a model that is right nowhere")
+    shares = [float(value) for name, value in figures.items() if name.startswith(("clean_accuracy", "robust_accuracy"))]
+    _require(all(_is_whole(it * samples) for it in shares), "a share that is of no number of rows")
+    if not rushed:
+        _require(_is_sound(figures), "a measurement that is not sound")
     _require(_int(figures, "judged", 0) <= _int(figures, "pool", samples) <= samples, "how many samples were judged")
     return RobustnessReport(figures, attacks, curve, examples)
+
+
+def _is_sound(figures: Mapping[str, Figure]) -> bool:
+    found = {name: float(figures[name]) for name in _SOUNDNESS}
+    return (
+        found["unbounded_success"] >= MIN_UNBOUNDED_SUCCESS
+        and found["planted_found"] >= MIN_PLANTED_FOUND
+        and found["gradient_agreement"] >= MIN_AGREEMENT
+        and found["batch_difference"] <= MAX_BATCH_DIFFERENCE
+        and found["smallest_gradient"] > 0
+    )
+
+
+def _require_planned(report: RobustnessReport, settings: RobustnessSettings) -> None:
+    """Refuse attacks that are not of the plan, or lack; and what they broke, where a figure says otherwise."""
+    balls = {"linf": settings.epsilon, "l2": settings.l2_budget}
+    foreign = tuple(f"{library}_" for library in settings.named_libraries)
+    hits = round(float(report.figures["clean_accuracy"]) * int(report.figures["samples"]))
+    for name, it in report.attacks.items():
+        _require(name in ATTACKS or name.startswith(foreign), "an attack that is not of the plan")
+        _require(name not in ATTACKS or it.ball.norm == ATTACKS[name], "an attack of another norm")
+        _require(it.ball.radius == balls[it.ball.norm] and it.tried <= hits, "an attack within another radius")
+    stated = {name.removeprefix(_ROBUST) for name in report.figures if name.startswith(_ROBUST)} - {"high"}
+    whole = {name for name, it in report.attacks.items() if it.tried == hits}
+    _require(stated == whole, "figures of other attacks than ran")
+    for name in stated:
+        left = round(float(report.figures[_ROBUST + name]) * int(report.figures["samples"]))
+        _require(left == hits - report.attacks[name].broken, "another number of rows than an attack left")
+    if settings.mode == "full":
+        libraries = {
+            library for library in settings.named_libraries for name in whole if name.startswith(f"{library}_")
+        }
+        _require(whole >= ATTACKS.keys() and libraries == set(settings.named_libraries), "attacks that were left out")
+
+
+def _is_whole(number: float) -> bool:
+    return abs(number - round(number)) < ROUNDING
 
 
 def _figure(name: str, value: Any) -> Figure:

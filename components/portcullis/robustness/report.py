@@ -9,6 +9,12 @@ from numpy.typing import NDArray
 
 from portcullis.evidence.statement import Figure
 
+# What a measurement must keep to, or it proves little and is inconclusive; see `portcullis.robustness.soundness`.
+MIN_UNBOUNDED_SUCCESS = 0.99
+MIN_PLANTED_FOUND = 0.9
+MIN_AGREEMENT = 0.75
+MAX_BATCH_DIFFERENCE = 1e-3
+
 
 @dataclass(frozen=True)
 class Ball:

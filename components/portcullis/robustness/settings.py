@@ -11,6 +11,8 @@ from portcullis.robustness.tabular.judge import TabularSettings
 MAX_SEED = 2**53 - 1
 # Libraries whose attacks a plan may add.
 LIBRARIES = ("torchattacks", "foolbox", "art")
+# Every plan's own attacks, and the norm in which each is bounded.
+ATTACKS = {"fgsm": "linf", "pgd": "linf", "deepfool": "l2", "ddn": "l2", "apgd": "linf", "cw": "l2"}
 MAX_THREAT = 1 << 16  # characters
 
 
@@ -74,6 +76,9 @@ class RobustnessSettings:
     queries: int = 500
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if not _is_of(getattr(self, field.name), type(field.default)):
+                raise ConfigError(f"robustness: {field.name} must be of type {type(field.default).__name__}")
         for name, high in (
             ("epsilon", 0.5),
             ("l2_budget", 1e6),
@@ -96,15 +101,15 @@ class RobustnessSettings:
             ("queries", 100, 1_000_000),
         ):
             value = getattr(self, name)
-            if type(value) is not int or not low <= value <= most:
+            if not low <= value <= most:
                 raise ConfigError(f"robustness: {name} must be a whole number from {low} to {most}")
         if self.mode not in ("full", "verdict"):
             raise ConfigError("robustness: mode must be full or verdict")
-        if not isinstance(self.threat, str) or len(self.threat) > MAX_THREAT:
+        if len(self.threat) > MAX_THREAT:
             raise ConfigError(f"robustness: threat must be text of at most {MAX_THREAT} characters")
         if self.threat and self.mode != "full":
             raise ConfigError("robustness: a threat is judged with mode full; verdict is for attacks on gradients")
-        named = self.named_libraries if isinstance(self.libraries, str) else ("",)
+        named = self.named_libraries
         if len(set(named)) != len(named) or not set(named) <= set(LIBRARIES):
             raise ConfigError(
                 f"robustness: libraries must be none, or some of {', '.join(LIBRARIES)} with commas between"
@@ -127,8 +132,6 @@ class RobustnessSettings:
             raise ConfigError(f"robustness: there is no setting {unknown[0]!r}")
         whole = {name: int(value) for name, value in given.items() if type(value) is float and value.is_integer()}
         plan = {name: whole.get(name, value) if known[name] is int else value for name, value in given.items()}
-        if wrong := [name for name, value in plan.items() if not _is_of(value, known[name])]:
-            raise ConfigError(f"robustness: {wrong[0]} must be of type {known[wrong[0]].__name__}")
         return cls(**plan)
 
     @property
@@ -143,4 +146,4 @@ class RobustnessSettings:
 
 
 def _is_of(value: object, kind: type) -> bool:
-    return type(value) in ((int, float) if kind is float else (kind,))
+    return isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)

@@ -90,10 +90,10 @@ def attack_shard(
         spec, rows = ModelSpec.from_json(model_files[SPEC_FILE]), parse_dataset(test_files)
         spec.require_fit(rows.spec)
         features, labels = features_and_labels(rows)
-        figures["rows"] = len(labels)
         places = shard_rows(labels, shard)
+        figures["rows"] = len(labels)
         found = attacked(model_files, spec, features[places], labels[places], settings, None)
-        figures |= found.figures
+        figures = {**found.figures, "rows": len(labels)}
         document = to_plain(found)
     except (InconclusiveError, DataError, ModelError) as error:
         document = {"inconclusive": str(error)}
@@ -139,13 +139,15 @@ def merge_attacks(
     try:
         labels = ModelSpec.from_json(model_files[SPEC_FILE]).labels
         shards = _shards_of(begun)
+        plan = RobustnessSettings.from_dict(shards[0].parameters)
         parts = [
-            _believed(by_digest[shard.outputs["outcome"]], shard, labels, begun.inputs["model"]) for shard in shards
+            _believed(by_digest[shard.outputs["outcome"]], shard, labels, begun.inputs["model"], plan)
+            for shard in shards
         ]
         whole = put_together(parts)
         _require_every_row(whole, shards)
         figures = {**whole.figures, "shards": len(shards)}
-        details = robustness_details(whole, RobustnessSettings(**shards[0].parameters))
+        details = robustness_details(whole, plan)
     except (InconclusiveError, DataError, ModelError) as error:
         inconclusive = str(error)
     statement = begun.finish(bundle=bundle, figures=figures, inconclusive=inconclusive)
@@ -219,15 +221,20 @@ def _shards_of(begun: Step) -> list[Statement]:
     return [begun.chain.statements[maker] for maker in makers]
 
 
-def _believed(data: bytes, shard: Statement, labels: tuple[str, ...], model: str) -> RobustnessReport:
+def _believed(
+    data: bytes, shard: Statement, labels: tuple[str, ...], model: str, plan: RobustnessSettings
+) -> RobustnessReport:
     """Return what a shard found, if it is what the shard signed."""
     if shard.stage != "attack_shard" or shard.inputs.get("model") != model:
         raise EvidenceError(f"step {shard.step!r} attacked another model, or nothing")
     document = parse_canonical_json(data, limit=MAX_OUTCOME_BYTES)
     if isinstance(document, Mapping) and set(document) == {"inconclusive"}:
         raise InconclusiveError(f"{shard.step}: {document['inconclusive']}")
-    found = believe(document, samples=int(shard.figures["samples"]), labels=labels)
-    if {**found.figures, "rows": shard.figures["rows"]} != dict(shard.figures):
+    samples, rows = (shard.figures.get(name) for name in ("samples", "rows"))
+    if type(samples) is not int or type(rows) is not int:
+        raise DataError(f"step {shard.step!r} does not say how many rows it attacked")
+    found = believe(document, samples=samples, labels=labels, settings=plan)
+    if {**found.figures, "rows": rows} != dict(shard.figures):
         raise DataError(f"step {shard.step!r} left other figures than it signed")
     return found
 

@@ -16,20 +16,17 @@ from portcullis.errors import InconclusiveError
 from portcullis.models.margin import margin
 from portcullis.models.pytorch import torch
 from portcullis.robustness import native
-from portcullis.robustness.report import Ball
+from portcullis.robustness.report import MAX_BATCH_DIFFERENCE, MIN_AGREEMENT, MIN_PLANTED_FOUND, Ball
 from portcullis.robustness.verify import adversarial, inside
 
 CHUNK = 128
 CHECKED_SAMPLES = 32
-MAX_BATCH_DIFFERENCE = 1e-3
 MIN_TIMES_CHANCE = 1.5
 
 DIFFERENCE_STEP = 0.01
 MAX_DISAGREEMENT = 0.5
-MIN_AGREEMENT = 0.75
 
 PLANTED_DRAWS = 64
-MIN_PLANTED_FOUND = 0.9
 
 CURVE_SAMPLES = 96
 CURVE_STEPS = 10

@@ -51,7 +51,7 @@ def model_bill(
         by_stage.setdefault(it.stage, []).append(it)
     ingested = [it for it in by_stage.get("ingest", []) if isinstance(it.parameters.get("spec"), Mapping)]
     trained = [it for it in statements if "architecture" in it.parameters]
-    data = [_data(it) for it in ingested]
+    data = list({it["bom-ref"]: it for it in map(_data, ingested)}.values())  # shards of one content are one
     parameters: dict[str, Any] = {"datasets": [{"ref": it["bom-ref"]} for it in data]} if data else {}
     if trained:
         architecture = str(trained[0].parameters["architecture"])
