@@ -186,6 +186,13 @@ def changed(name: str, place: int, value: object) -> bytes:
     return model([classifier(**{name: values})])
 
 
+def reordered(order: list[int]) -> bytes:
+    """Return the small classifier with its nodes in another order, which ONNX Runtime answers otherwise."""
+    return model(
+        [classifier(**{name: [it[i] for i in order] for name, it in STUMPS.items() if name.startswith("nodes_")})]
+    )
+
+
 GOOD = classifier()
 OPERATORS = {"": 9, "ai.onnx.ml": 1}
 HOSTILE = {
@@ -211,6 +218,20 @@ HOSTILE = {
     "an operator of another domain": model([classifier(operator="com.microsoft:TreeEnsembleClassifier")]),
     "the regressor": model([classifier(operator="ai.onnx.ml:TreeEnsembleRegressor")]),
     "two classifiers": model([GOOD, classifier()]),
+    "trees that are interleaved": reordered([0, 5, 1, 6, 2, 7, 3, 4]),
+    "the second tree first": reordered([5, 6, 7, 0, 1, 2, 3, 4]),
+    "a tree of a negative number": model(
+        [classifier(nodes_treeids=[-1] * 5 + [1] * 3, class_treeids=[-1, -1, -1, 1, 1])]
+    ),
+    "a softmax of two classes": model(
+        [
+            classifier(
+                post_transform="SOFTMAX",
+                **{name: STUMPS[name] * 2 for name in ("class_treeids", "class_nodeids", "class_weights")},
+                class_ids=[0] * 5 + [1] * 5,
+            )
+        ]
+    ),
     "seventeen operators": model([GOOD, *([node(":Identity", ["label"], ["x"], {})] * 16)], opsets=OPERATORS),
     "an output given twice": model([GOOD, node(":Identity", ["label"], ["scores"], {})], opsets=OPERATORS),
     "an operator of nothing": model([GOOD, node(":Identity", [], ["x"], {})], opsets=OPERATORS),

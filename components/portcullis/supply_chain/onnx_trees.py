@@ -285,6 +285,9 @@ class _Shape:
     def of(cls, nodes: Mapping[str, NDArray[Any]], width: int) -> "_Shape":
         tree, modes = nodes["nodes_treeids"], nodes["nodes_modes"]
         pairs = list(zip(tree.tolist(), nodes["nodes_nodeids"].tolist(), strict=True))
+        # Others are read otherwise by ONNX Runtime than by ONNX's own reference.
+        if tree[0] < 0 or (np.diff(tree) < 0).any():
+            raise ValueError("its trees do not follow one another in the order of their numbers, from 0 up")
         named = {pair: index for index, pair in enumerate(pairs)}
         split = modes != _LEAF
         if len(named) != len(pairs) or not split.any():
@@ -363,6 +366,7 @@ def _values(
             return value, np.zeros(classes), True
         case "LOGISTIC" if single and base.size <= 1:
             return np.column_stack([np.zeros(len(value)), value[:, 0]]), np.array([0.0, base.sum()]), False
-        case "SOFTMAX" if base.size in (0, classes) and len(np.unique(which)) == classes:
+        # Of two classes, ONNX Runtime makes something else than ONNX's own reference.
+        case "SOFTMAX" if classes > 2 and base.size in (0, classes) and len(np.unique(which)) == classes:
             return value, base if base.size else np.zeros(classes), False
     raise ValueError(f"what becomes of its sums, {post[:80]!a}, is not known here")
