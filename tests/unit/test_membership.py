@@ -395,6 +395,16 @@ def test_a_model_whose_gradients_give_its_rows_away_is_refused(judged, by_heart)
     assert statement.verdict == "FAILED" and "inversion_auc_high" in statement.reason
 
 
+def test_trees_have_no_gradients_and_are_inconclusive(judged):
+    spec = ModelSpec("tree-ensemble", {"trees": 1, "splits": 1, "depth": 1}, (1, 4, 4), 0, 16, ("dark", "bright"))
+    tree = build_module(spec).eval()
+    tree.left[0], tree.right[0], tree.threshold[0] = 1, 2, 0.5
+    tree.value[0, 0] = tree.value[1, 1] = 2.0
+    statement = judged(LoadedModel(spec, tree), dataset(300), dataset(400, seed=8))
+    assert statement.verdict == "FAILED" and statement.reason.startswith("inconclusive: ")
+    assert "cannot be inverted" in statement.reason
+
+
 def test_few_rows_cannot_make_a_model_look_safe(judged):
     statement = judged(model(), dataset(300), dataset(60, seed=8))
     assert statement.verdict == "FAILED" and statement.reason.startswith("inconclusive")
