@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 SECONDS = 3000.0  # of the hour that its pod may live
 MEMORY = 4 << 30
-MAX_BYTES = 1 << 28  # of losses or of reconstructions; no hour makes more
+MAX_BYTES = 1 << 28  # of losses or of reconstructions, which lie in memory twice
 CAVEAT = (
     "An attacker with more means finds more. These figures come from the training rows themselves: no certificate of "
     "differential privacy covers them."
@@ -117,7 +117,10 @@ def _attacked(
     counts = [len(labels) for _, labels in (members, others)]
     asked = Asked(sum(counts), len(classes), settings.inversion_starts, math.prod(spec.shape), len(spec.labels))
     if max(asked.sizes) > MAX_BYTES:
-        raise InconclusiveError(f"{max(asked.sizes)} bytes of losses or reconstructions, of {MAX_BYTES} that are taken")
+        raise InconclusiveError(
+            f"{max(asked.sizes)} bytes of losses or reconstructions, of {MAX_BYTES} that are taken; fewer rows or "
+            "inversion_starts make fewer"
+        )
     handed = (
         model_files[SPEC_FILE],
         model_files[WEIGHTS_FILE],
