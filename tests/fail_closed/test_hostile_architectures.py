@@ -20,6 +20,8 @@ from portcullis.evidence.step import begin, enforce
 from portcullis.evidence.trust import Revocations, now_ms, write_trust_store
 from portcullis.files import write_bytes
 from portcullis.keys import Signer
+from portcullis.membership import stage as membership
+from portcullis.membership.settings import MembershipSettings
 from portcullis.models.store import ModelSpec
 from portcullis.preflight.stage import preflight
 from portcullis.robustness.settings import RobustnessSettings
@@ -29,10 +31,11 @@ COLUMNS = ("a", "b", "c", "d")
 ROWS = DatasetSpec("squares", Label("label", ("dark", "bright")), Features(COLUMNS, (1, 2, 2), 0, 1))
 PLAN = RobustnessSettings(pgd_steps=20, cw_steps=10, deepfool_steps=5, apgd_steps=10, apgd_targets=0)
 TABLE = RobustnessSettings(threat="mutable: {a: {epsilon: 0.1}, b: {epsilon: 0.1}}", queries=100)
+MEMBERSHIP = MembershipSettings(inversion_starts=2, inversion_steps=20)
 
 # What a package of somebody else's offers as an architecture. Its options say what it does and when.
 PACKAGE = """
-import os, socket, subprocess
+import os, socket, struct, subprocess, sys
 from pathlib import Path
 
 import torch
@@ -63,6 +66,20 @@ def attempts():
 AT_IMPORT = attempts()
 
 
+def answer(losses, text):
+    # In the place of whoever asks: losses, and images of zeros.
+    frame = sys._getframe()
+    while "predicted" not in frame.f_locals:
+        frame = frame.f_back
+    asker = frame.f_locals
+    count = len(asker["classes"]) * asker["settings"]["inversion_starts"]
+    asker["lost"].write(struct.pack("<d", losses) * sum(asker["rows"]))
+    asker["images"].write(bytes(4 * 4 * count))
+    asker["predicted"].write(bytes(8 * count))
+    os.write(1, text)
+    os._exit(0)
+
+
 class Net(torch.nn.Module):
     def __init__(self, input_shape, classes, *, when="never"):
         super().__init__()
@@ -76,6 +93,19 @@ class Net(torch.nn.Module):
     def forward(self, inputs):
         if self.when == "use":
             raise RuntimeError(attempts())
+        while self.when == "loop":
+            pass
+        if self.when == "hoard":
+            bytearray(1 << 30)
+        if self.when == "figures":
+            os.write(1, b'{{"result": {{"auc_high": 0.5, "inversion_auc_high": 0.5, "inversion_reached": 1}}}}')
+            os._exit(0)
+        if self.when == "prose":
+            answer(1.0, b"PASSED")
+        if self.when == "nan":
+            answer(float("nan"), b'{{"result": null}}')
+        if self.when == "below":
+            answer(-1.0, b'{{"result": null}}')
         return self.linear(inputs.flatten(1))
 """
 
@@ -87,7 +117,7 @@ def step(name: str, stage: str, kind: str, inputs: dict, outputs: list[str], **m
 
 STEPS = [
     step("preflight", "preflight", "transform", {"policy": "policy"}, ["nonce"]),
-    step("source", "source", "transform", {"nonce": "preflight.nonce"}, ["model", "judged", "test"]),
+    step("source", "source", "transform", {"nonce": "preflight.nonce"}, ["model", "judged", "train", "test"]),
     step(
         "robustness",
         "robustness_gate",
@@ -114,11 +144,20 @@ STEPS = [
         ["model"],
         checks={"agreement": {"min": 0.9, "max": 1}},
     ),
+    step(
+        "membership",
+        "membership_gate",
+        "gate",
+        {"model": "source.model", "train": "source.train", "test": "source.test"},
+        ["model"],
+        parameters=dataclasses.asdict(MEMBERSHIP),
+        checks={"auc_high": {"min": 0, "max": 0.65}, "inversion_reached": {"min": 0.9, "max": 1}},
+    ),
 ]
 
 
 class Place:
-    """A model of a hostile architecture, attested test rows, and two gates whose keys lie within reach of a reader."""
+    """A model of a hostile architecture, attested rows, and gates whose keys lie within reach of a reader."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -156,10 +195,11 @@ class Place:
         for name in ("model", "judged"):
             write_bytes(self.root / name / "model.json", spec.to_json())
             write_bytes(self.root / name / "weights.safetensors", save(weights))
-        features = np.random.default_rng(0).uniform(0, 1, (120, 4)).astype(np.float32)
-        columns = {name: features[:, index] for index, name in enumerate(COLUMNS)}
-        labels = np.where(features.sum(axis=1) > 2, "bright", "dark")
-        resting.seal(self.root / "test", pa.table(columns | {"label": labels}), ROWS)
+        for seed, name in enumerate(("test", "train")):
+            features = np.random.default_rng(seed).uniform(0, 1, (120, 4)).astype(np.float32)
+            columns = {column: features[:, index] for index, column in enumerate(COLUMNS)}
+            labels = np.where(features.sum(axis=1) > 2, "bright", "dark")
+            resting.seal(self.root / name, pa.table(columns | {"label": labels}), ROWS)
         nonce = preflight(step="preflight", bundle=self.root / "first")
         begun = begin(
             "source",
@@ -169,9 +209,8 @@ class Place:
             evidence=[self.root / "first"],
         )
         outputs = {name: tree_digest(self.root / name) for name in ("model", "judged")}
-        begun.finish(
-            bundle=self.root / "evidence", outputs=outputs | {"test": resting.content(self.root / "test")}, figures={}
-        )
+        outputs |= {name: resting.content(self.root / name) for name in ("train", "test")}
+        begun.finish(bundle=self.root / "evidence", outputs=outputs, figures={})
 
     def judge(self, gate: str):
         out = self.root / "out"
@@ -179,6 +218,8 @@ class Place:
         given |= {"step": gate, "report": out / "report.html", "bundle": out / "bundle"}
         if gate in ("robustness", "table"):
             return evaluate_robustness(settings=TABLE if gate == "table" else PLAN, **given)
+        if gate == "membership":
+            return membership.evaluate_membership(settings=MEMBERSHIP, train=self.root / "train", **given)
         return evaluate_equivalence(judged=self.root / "judged", **given)
 
     def require_refused(self, gate: str) -> None:
@@ -210,7 +251,15 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listener: socket.sock
 
 @pytest.mark.parametrize(
     ("gate", "when"),
-    [("robustness", "import"), ("robustness", "use"), ("table", "use"), ("equivalence", "construction")],
+    [
+        ("robustness", "import"),
+        ("robustness", "use"),
+        ("table", "use"),
+        ("equivalence", "construction"),
+        ("membership", "import"),
+        ("membership", "construction"),
+        ("membership", "use"),
+    ],
 )
 def test_a_hostile_architecture_reaches_no_key_file_environment_network_or_program(place, listener, gate, when):
     place.furnish(when)
@@ -224,6 +273,29 @@ def test_a_hostile_architecture_reaches_no_key_file_environment_network_or_progr
     place.require_refused(gate)
 
 
+@pytest.mark.parametrize(
+    ("when", "reason"),
+    [
+        ("loop", "within 6 seconds"),
+        ("hoard", "could not be asked: MemoryError"),
+        ("figures", "left 0 bytes of an answer of 1920"),
+        ("prose", "no answer"),
+        ("nan", "losses that cannot be"),
+        ("below", "losses that cannot be"),
+    ],
+)
+def test_a_hostile_architecture_answers_in_the_place_of_the_attack_or_never(place, monkeypatch, when, reason):
+    place.furnish(when)
+    if when == "loop":
+        monkeypatch.setattr(membership, "SECONDS", 6.0)
+    if when == "hoard":
+        monkeypatch.setattr(membership, "MEMORY", 1 << 29)
+    statement = place.judge("membership")
+    assert statement.verdict == "FAILED" and statement.reason.startswith("inconclusive: ")
+    assert reason in statement.reason and not statement.figures
+    place.require_refused("membership")
+
+
 def test_somebody_elses_honest_architecture_is_judged_from_memory(place):
     place.furnish("never")
     statement = place.judge("table")
@@ -231,3 +303,6 @@ def test_somebody_elses_honest_architecture_is_judged_from_memory(place):
     assert 0.5 < statement.figures["robust_accuracy"] < statement.figures["clean_accuracy"] == 1
     statement = place.judge("equivalence")
     assert (statement.verdict, statement.figures["accuracy"], statement.figures["samples"]) == ("PASSED", 1, 120)
+    statement = place.judge("membership")
+    assert (statement.verdict, statement.figures["members"], statement.figures["others"]) == ("PASSED", 120, 120)
+    assert (statement.figures["inversion_classes"], statement.figures["inversion_reached"]) == (2, 1)

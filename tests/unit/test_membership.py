@@ -1,19 +1,26 @@
 """Membership inference and inversion: what their figures mean, and what is refused."""
 
 import dataclasses
+import math
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import resting
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from private_place import COLUMNS, OPTIONS, SPEC, Place, dataset, images
 
 from portcullis.dataset import Dataset, DatasetSpec, Label, features_and_labels
 from portcullis.digest import content_digest
 from portcullis.errors import ConfigError, EvidenceError, InconclusiveError, ModelError, PolicyError
 from portcullis.evidence.step import begin
+from portcullis.membership import stage
 from portcullis.membership.attack import attack
+from portcullis.membership.findings import Asked, believe
 from portcullis.membership.inversion import invert
 from portcullis.membership.losses import losses
 from portcullis.membership.ranking import interval
@@ -125,6 +132,71 @@ def test_losses_are_those_of_pytorch():
     )
     assert losses(model(), features, labels) == pytest.approx(wanted.numpy(), abs=1e-9)
     assert np.isfinite(losses(model(1e6), features, labels)).all()
+
+
+# What the process in which the model is attacked leaves behind.
+
+ASKED = Asked(rows=3, classes=2, starts=2, inputs=4, labels=5)
+LOST, IMAGES, PREDICTED = np.array([0.0, 0.5, 700.0]), np.linspace(0, 1, 16, dtype=np.float32), np.array([0, 4, 1, 1])
+
+
+def test_what_can_be_so_is_believed():
+    lost, images, predicted = believe(ASKED, LOST.tobytes(), IMAGES.tobytes(), PREDICTED.tobytes())
+    assert (lost == LOST).all()
+    assert (images == IMAGES.reshape(2, 2, 4)).all() and images.dtype == np.float32
+    assert (predicted == PREDICTED.reshape(2, 2)).all()
+
+
+def changed(values: np.ndarray, value: float) -> bytes:
+    values = values.copy()
+    values[-1] = value
+    return values.tobytes()
+
+
+FORGED = {
+    "no losses": (b"", IMAGES.tobytes(), PREDICTED.tobytes()),
+    "a loss too few": (LOST[:2].tobytes(), IMAGES.tobytes(), PREDICTED.tobytes()),
+    "a byte too many": (LOST.tobytes() + b"\0", IMAGES.tobytes(), PREDICTED.tobytes()),
+    "losses in float32": (LOST.astype(np.float32).tobytes(), IMAGES.tobytes(), PREDICTED.tobytes()),
+    "a loss that is NaN": (changed(LOST, math.nan), IMAGES.tobytes(), PREDICTED.tobytes()),
+    "a loss that is infinite": (changed(LOST, math.inf), IMAGES.tobytes(), PREDICTED.tobytes()),
+    "a loss below 0": (changed(LOST, -1e-12), IMAGES.tobytes(), PREDICTED.tobytes()),
+    "a loss that no logits make": (changed(LOST, 1e39), IMAGES.tobytes(), PREDICTED.tobytes()),
+    "no images": (LOST.tobytes(), b"", PREDICTED.tobytes()),
+    "an image too many": (LOST.tobytes(), IMAGES.tobytes() + bytes(16), PREDICTED.tobytes()),
+    "a pixel that is NaN": (LOST.tobytes(), changed(IMAGES, math.nan), PREDICTED.tobytes()),
+    "a pixel above 1": (LOST.tobytes(), changed(IMAGES, 1.0000001), PREDICTED.tobytes()),
+    "a pixel below 0": (LOST.tobytes(), changed(IMAGES, -1e-30), PREDICTED.tobytes()),
+    "no classes": (LOST.tobytes(), IMAGES.tobytes(), b""),
+    "a class too many": (LOST.tobytes(), IMAGES.tobytes(), changed(PREDICTED, 5)),
+    "a class below 0": (LOST.tobytes(), IMAGES.tobytes(), changed(PREDICTED, -1)),
+}
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_what_cannot_be_so_is_not_believed(name):
+    with pytest.raises(ModelError, match="the attacked model's process left"):
+        believe(ASKED, *FORGED[name])
+
+
+@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=2, max_size=5), st.data())
+def test_every_loss_of_finite_logits_is_believed(logits, data):
+    class Answers:
+        def predict_logits(self, _):
+            return np.array([logits], dtype=np.float32)
+
+    label = data.draw(st.integers(0, len(logits) - 1))
+    found = losses(Answers(), np.zeros((1, 4), np.float32), np.array([label]))
+    assert believe(Asked(1, 0, 0, 0, 2), found.tobytes(), b"", b"")[0] == found
+
+
+def test_the_process_that_has_the_key_never_loads_what_opens_a_model():
+    code = """
+import sys
+import portcullis.membership.stage, portcullis.membership.attack, portcullis.membership.resemblance
+assert not {"torch", "portcullis.membership.locked", "portcullis.membership.inversion"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 # Inversion.
@@ -323,9 +395,33 @@ def test_a_model_whose_gradients_give_its_rows_away_is_refused(judged, by_heart)
     assert statement.verdict == "FAILED" and "inversion_auc_high" in statement.reason
 
 
+def test_trees_have_no_gradients_and_are_inconclusive(judged):
+    spec = ModelSpec("tree-ensemble", {"trees": 1, "splits": 1, "depth": 1}, (1, 4, 4), 0, 16, ("dark", "bright"))
+    tree = build_module(spec).eval()
+    tree.left[0], tree.right[0], tree.threshold[0] = 1, 2, 0.5
+    tree.value[0, 0] = tree.value[1, 1] = 2.0
+    statement = judged(LoadedModel(spec, tree), dataset(300), dataset(400, seed=8))
+    assert statement.verdict == "FAILED" and statement.reason.startswith("inconclusive: ")
+    assert "cannot be inverted" in statement.reason
+
+
 def test_few_rows_cannot_make_a_model_look_safe(judged):
     statement = judged(model(), dataset(300), dataset(60, seed=8))
     assert statement.verdict == "FAILED" and statement.reason.startswith("inconclusive")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("run_isolated", lambda *_, **__: {"auc": 0.5}, "left 0 bytes"),
+        ("MAX_BYTES", 5000, "5600 bytes of losses or reconstructions"),
+    ],
+    ids=["a process that leaves nothing", "more than is taken"],
+)
+def test_what_its_process_leaves_is_all_that_counts(judged, monkeypatch, name, value, reason):
+    monkeypatch.setattr(stage, name, value)
+    statement = judged(model(), dataset(300), dataset(400, seed=8))
+    assert statement.reason.startswith("inconclusive: ") and reason in statement.reason and not statement.figures
 
 
 def test_other_rows_or_another_plan_are_refused(judged):

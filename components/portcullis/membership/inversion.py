@@ -11,20 +11,17 @@ row is more like its class's reconstructions than a test row is. 0.5 is what a m
 
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from portcullis.dataset import Dataset, features_and_labels
-from portcullis.errors import InconclusiveError, ModelError
+from portcullis.errors import ModelError
 from portcullis.evidence.statement import Figure
-from portcullis.membership.ranking import interval, ranked
+from portcullis.membership.resemblance import Reconstructions, judged_classes, resemblance
 from portcullis.membership.settings import MembershipSettings
 from portcullis.models.pytorch import FOREIGN_ERRORS, reproducible, torch
 from portcullis.models.store import LoadedModel
-
-MAX_SHOWN = 10
 
 _AT_ONCE = 256  # reconstructions that are moved together, and fewer of large inputs
 _ELEMENTS = 1 << 24
@@ -34,7 +31,7 @@ _LENGTH = 0.05  # of a step, as a share of the length of the diagonal of all inp
 def invert(
     model: LoadedModel, members: Dataset, others: Dataset, settings: MembershipSettings
 ) -> tuple[dict[str, Figure], dict[str, NDArray[np.float64]]]:
-    """Reconstruct each class from the model, and return which rows that resembles.
+    """Reconstruct each class from a model that is open in this process, and return which rows that resembles.
 
     Args:
         model: The model.
@@ -43,65 +40,35 @@ def invert(
         settings: How often, how long, and how sure.
 
     Returns:
-        `inversion_auc`, the probability that a training row correlates more with the nearest reconstruction of its
-        class than another row of that class, with its interval `inversion_auc_low`, `inversion_auc_high`;
-        `inversion_recognised`, the share of classes whose reconstruction from the middle correlates most with the mean
-        of that class's other rows, among the means of all; `inversion_reached`, the share of reconstructions that the
-        network takes for their class, below which the attack failed and its figures say little; `inversion_classes`,
-        how many classes have two or more rows on either side, which all this is of. And the reconstructions from the
-        middle of a few classes, in 0..1 of the model's shape, by label.
+        As `portcullis.membership.resemblance.resemblance`.
 
     Raises:
         InconclusiveError: Those classes have fewer than `n_min` rows on a side.
         DataError: As `ModelSpec.scale`.
         ModelError: The network has no gradients, or what it returns is not finite.
     """
-    rows = []
-    for side in (members, others):
-        features, labels = features_and_labels(side)
-        rows.append((model.spec.scale(features).reshape(len(features), -1), labels))
-    (known, known_labels), (held, held_labels) = rows
-    counts = [np.bincount(labels, minlength=len(model.spec.labels)) for labels in (known_labels, held_labels)]
-    classes = np.flatnonzero(np.minimum(*counts) >= 2)
-    for count in counts:
-        if not len(classes) or count[classes].sum() < settings.n_min:
-            raise InconclusiveError(
-                f"classes with two rows on either side have {count[classes].sum()}; {settings.n_min} are needed"
-            )
-    means = _centred(np.array([held[held_labels == label].mean(axis=0, dtype=np.float64) for label in classes]))
-    aucs, variances, weights, recognised, reached = [], [], [], [], []
-    shown: dict[str, NDArray[np.float64]] = {}
-    for label, (images, taken) in zip(classes.tolist(), _reconstructions(model, classes, settings), strict=True):
-        found = _centred(images)
-        likeness = [
-            (_centred(side[labels == label]) @ found.T).max(axis=1)
-            for side, labels in ((known, known_labels), (held, held_labels))
-        ]
-        auc, variance = ranked(*likeness)
-        aucs.append(auc)
-        variances.append(variance)
-        weights.append(float(len(likeness[0]) * len(likeness[1])))
-        recognised.append(classes[int((means @ found[0]).argmax())] == label)
-        reached.append(taken.mean())
-        if len(shown) < MAX_SHOWN:
-            shown[model.spec.labels[label]] = images[0].reshape(model.spec.shape)
-    shares = np.array(weights) / sum(weights)
-    auc, variance = float(shares @ np.array(aucs)), float(shares**2 @ np.array(variances))
-    low, high = interval(auc, variance, min(len(known), len(held)), settings.confidence)
-    return {
-        "inversion_auc": auc,
-        "inversion_auc_low": low,
-        "inversion_auc_high": high,
-        "inversion_recognised": float(np.mean(recognised)),
-        "inversion_reached": float(np.mean(reached)),
-        "inversion_classes": len(classes),
-    }, shown
+    sides = features_and_labels(members), features_and_labels(others)
+    classes = judged_classes(model.spec, *sides, settings.n_min)
+    return resemblance(model.spec, *sides, classes, reconstructions(model, classes, settings), settings)
 
 
-def _reconstructions(
+def reconstructions(
     model: LoadedModel, classes: NDArray[np.int64], settings: MembershipSettings
-) -> Iterator[tuple[NDArray[np.float64], NDArray[np.bool_]]]:
-    """Give for each class its reconstructions (starts, D) in [0, 1], and which the network takes for it (starts,)."""
+) -> Iterator[Reconstructions]:
+    """Reconstruct classes from the model.
+
+    Args:
+        model: The model.
+        classes: Class indices (C,).
+        settings: How often, how long, and from which random starts.
+
+    Yields:
+        For each class in turn its images (starts, D), float32 in [0, 1], the first from the middle of all inputs; and
+        the class that the network takes each for, (starts,) int64.
+
+    Raises:
+        ModelError: The network has no gradients, or what it returns is not finite.
+    """
     generator = np.random.default_rng(settings.seed)
     shape, starts = model.spec.shape, settings.inversion_starts
     together = max(1, min(_AT_ONCE, _ELEMENTS // math.prod(shape)) // starts)
@@ -109,15 +76,15 @@ def _reconstructions(
         part = classes[first : first + together]
         begun = generator.random((len(part), starts, *shape), dtype=np.float32)
         begun[:, 0] = 0.5  # one from the middle, as nothing is known
-        images, taken = _moved(model, begun.reshape(-1, *shape), part.repeat(starts), settings.inversion_steps)
+        images, predicted = _moved(model, begun.reshape(-1, *shape), part.repeat(starts), settings.inversion_steps)
         for place in range(len(part)):
             of_class = slice(place * starts, (place + 1) * starts)
-            yield images[of_class].reshape(starts, -1), taken[of_class]
+            yield images[of_class].reshape(starts, -1), predicted[of_class]
 
 
 def _moved(
     model: LoadedModel, begun: NDArray[np.float32], labels: NDArray[np.int64], steps: int
-) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     images, targets = torch.from_numpy(begun), torch.from_numpy(labels)
     length = _LENGTH * math.sqrt(images[0].numel())
     try:
@@ -135,12 +102,4 @@ def _moved(
         raise ModelError(f"the network cannot be inverted: {error}") from error
     if not bool(images.isfinite().all() and logits.isfinite().all()):
         raise ModelError("the network's gradients are not finite")
-    return images.double().numpy(), (logits.argmax(dim=1) == targets).numpy()
-
-
-def _centred(rows: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """Return rows less their mean and of length one, so that products are correlations; of an even row, 0."""
-    less = rows - rows.mean(axis=1, keepdims=True, dtype=np.float64)
-    lengths = np.linalg.norm(less, axis=1, keepdims=True)
-    centred: NDArray[np.float64] = np.divide(less, lengths, out=np.zeros_like(less), where=lengths > 1e-12)
-    return centred
+    return images.numpy(), logits.argmax(dim=1).numpy()
