@@ -66,7 +66,7 @@ def on_blocks(module: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tensor]
 @pytest.mark.parametrize("rows", [1, 2, 17, 40])
 @pytest.mark.parametrize("name", [name for name, form in exported.PROGRAMS if not form])
 def test_logits_and_gradients_are_those_of_the_eager_network(name: str, rows: int) -> None:
-    """Bit by bit when it is asked about the same blocks, and but for rounding when it is asked about these rows alone."""
+    """Bit by bit when that is asked about the same blocks; but for rounding when it is asked about the rows alone."""
     found, eager = answers(model_of(name).module, rows), exported.network(name)
     for one, same, bare in zip(found, answers(on_blocks(eager), rows), answers(eager, rows), strict=True):
         assert one.abs().max() > 0 and torch.equal(one, same)

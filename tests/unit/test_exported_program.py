@@ -554,7 +554,7 @@ ODD: dict[str, Callable[[torch.Tensor], Any]] = {
     "a size of the batch in a sum": lambda x: x / x.shape[0],
     "groups of more rows than there are": grouped(2, 32, 1),
     "groups of other channels": grouped(1, 32, 2),
-    "a division by a negative zero": lambda x: (x + 1) / -0.0 * 0.5,
+    "a division by a negative zero": lambda x: ((x + 1) / -0.0).sigmoid() + x,
     "two outputs": lambda x: (x, x),
     "no logits": lambda x: x.unsqueeze(1),
     "random numbers": lambda x: x + torch.rand_like(x),
@@ -720,7 +720,7 @@ def test_an_archive_that_is_not_exactly_a_programs_is_refused(name: str) -> None
 # Bytes and values at random.
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_an_altered_byte_is_refused_or_is_one_that_nothing_reads(data: st.DataObject) -> None:
     altered = bytearray(honest())
@@ -733,7 +733,7 @@ def test_an_altered_byte_is_refused_or_is_one_that_nothing_reads(data: st.DataOb
     assert found == read(honest())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.data())
 def test_altered_bytes_of_a_weight_are_those_of_the_model(data: st.DataObject) -> None:
     """When the archive's checksums are made anew, the model is what the bytes say."""
@@ -761,7 +761,7 @@ odd = st.sampled_from(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(st.data())
 def test_altered_values_of_a_program_are_refused_or_make_a_sound_model(data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(["perceptron", "residual", "attention"]))

@@ -2,8 +2,8 @@
 
 The list is data. Each of its steps names an operator of `OPERATORS` and gives it tensors that are known by then, and
 plain values. No operator among them writes into what it is given, draws at random, opens anything or decides by a
-tensor's values what to do next; and nothing in the list is ever evaluated. It is carried out on blocks of one fixed number of
-rows, so it cannot see how many rows somebody asks about, and how much a step makes is known before it is called.
+tensor's values what to do next; and nothing in the list is ever evaluated. It is carried out on blocks of one fixed
+number of rows, so it cannot see how many somebody asks about, and how much a step makes is known before it is called.
 """
 
 import math
@@ -215,7 +215,7 @@ class ExportedGraph(torch.nn.Module):
             raise ModelError(f"{ARCHITECTURE}: rows have the shape {list(inputs.shape[1:])}, not {list(self._shape)}")
         if not len(inputs):  # there is no row to fill a block with
             return inputs.flatten(1).sum(1, keepdim=True).expand(0, self._classes)
-        return torch.cat([self._answer(rows) for rows in inputs.split(BLOCK_ROWS)])
+        return torch.cat([self._answer(rows) for rows in torch.split(inputs, BLOCK_ROWS)])
 
     def _answer(self, rows: torch.Tensor) -> torch.Tensor:
         """Return logits of at most BLOCK_ROWS rows, filled up with copies of the first, which get no gradient."""
@@ -331,7 +331,7 @@ def _most_elements(operator: str, given: Mapping[str, Any]) -> float:
     shape = shapes.get("self", shapes.get("input", []))
     match name:
         case "cat" | "stack":
-            return sum(tensor.numel() for tensor in given["tensors"])
+            return float(sum(tensor.numel() for tensor in given["tensors"]))
         case "repeat":
             return math.prod(shape) * _product(given["repeats"])
         case "expand":
@@ -488,9 +488,9 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value) and not is_negative_zero(value)
 
 
-def is_negative_zero(value: float) -> bool:
+def is_negative_zero(value: object) -> bool:
     """Tell whether a number is the zero by which a division is minus infinity."""
-    return value == 0 and math.copysign(1, value) < 0
+    return isinstance(value, float) and value == 0 and math.copysign(1, value) < 0
 
 
 def _is_multiple(value: object) -> bool:

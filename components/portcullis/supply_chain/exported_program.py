@@ -690,7 +690,7 @@ def _value(found: _Translation, kind: str, value: Any) -> Value:
 def _plain(kind: str, value: object) -> int | float | bool:
     if type(value) is {"as_int": int, "as_float": float, "as_bool": bool}[kind] and not is_negative_zero(value):
         return value  # type: ignore[return-value]
-    raise ModelError("the exported program has a value that is not of the type that it says")
+    raise ModelError("the exported program has a negative zero, or a value that is not of the type that it says")
 
 
 def _size(found: _Translation, value: object) -> int | dict[str, int]:
