@@ -377,6 +377,19 @@ PADDED = {"stride": [1, 1], "padding": [GIANT, GIANT], "dilation": [1, 1]}
                     {"input": "%0", "weight": "%0", "stride": [GIANT, GIANT]},
                 ),
                 (
+                    "transposed, and cropped",
+                    [PLANE],
+                    "conv_transpose2d.input",
+                    {"input": "%0", "weight": "%0", "stride": [1 << 16, 1 << 16], "padding": [1 << 15, 1 << 15]},
+                ),
+                (
+                    "convolved in great strides",
+                    [PLANE],
+                    "conv2d.default",
+                    {"input": "%0", "weight": "%0", **PADDED, "stride": [GIANT, GIANT]},
+                ),
+                ("pooled in great windows", [PLANE], "avg_pool2d.default", {"self": "%0", "kernel_size": [GIANT] * 2}),
+                (
                     "an outer product",
                     [*COLUMN, ["t.default", {"self": "%1"}]],
                     "mul.Tensor",
@@ -427,6 +440,24 @@ def test_what_is_known_of_an_operator_before_it_is_called_is_enough(monkeypatch)
     for name, form in exported.PROGRAMS:
         model_of(name, form).module(torch.rand(1, *exported.ROW))
     assert made == set(OPERATORS)
+
+
+@pytest.mark.parametrize(
+    ("size", "channels", "window", "more"),
+    [
+        pytest.param(224, (3, 64), 7, {"stride": [2, 2], "padding": [3, 3]}, id="ResNet"),
+        pytest.param(224, (64, 64), 3, {"padding": [1, 1]}, id="VGG"),
+        pytest.param(224, (3, 768), 16, {"stride": [16, 16]}, id="a vision transformer"),
+        pytest.param(7, (2048, 512), 1, {}, id="the last block of ResNet-50"),
+    ],
+)
+def test_a_block_of_a_usual_network_is_not_too_large(
+    size: int, channels: tuple[int, int], window: int, more: dict
+) -> None:
+    inputs = torch.empty(BLOCK_ROWS, channels[0], size, size, device="meta")
+    weight = torch.empty(channels[1], channels[0], window, window, device="meta")
+    most = exported_graph._most_elements("conv2d.default", {"input": inputs, "weight": weight, **more})
+    assert most <= exported_graph.MAX_ELEMENTS
 
 
 def test_rows_that_are_too_large_for_a_block_are_refused() -> None:

@@ -347,6 +347,7 @@ def _most_elements(operator: str, given: Mapping[str, Any]) -> float:
             return _product(_broadcast(one[:-2], other[:-2])) * math.prod(one[-2:-1]) * math.prod(other[1:][-1:])
         case "scaled_dot_product_attention":
             query, key, value = (shapes[it] for it in ("query", "key", "value"))
+            # Whatever PyTorch chooses, as if it made the scores of all pairs.
             scores = [*_broadcast(query[:-2], key[:-2], value[:-2]), query[-2], max(key[-2], query[-1], value[-1])]
             return _product(_broadcast(scores, shapes.get("attn_mask", [])))
     if "conv" in name:
@@ -356,38 +357,48 @@ def _most_elements(operator: str, given: Mapping[str, Any]) -> float:
         return math.prod(shape[:-2]) * _product(given.get("output_size") or [size * by for size, by in factors])
     if "pool" in name:
         axes = int(name.partition("pool")[2][0])
-        # Padding is at most half of a window.
-        sizes = given["output_size"] if "adaptive" in name else [size + 2 for size in shape[-axes:]]
-        return math.prod(shape[:-axes]) * _product(sizes)
+        if "adaptive" in name:
+            return math.prod(shape[:-axes]) * _product(given["output_size"])
+        windows = _along(given, "kernel_size", 1, axes)
+        return math.prod(shape[:-axes]) * _product(_extents(given, shape[-axes:], windows))
     return _product(_broadcast(shape, shapes.get("other", [])))
 
 
 def _most_convolved(name: str, given: Mapping[str, Any], shape: list[int], weight: list[int]) -> float:
     """Return a bound on what a convolution makes, and on the windows of a row laid side by side."""
     axes = len(weight) - 2
-    stride, padding, dilation, more = (
-        given[key] * axes
-        if isinstance(given.get(key), list) and len(given[key]) == 1
-        else given.get(key, [other] * axes)
-        for key, other in (("stride", 1), ("padding", 0), ("dilation", 1), ("output_padding", 0))
-    )
-    transposed = "transpose" in name or given.get("transposed", False)
-    sizes = shape[len(shape) - axes :]
-    if transposed:
-        made = [
-            (size - 1) * step - 2 * pad + by * (window - 1) + end + 1
-            for size, step, pad, by, window, end in zip(sizes, stride, padding, dilation, weight[2:], more, strict=True)
-        ]
-    elif isinstance(padding, str):
-        made = sizes
+    sizes, windows = shape[len(shape) - axes :], weight[2:]
+    extents = _extents(given, sizes, windows)
+    rows = math.prod(shape[: len(shape) - axes - 1])
+    strides, dilations, more = (_along(given, key, 1, axes) for key in ("stride", "dilation", "output_padding"))
+    if "transpose" in name or given.get("transposed", False):
+        each = zip(sizes, strides, dilations, windows, more, strict=True)
+        # Without what the padding takes away: PyTorch has been seen to write behind its memory where that is huge.
+        made = [(size - 1) * step + by * (window - 1) + end + 1 for size, step, by, window, end in each]
+        channels = weight[1] * int(given.get("groups", 1))
     else:
-        made = [
-            (size + 2 * pad - by * (window - 1) - 1) // step + 1
-            for size, step, pad, by, window in zip(sizes, stride, padding, dilation, weight[2:], strict=True)
-        ]
-    channels = weight[1] * given.get("groups", 1) if transposed else weight[0]
-    windows = math.prod(weight[1:]) * max(_product(made), math.prod(sizes))
-    return max(math.prod(shape[: len(shape) - axes - 1]) * channels * _product(made), windows)
+        made = [extent // step + 1 for extent, step in zip(extents, strides, strict=True)]
+        channels = weight[0]
+    side_by_side = math.prod(weight[1:]) * max(_product(made), _product(sizes))
+    return max(rows * channels * _product(made), rows * _product(extents), side_by_side)
+
+
+def _extents(given: Mapping[str, Any], sizes: Sequence[int], windows: Sequence[int]) -> list[int]:
+    """Return the padded sizes of axes along which windows slide, or the windows' own where these are larger.
+
+    A pool makes at most one place more than it has padded ones, which are therefore counted with one more. PyTorch
+    computes with these numbers, in places in 32 bits; what is allowed fits into them.
+    """
+    paddings = [0] * len(sizes) if isinstance(given.get("padding"), str) else _along(given, "padding", 0, len(sizes))
+    others = (_along(given, key, 1, len(sizes)) for key in ("stride", "dilation"))
+    each = zip(sizes, windows, paddings, *others, strict=True)
+    return [max(size + 2 * pad + 1, by * (window - 1) + 1, step) for size, window, pad, step, by in each]
+
+
+def _along(given: Mapping[str, Any], name: str, default: int, axes: int) -> list[int]:
+    """Return an argument that has one number for each axis, or one for all."""
+    listed: list[int] = given.get(name) or [default]
+    return listed * axes if len(listed) == 1 else listed
 
 
 def _product(sizes: Iterable[float]) -> float:
