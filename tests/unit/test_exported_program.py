@@ -6,7 +6,7 @@ import pickle
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,15 @@ from portcullis.supply_chain.exported_program import read_exported_program
 from portcullis.supply_chain.foreign import ForeignModel
 from portcullis.supply_chain.programs import require_rows_apart
 from portcullis.supply_chain.scan import PROGRAMS, scan_model
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """As in the locked child."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def read(data: bytes) -> ForeignModel:
