@@ -24,14 +24,17 @@ from safetensors.numpy import save
 from portcullis.errors import ModelError
 from portcullis.models.exported_graph import (
     ARCHITECTURE,
+    BLOCK_ROWS,
     INPUT,
     MAX_NUMBER,
     OPERATORS,
     Graph,
     Step,
     Value,
-    count_classes,
+    find_operator,
+    is_negative_zero,
     makes_fresh,
+    shapes_of,
 )
 from portcullis.models.store import MAX_ELEMENTS, MAX_WEIGHTS_BYTES
 from portcullis.safetensors_header import strict_json
@@ -73,9 +76,29 @@ _RENAMED: Mapping[str, tuple[str, Mapping[str, str]]] = {
         "group_norm.default",
         {"input": "input", "weight": "weight", "bias": "bias", "group": "num_groups", "eps": "eps"},
     ),
+    "_native_batch_norm_legit_no_training.default": ("batch_norm.default", {}),
+}
+_ADDED: Mapping[str, Mapping[str, Value]] = {
+    "_native_batch_norm_legit_no_training.default": {"training": False, "cudnn_enabled": False}
 }
 _COPIES = ("clone.default", "contiguous.default")
 _GIVEN_BY_THE_INPUT = {"native_group_norm.default": ("N", "C", "HxW")}
+_ASSERTION = "_assert_tensor_metadata.default"
+_BATCH_SIZE = "sym_size.int"
+
+
+def _in_place(name: str) -> str:
+    return name.replace(".", "_.", 1)
+
+
+# What computes the same as an operator that writes into its first argument.
+_WRITING = {_in_place(name): name for name in OPERATORS if find_operator(_in_place(name)) is not None}
+# PyTorch's own descriptions of the arguments of all operators that a program may have.
+_SCHEMAS = {
+    name: found._schema.arguments  # noqa: SLF001 - there is no other way to ask
+    for name in {*OPERATORS, *_IDENTITIES, *_CASTS, *_OF_STATE, *_RENAMED, *_WRITING, _ASSERTION, _BATCH_SIZE}
+    if (found := find_operator(name)) is not None
+}
 
 
 def read_exported_program(stream: BinaryIO, size: int) -> ForeignModel:
@@ -101,9 +124,13 @@ def read_exported_program(stream: BinaryIO, size: int) -> ForeignModel:
         shape, graph = translation.shape, translation.graph()
         weights = {name: _array(archive, stored[name]) for name in (*translation.parameters, *translation.buffers)}
     text = graph.to_text()
-    classes = count_classes(Graph.from_text(text), shape)
+    shapes = shapes_of(Graph.from_text(text), shape)
+    translation.require_shapes(shapes)
+    logits = shapes[graph.output]
+    if len(logits) != 2 or logits[0] != BLOCK_ROWS:
+        raise ModelError(f"the exported program makes {list(logits)} of {BLOCK_ROWS} rows, and not logits of each")
     return ForeignModel(
-        ARCHITECTURE, {"graph": text}, shape, classes, save({_own_name(name): it for name, it in weights.items()})
+        ARCHITECTURE, {"graph": text}, shape, logits[1], save({_own_name(name): it for name, it in weights.items()})
     )
 
 
@@ -267,6 +294,8 @@ class _Translation:
         parameters: Shapes of the parameters that are used, by the state's own names.
         buffers: Likewise.
         steps: So far.
+        alike: Pairs of tensors, by the graph's names, that must be of one shape.
+        channels: Tensors, by the graph's names, that must have a block's rows, so many channels, and such a rest.
     """
 
     uses: Counter[str]
@@ -280,6 +309,8 @@ class _Translation:
     parameters: dict[str, tuple[int, ...]] = field(default_factory=dict)
     buffers: dict[str, tuple[int, ...]] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
+    alike: list[tuple[str, str]] = field(default_factory=list)
+    channels: list[tuple[str, int, int]] = field(default_factory=list)
 
     def graph(self) -> Graph:
         """Return the graph of all steps so far."""
@@ -308,6 +339,15 @@ class _Translation:
         if not isinstance(names, str) or not _NAME.fullmatch(names) or self.is_known(names):
             raise ModelError("the exported program defines a name twice, or one that none may have")
         self.values[names] = reference
+
+    def require_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Refuse unless all tensors are of the shapes that the program says or needs."""
+        if any(shapes[one] != shapes[other] for one, other in self.alike):
+            raise ModelError("the exported program writes something of another shape into a tensor")
+        for name, channels, rest in self.channels:
+            shape = shapes[name]
+            if shape[:2] != (BLOCK_ROWS, channels) or math.prod(shape[2:]) != rest:
+                raise ModelError("the exported program normalises groups of other sizes than the tensor's")
 
     def is_known(self, name: str) -> bool:
         """Tell whether the program has defined the name."""
@@ -412,6 +452,7 @@ def _row_shape(meta: object, symbol: str) -> tuple[int, ...]:
 class _Node:
     target: str
     arguments: Mapping[str, tuple[str, Any]]
+    positional: tuple[str, ...]
     outputs: tuple[tuple[str, Any], ...]
 
     @classmethod
@@ -423,13 +464,23 @@ class _Node:
             raise ModelError("the exported program has a step without operator, inputs or outputs")
         if higher_order is not None:
             raise ModelError("the exported program has a graph within its graph")
-        arguments = {}
+        arguments, positional = {}, []
         for entry in inputs:
             name, argument, kind = _fields(entry, "name", "arg", "kind")
-            if not isinstance(name, str) or name in arguments or kind not in (1, 2):
+            if not isinstance(name, str) or name in arguments or type(kind) is not int or kind not in (1, 2):
                 raise ModelError("the exported program gives a step an argument twice")
             arguments[name] = _only(argument)
-        return cls(target, arguments, tuple(map(_only, outputs)))
+            if kind == 1:
+                positional.append(name)
+        return cls(target, arguments, tuple(positional), tuple(map(_only, outputs)))
+
+    def require_taken(self, operator: str) -> None:
+        """Refuse unless PyTorch would give the operator these arguments, each under its name."""
+        schema = _SCHEMAS.get(operator, [])
+        first = [it.name for it in schema if not it.kwarg_only][: len(self.positional)]
+        needed = {it.name for it in schema if not it.has_default_value()}
+        if list(self.positional) != first or not needed <= self.arguments.keys() <= {it.name for it in schema}:
+            raise ModelError(f"the exported program does not give aten.{operator} the arguments that it takes")
 
     def names(self) -> list[str]:
         """Return all names of tensors that it takes, as often as it takes them."""
@@ -455,14 +506,33 @@ def _add(found: _Translation, node: _Node) -> None:
     if named is None:
         raise ModelError(f"the exported program has an operator that is not PyTorch's own: {node.target[:80]!a}")
     operator = named[1]
-    if operator == "sym_size.int":
+    if operator not in _SCHEMAS:
+        raise ModelError(f"the exported program has an operator that is not allowed: aten.{operator}")
+    node.require_taken(operator)
+    if operator == _BATCH_SIZE:
         _add_size(found, node, _batch_size(found, node))
-    elif operator == "_assert_tensor_metadata.default" and not node.outputs:
-        pass  # it says of what type a tensor is; here all are float32
+    elif operator == _ASSERTION and not node.outputs:
+        _require_float32(found, node)
     elif (same := _unchanged(found, operator, node)) is not None:
         found.define(_one(node.outputs), found.tensor(same))
     else:
         _add_step(found, operator, node)
+
+
+def _require_float32(found: _Translation, node: _Node) -> None:
+    """Refuse an assertion of a tensor unless it says what is so of all tensors here."""
+    for name, (kind, value) in node.arguments.items():
+        match name, kind:
+            case "a", "as_tensor":
+                found.tensor(*_fields(value, "name"))
+            case "dtype", "as_scalar_type" if value == _FLOAT32:
+                pass
+            case "layout", "as_layout" if value == _STRIDED:
+                pass
+            case ("device", "as_device") | (_, "as_none"):
+                pass
+            case _:
+                raise ModelError("the exported program asserts of a tensor what is not known here")
 
 
 def _add_size(found: _Translation, node: _Node, times: int) -> None:
@@ -524,17 +594,17 @@ def _unchanged(found: _Translation, operator: str, node: _Node) -> str | None:
 
 def _add_step(found: _Translation, operator: str, node: _Node) -> None:
     """Translate a step that computes something."""
-    within = _written(operator)
-    if within:
-        target = node.arguments.get("self", ("", {}))
-        name = target[1]["name"] if target[0] == "as_tensor" else None
+    target = ""
+    if operator in _WRITING:
+        kind, value = node.arguments.get("self", ("", {}))
+        name = value["name"] if kind == "as_tensor" else None
         if name not in found.fresh or found.uses[name] != 1:
             raise ModelError(f"the exported program writes into a tensor that others may see ({operator}); {DECOMPOSE}")
-        operator = within
+        operator, target = _WRITING[operator], found.tensor(name)
     own, names = _RENAMED.get(operator, (operator, {}))
     if own not in OPERATORS:
         raise ModelError(f"the exported program has an operator that is not allowed: aten.{operator}")
-    arguments: dict[str, Value] = {}
+    arguments: dict[str, Value] = {**_ADDED.get(operator, {})}
     for name, (kind, value) in node.arguments.items():
         if name in _GIVEN_BY_THE_INPUT.get(operator, ()) or _says_nothing(name, kind, value):
             continue
@@ -545,13 +615,15 @@ def _add_step(found: _Translation, operator: str, node: _Node) -> None:
     index = len(found.steps)
     found.steps.append(Step(own, arguments))
     _define_results(found, own, node, index)
-
-
-def _written(operator: str) -> str:
-    """Return the operator that computes what this one writes into its first argument; empty if it does not."""
-    name, _, overload = operator.partition(".")
-    plain = f"{name.removesuffix('_')}.{overload}"
-    return plain if name.endswith("_") and not name.startswith("_") and plain in OPERATORS else ""
+    if operator in _GIVEN_BY_THE_INPUT:
+        rows, channels, rest = (_value(found, *node.arguments[name]) for name in _GIVEN_BY_THE_INPUT[operator])
+        match arguments["input"], rows, channels, rest:
+            case str(name), {"batch": 1}, int(), int():
+                found.channels.append((name, channels, rest))
+            case _:
+                raise ModelError("the exported program normalises groups of other rows than the batch's")
+    if target:
+        found.alike.append((target, f"%{index}"))
 
 
 def _says_nothing(name: str, kind: str, value: object) -> bool:
@@ -576,7 +648,7 @@ def _define_results(found: _Translation, operator: str, node: _Node, index: int)
             for place, entry in enumerate(entries):
                 (name,) = _fields(entry, "name")
                 found.define(name, f"%{index}:{place}")
-        case (("as_tensor", _), *others) if not others or operator == "group_norm.default":
+        case (("as_tensor", _), *others) if not others or operator in ("group_norm.default", "batch_norm.default"):
             name = _one(node.outputs[:1])
             found.define(name, f"%{index}")
             if makes_fresh(operator):
@@ -616,9 +688,9 @@ def _value(found: _Translation, kind: str, value: Any) -> Value:
 
 
 def _plain(kind: str, value: object) -> int | float | bool:
-    if type(value) is {"as_int": int, "as_float": float, "as_bool": bool}[kind]:
+    if type(value) is {"as_int": int, "as_float": float, "as_bool": bool}[kind] and not is_negative_zero(value):
         return value  # type: ignore[return-value]
-    raise ModelError("the exported program has a value that is not of the type that it says")
+    raise ModelError("the exported program has a negative zero, or a value that is not of the type that it says")
 
 
 def _size(found: _Translation, value: object) -> int | dict[str, int]:

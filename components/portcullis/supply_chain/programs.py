@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 from portcullis.errors import ModelError
 from portcullis.files import write_all
 from portcullis.models import locked
+from portcullis.models.exported_graph import BLOCK_ROWS
 from portcullis.models.pytorch import FOREIGN_ERRORS, torch
 from portcullis.models.store import SPEC_FILE, WEIGHTS_FILE, LoadedModel, load_model_files
 from portcullis.supply_chain.exported_program import read_exported_program
@@ -21,8 +22,7 @@ READERS: Mapping[str, Callable[[BinaryIO, int, Rows], ForeignModel]] = {
     "exported program": lambda source, size, _: read_exported_program(source, size),
     "onnx": read_onnx_trees,
 }
-_ROWS = 3
-_TOLERANCE = 1e-3  # of a logit, against the largest
+_TOLERANCE = 1e-4  # of a logit, against the largest: sums in another order
 
 
 def prepare(**_: object) -> bool:
@@ -78,24 +78,39 @@ def to_model(
 
 
 def require_rows_apart(model: LoadedModel) -> None:
-    """Refuse unless each row's logits depend on that row alone, as far as a few random rows can tell.
+    """Refuse unless each row's logits depend on that row alone, as far as a block of random rows can tell.
+
+    A row must be answered alike wherever it stands in a block, and whatever the others are: copies of itself too.
 
     Raises:
-        ModelError: Logits are not finite, change with the rest of the batch, or have a gradient on another row.
+        ModelError: Logits are not finite, change with the rest of the block or with the row's place in it, or have a
+            gradient on another row.
     """
     generator = torch.Generator().manual_seed(0)
-    inputs = torch.rand((_ROWS, *model.spec.shape), generator=generator).requires_grad_()
+    inputs = torch.rand((BLOCK_ROWS, *model.spec.shape), generator=generator).requires_grad_()
+    places = torch.arange(BLOCK_ROWS)
+    orders = [places.roll(1), places.flip(0), torch.randperm(BLOCK_ROWS, generator=generator)]
+    alone = [torch.full((BLOCK_ROWS,), place) for place in (0, BLOCK_ROWS - 1)]
     try:
         logits = model.module(inputs)
-        weighed = logits[0] @ torch.rand(logits.shape[1], generator=generator)
-        # Trees have no gradient at all.
-        (gradient,) = torch.autograd.grad(weighed, inputs, allow_unused=True) if weighed.requires_grad else (None,)
+        foreign = any(_reaches_others(logits, inputs, generator, first) for first in (0, 1))
         with torch.no_grad():
-            alone = model.module(inputs[:1])
+            others = [(order, model.module(inputs[order])) for order in (*orders, *alone)]
     except FOREIGN_ERRORS as error:
         raise ModelError(f"the network fails on random rows: {type(error).__name__}: {str(error)[:200]}") from error
-    if logits.shape != (_ROWS, len(model.spec.labels)) or not torch.isfinite(logits).all():
+    shape = (BLOCK_ROWS, len(model.spec.labels))
+    if not all(it.shape == shape and torch.isfinite(it).all() for it in (logits, *(found for _, found in others))):
         raise ModelError("the network's logits for random rows are not finite, or not as many as they should be")
-    apart = (logits[:1] - alone).abs().max() <= _TOLERANCE * (1 + logits.abs().max())
-    if not apart or (gradient is not None and gradient[1:].any()):
+    most = _TOLERANCE * (1 + logits.abs().max())
+    if foreign or not all((logits[order] - found).abs().max() <= most for order, found in others):
         raise ModelError("a row's logits depend on the other rows of its batch; export the model in eval() mode")
+
+
+def _reaches_others(logits: torch.Tensor, inputs: torch.Tensor, generator: torch.Generator, first: int) -> bool:
+    """Tell whether logits of every second row have a gradient on the rows between them."""
+    own = logits[first::2]
+    weighed = (own * torch.rand(own.shape, generator=generator)).sum()
+    if not weighed.requires_grad:
+        return False  # trees have no gradient at all
+    (gradient,) = torch.autograd.grad(weighed, inputs, allow_unused=True, retain_graph=True)
+    return gradient is not None and bool(gradient[1 - first :: 2].any())
