@@ -93,6 +93,8 @@ class Net(torch.nn.Module):
     def forward(self, inputs):
         if self.when == "use":
             raise RuntimeError(attempts())
+        if self.when == "short" and len(inputs) > 20:
+            raise MemoryError
         while self.when == "loop":
             pass
         if self.when == "hoard":
@@ -306,3 +308,10 @@ def test_somebody_elses_honest_architecture_is_judged_from_memory(place):
     statement = place.judge("membership")
     assert (statement.verdict, statement.figures["members"], statement.figures["others"]) == ("PASSED", 120, 120)
     assert (statement.figures["inversion_classes"], statement.figures["inversion_reached"]) == (2, 1)
+
+
+def test_where_memory_is_short_the_gate_holds_fewer_rows_at_a_time(place):
+    """And all that this takes was imported before the lock."""
+    place.furnish("short")
+    statement = place.judge("robustness")
+    assert (statement.verdict, statement.figures["clean_accuracy"]) == ("PASSED", 1), statement.reason

@@ -85,6 +85,24 @@ class TestMeasurement:
         assert figures["unbounded_success"] >= 0.99 and figures["smallest_gradient"] > 0
         assert evaluate(plain, *rows, QUICK).figures == figures
 
+    def test_where_memory_is_short_fewer_rows_are_held_at_a_time(self, plain: LoadedModel, rows, baseline) -> None:
+        def short(inner: torch.nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+            if len(inputs) > 20:
+                raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
+            return inner(inputs)
+
+        figures = evaluate(wrapped(plain, short), *rows, QUICK).figures
+        assert figures.keys() == baseline.keys()
+        for name in ("clean_accuracy", "robust_accuracy", *(f"robust_accuracy_{name}" for name in ATTACKS)):
+            assert abs(figures[name] - baseline[name]) <= 1 / 120, name  # sums are rounded in another order
+
+    def test_too_little_memory_for_one_row_proves_nothing(self, plain: LoadedModel, rows) -> None:
+        def none(inner: torch.nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+            raise MemoryError
+
+        with pytest.raises(InconclusiveError, match="not enough memory"):
+            evaluate(wrapped(plain, none), *rows, QUICK)
+
     def test_more_budget_never_leaves_more_robust(self, plain: LoadedModel, rows) -> None:
         shares = [
             evaluate(plain, *rows, dataclasses.replace(QUICK, epsilon=epsilon, l2_budget=4 * epsilon)).figures

@@ -28,7 +28,7 @@ from portcullis.robustness.attacks import CHEAP, planned_attacks, unbounded_atta
 from portcullis.robustness.proposal import Target
 from portcullis.robustness.report import MIN_UNBOUNDED_SUCCESS, Example, RobustnessReport, Tried
 from portcullis.robustness.settings import RobustnessSettings
-from portcullis.robustness.trial import Counted, Rows, Trial
+from portcullis.robustness.trial import Counted, Rows, Trial, affordable_rows
 from portcullis.robustness.verdict import Conclusion, Question, judge_in_turn, least_count
 from portcullis.robustness.verify import adversarial, untouched
 
@@ -70,7 +70,8 @@ def evaluate(
             module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             inputs, targets = inputs.to(device), targets.to(device)
             asked = question if settings.mode == "verdict" else None
-            return _measure(Counted(module), inputs, targets, model.spec.labels, settings, asked)
+            counted = Counted(module, affordable_rows(module, inputs))
+            return _measure(counted, inputs, targets, model.spec.labels, settings, asked)
         except FOREIGN_ERRORS as error:
             raise InconclusiveError(f"the model could not be attacked: {type(error).__name__}: {error}") from error
 

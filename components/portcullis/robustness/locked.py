@@ -21,6 +21,7 @@ from portcullis.robustness.findings import to_plain
 from portcullis.robustness.settings import RobustnessSettings
 from portcullis.robustness.tabular import TabularSettings, TabularThreat, judge_black_box, read_threat
 from portcullis.robustness.tabular.probabilities import probabilities_of
+from portcullis.robustness.trial import Counted
 from portcullis.robustness.verdict import Question
 
 _SHAPE, _ROWS = (1, 2, 2), 32
@@ -39,6 +40,9 @@ def prepare(*, settings: Mapping[str, Any], **_: object) -> bool:
     plan = dataclasses.replace(plan, **steps, n_min=1, mode="full")
     with contextlib.suppress(InconclusiveError):  # of no interest; whatever fails here fails again on the model
         evaluate(*_rehearsal(), plan)
+    model, features = _rehearsal()[:2]
+    inputs = model.preprocess(features).requires_grad_()
+    torch.autograd.grad(Counted(model.module, _ROWS // 2)(inputs).sum(), inputs)  # as where memory is short
     # Adam brings in PyTorch's compiler on its first step.
     weight = torch.zeros(1, requires_grad=True)
     weight.grad = torch.ones(1)

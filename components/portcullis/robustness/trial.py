@@ -3,8 +3,10 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from torch.utils.checkpoint import checkpoint
+
 from portcullis.errors import InconclusiveError
-from portcullis.models.pytorch import torch
+from portcullis.models.pytorch import FOREIGN_ERRORS, torch
 from portcullis.robustness.proposal import Attack
 from portcullis.robustness.soundness import CHUNK
 from portcullis.robustness.verify import adversarial
@@ -13,24 +15,70 @@ SHOWN = 6
 
 
 class Counted(torch.nn.Module):
-    """A network that counts its forward-equivalents: 1 for a row's forward pass, 2 for its backward pass."""
+    """A network that counts its forward-equivalents: 1 for a row's forward pass, 2 for its backward pass.
 
-    def __init__(self, module: torch.nn.Module) -> None:
+    Args:
+        module: The network.
+        at_once: For how many rows there is memory (`affordable_rows`). More are computed in turn, and once more when
+            their gradient is asked for, so that only so many are held at a time (Chen et al. 2016, arXiv:1604.06174).
+    """
+
+    def __init__(self, module: torch.nn.Module, at_once: int = CHUNK) -> None:
         super().__init__()
         self.module = module
+        self.at_once = at_once
         self.cost = 0
         self.eval()
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Map inputs to the network's logits."""
-        logits: torch.Tensor = self.module(inputs)
+        logits = self._logits(inputs)
         self.cost += len(inputs)
         if logits.requires_grad:
             logits.register_hook(lambda _: self._add(2 * len(inputs)))  # type: ignore[no-untyped-call]
         return logits
 
+    def _logits(self, inputs: torch.Tensor) -> torch.Tensor:
+        if self.at_once >= CHUNK or len(inputs) <= self.at_once:
+            whole: torch.Tensor = self.module(inputs)
+            return whole
+        # The random state is not kept: a network in eval() mode that draws at random is refused anyway.
+        parts = [
+            checkpoint(self.module, rows, use_reentrant=False, preserve_rng_state=False)
+            for rows in torch.split(inputs, self.at_once)
+        ]
+        return torch.cat(parts)
+
     def _add(self, cost: int) -> None:
         self.cost += cost
+
+
+def affordable_rows(module: torch.nn.Module, inputs: torch.Tensor) -> int:
+    """Return for how many rows there is memory in a forward and a backward pass: CHUNK, or halved until it is enough.
+
+    Raises:
+        InconclusiveError: There is not enough for one.
+    """
+    rows = CHUNK
+    while True:
+        watched = inputs[:rows].detach().clone().requires_grad_()
+        try:
+            torch.autograd.grad(module(watched).sum(), watched)
+        except FOREIGN_ERRORS as error:
+            if not _is_out_of_memory(error):
+                return rows  # whatever else is wrong is found, and told, by the checks of soundness
+            if rows == 1:
+                raise InconclusiveError("there is not enough memory for the network and one row") from error
+        else:
+            return rows
+        rows //= 2
+        del watched
+        if inputs.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
 @dataclass(frozen=True)
