@@ -25,6 +25,7 @@ from torch.nn import functional
 
 from benchmarks import Record, command, compare
 from benchmarks.peers import PEERS
+from portcullis.errors import InconclusiveError
 from portcullis.models.margin import margin
 from portcullis.models.pytorch import reproducible
 from portcullis.models.store import LoadedModel, ModelSpec, build_module
@@ -138,6 +139,8 @@ def measure(quick: bool) -> Sequence[Record]:  # noqa: FBT001
     records += _wrong_verdicts(subjects, keys=120 if quick else 20)
     if quick:
         return records
+    sound = itertools.product(("plain", "mix", "pgd", "trades2", "nfgsm"), (0.02, 0.05, 0.1, 0.15, 0.2))
+    records.append(_false_alarms([Subject.of(*pair, 300) for pair in sound]))
     return [*records, *_against_the_reference(Subject.of("pgd", 0.15, 100)), *_training(3)]
 
 
@@ -335,6 +338,19 @@ def _wrong_verdicts(subjects: Sequence[Subject], *, keys: int) -> Iterator[Recor
             f"rows of {rows} that only {library} breaks{' (of 50 each)' if library == 'art' else ''}", count, "rows"
         )
         yield _figure(f"PASS by 2 points or more that {library} would turn", flipped[library], "verdicts", target=0)
+
+
+def _false_alarms(subjects: Sequence[Subject]) -> Record:
+    """Measure sound models, which no check may take for ones that mask their gradients."""
+    features, labels = digits()[1]
+    alarms = 0
+    for it in subjects:
+        try:
+            evaluate(it.model, features[: it.samples], labels[: it.samples], it.settings)
+        except InconclusiveError as error:
+            print(f"{it.name}: {error}")
+            alarms += 1
+    return _figure(f"false alarms on {len(subjects)} sound model-eps pairs", alarms, "alarms", target=0)
 
 
 def _training(rounds: int) -> Iterator[Record]:
