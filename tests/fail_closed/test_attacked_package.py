@@ -232,7 +232,7 @@ def store(home):
 
 
 @pytest.fixture(scope="module")
-def signed(home, store) -> tuple[bytes, bytes]:
+def one_signature(home, store) -> tuple[bytes, bytes]:
     """A package and one signature of it: another one would be of another length now and then."""
     package, wheel = small_package(), Wheel("a.whl", sha256(b"wheel"))
     signature = sign_package(sha256(package), wheel, store=store, owner=home.signer("owner"))
@@ -242,8 +242,8 @@ def signed(home, store) -> tuple[bytes, bytes]:
 
 @settings(deadline=None, max_examples=150)
 @given(st.data())
-def test_no_byte_of_package_or_signature_can_be_altered(store, signed, data):
-    whole = list(signed)
+def test_no_byte_of_package_or_signature_can_be_altered(store, one_signature, data):
+    whole = list(one_signature)
     which = data.draw(st.integers(0, 1))
     position = data.draw(st.integers(0, len(whole[which]) - 1))
     edit = data.draw(st.sampled_from(["alter", "delete", "insert", "cut"]))
