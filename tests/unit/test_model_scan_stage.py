@@ -417,6 +417,13 @@ def test_the_command_makes_a_model_of_a_program(call, tmp_path):
     assert code == 1 and "10 logits; 2 labels" in err and not (tmp_path / "other").exists()
     code, out, _ = call("scan", "net.pt")
     assert code == 1 and "portcullis convert" in out
+    assert call("convert", "net.pt", "--output", "model", "--labels", labels, "--high", "16")[0] == 0  # once more
+    (tmp_path / "mine").mkdir()
+    for mine in (tmp_path / "mine" / "notes.txt", tmp_path / "model" / "notes.txt", tmp_path / "a-file"):
+        mine.write_text("mine")
+        taken = mine.parent.name if mine.name == "notes.txt" else mine.name
+        code, _, err = call("convert", "net.pt", "--output", taken, "--labels", labels)
+        assert (code, "is no model" in err, mine.read_text()) == (2, True, "mine")
 
 
 @pytest.mark.usefixtures("once")

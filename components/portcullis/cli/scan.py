@@ -60,6 +60,8 @@ def convert(checkpoint: Path, output: Path, key: str, labels: str, low: float | 
     if isinstance(found, ForeignModel):
         if not labels:
             raise UsageError(f"{checkpoint} is a program: name its {found.classes} classes with --labels")
+        if output.exists() and not _is_model(output):
+            raise UsageError(f"{output} is there and is no model; name another --output")
         spec = found.spec(rows.low, rows.high, labels.split(","))
         files = {SPEC_FILE: spec.to_json(), WEIGHTS_FILE: found.weights}
         load_model_files(files)
@@ -72,3 +74,10 @@ def convert(checkpoint: Path, output: Path, key: str, labels: str, low: float | 
         raise UsageError(f"{output} is a directory; name the safetensors file")
     write_bytes(output, found)
     say(f"{len(found):,} bytes in {output}")
+
+
+def _is_model(path: Path) -> bool:
+    """Tell whether a directory holds a model's files, or nothing: what may be replaced by another model."""
+    from portcullis.models.store import SPEC_FILE, WEIGHTS_FILE
+
+    return path.is_dir() and {it.name for it in path.iterdir()} in ({SPEC_FILE, WEIGHTS_FILE}, set())
