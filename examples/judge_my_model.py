@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from kfp import components, dsl
 from kfp.dsl import Artifact, Dataset, Model
 
-from portcullis.evidence.shards import shards_of
+from portcullis.evidence.shards import MAX_SHARDS, shards_of
 from portcullis.harden import harden, secret_name, secure_pipeline
 from portcullis.robustness.settings import RobustnessSettings
 from portcullis_pipelines import home as homes
@@ -159,8 +159,10 @@ def main() -> None:
     parser.add_argument("--test", type=Path, required=True, help="directory of the test rows")
     parser.add_argument("--output", type=Path, default=Path("judge-my-model-run"), help="where the artifacts go")
     parser.add_argument("--least", type=float, default=0.75, help="least robust accuracy, 0 to 1")
-    parser.add_argument("--shards", type=int, default=1, help="how many tasks share the test rows, 1 to 1024")
+    parser.add_argument("--shards", type=int, default=1, help=f"how many tasks share the test rows, 1 to {MAX_SHARDS}")
     chosen = parser.parse_args()
+    if not 1 <= chosen.shards <= MAX_SHARDS:
+        parser.error(f"--shards is from 1 to {MAX_SHARDS}")
     paths = (chosen.model.absolute(), chosen.test.absolute(), chosen.output.absolute())
     home = run(*paths, least=chosen.least, shards=chosen.shards)
     print(f"PASSED; report and evidence below {chosen.output}; keys and trust store in {home.root}")

@@ -98,6 +98,7 @@ FORGED = {
             ("judged", 61),
             ("judged", 10**400),
             ("gradient_free", -1),
+            ("gradient_free", 2),
             ("forward_equivalents", 0.5),
             ("smallest_gradient", math.nan),
             ("batch_difference", -1e-9),
@@ -163,6 +164,12 @@ def full_answer() -> dict:
     found["attacks"] = [[name, norm, 0.1 if norm == "linf" else 0.4, 90, 30, 1] for name, norm in norms.items()]
     found["figures"] |= {f"robust_accuracy_{name}": 0.6 for name in norms}
     return found
+
+
+def test_a_number_is_no_answer_to_a_verdict_nor_an_interval_to_a_full_measurement() -> None:
+    for found, mode in ((answer(), "full"), (full_answer(), "verdict")):
+        with pytest.raises(ModelError, match="another question than was asked"):
+            believe(found, samples=100, labels=LABELS, settings=RobustnessSettings(mode=mode, libraries="foolbox"))
 
 
 @pytest.mark.parametrize("left_out", ["", *ATTACKS, "foolbox_pgd"])

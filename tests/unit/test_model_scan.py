@@ -130,6 +130,13 @@ def test_a_network_in_onnx_is_refused(tmp_path):
     assert found.refused.startswith("it is a program")
 
 
+@pytest.mark.parametrize("data", [b"\x08", b"\x08\x08", b"\x08\x00\x12", b"\x08\x20\x12"])
+def test_what_only_begins_like_onnx_is_no_file_of_tensors(tmp_path, data):
+    (tmp_path / "network.onnx").write_bytes(data)
+    (found,) = scan_model(tmp_path / "network.onnx")
+    assert found.refused == "it is no file of tensors"
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def test_whole_modules_and_torchscript_are_refused(tmp_path):
     torch = pytest.importorskip("torch")

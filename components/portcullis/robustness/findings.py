@@ -20,6 +20,7 @@ from portcullis.robustness.report import (
     MIN_AGREEMENT,
     MIN_PLANTED_FOUND,
     MIN_UNBOUNDED_SUCCESS,
+    TOLERATED_SHARE,
     Ball,
     Example,
     RobustnessReport,
@@ -165,6 +166,9 @@ def _parsed(document: Any, samples: int, labels: tuple[str, ...]) -> RobustnessR
     _require(all(_is_whole(it * samples) for it in shares), "a share that is of no number of rows")
     if not rushed:
         _require(_is_sound(figures), "a measurement that is not sound")
+        free, hits = int(figures["gradient_free"]), round(clean * samples)
+        _require(free <= max(1, TOLERATED_SHARE * hits), "too many that are broken without gradients")
+        _require(round(worst * samples) + free <= hits, "a row that is robust and broken")
     _require(_int(figures, "judged", 0) <= _int(figures, "pool", samples) <= samples, "how many samples were judged")
     return RobustnessReport(figures, attacks, curve, examples)
 
@@ -182,6 +186,7 @@ def _is_sound(figures: Mapping[str, Figure]) -> bool:
 
 def _require_planned(report: RobustnessReport, settings: RobustnessSettings) -> None:
     """Refuse attacks that are not of the plan, or lack; and what they broke, where a figure says otherwise."""
+    _require(("stop" in report.figures) is (settings.mode == "verdict"), "another question than was asked")
     balls = {"linf": settings.epsilon, "l2": settings.l2_budget}
     foreign = tuple(f"{library}_" for library in settings.named_libraries)
     hits = round(float(report.figures["clean_accuracy"]) * int(report.figures["samples"]))

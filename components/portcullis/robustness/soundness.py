@@ -16,7 +16,7 @@ from portcullis.errors import InconclusiveError
 from portcullis.models.margin import margin
 from portcullis.models.pytorch import torch
 from portcullis.robustness import native
-from portcullis.robustness.report import MAX_BATCH_DIFFERENCE, MIN_AGREEMENT, MIN_PLANTED_FOUND, Ball
+from portcullis.robustness.report import MAX_BATCH_DIFFERENCE, MIN_AGREEMENT, MIN_PLANTED_FOUND, TOLERATED_SHARE, Ball
 from portcullis.robustness.verify import adversarial, inside
 
 CHUNK = 128
@@ -36,7 +36,6 @@ FREE_SAMPLES = 96
 NOISE_DRAWS = 20
 SQUARE_QUERIES = 300
 # Of the samples that a check looks at: by how many chance may tip it.
-TOLERATED_SHARE = 0.01
 
 
 def clean_logits(module: torch.nn.Module, inputs: torch.Tensor, classes: int) -> torch.Tensor:

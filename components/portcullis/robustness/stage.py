@@ -121,10 +121,7 @@ def attacked(
         "subjects": list(question.subjects),
     }
     answer = _locked("measure", "prepare", model_files, features, labels, settings, question=asked)
-    found = believe(answer, samples=len(features), labels=spec.labels, settings=settings)
-    if ("stop" in found.figures) is not (settings.mode == "verdict"):
-        raise ModelError("the attacked model's process answered another question than was asked")
-    return found
+    return believe(answer, samples=len(features), labels=spec.labels, settings=settings)
 
 
 def _searched(

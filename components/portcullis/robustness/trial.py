@@ -35,11 +35,12 @@ class Counted(torch.nn.Module):
         logits = self._logits(inputs)
         self.cost += len(inputs)
         if logits.requires_grad:
-            logits.register_hook(lambda _: self._add(2 * len(inputs)))  # type: ignore[no-untyped-call]
+            again = 0 if self._fits(inputs) else len(inputs)  # computed once more on the way back
+            logits.register_hook(lambda _: self._add(2 * len(inputs) + again))  # type: ignore[no-untyped-call]
         return logits
 
     def _logits(self, inputs: torch.Tensor) -> torch.Tensor:
-        if self.at_once >= CHUNK or len(inputs) <= self.at_once:
+        if self._fits(inputs):
             whole: torch.Tensor = self.module(inputs)
             return whole
         # The random state is not kept: a network in eval() mode that draws at random is refused anyway.
@@ -48,6 +49,9 @@ class Counted(torch.nn.Module):
             for rows in torch.split(inputs, self.at_once)
         ]
         return torch.cat(parts)
+
+    def _fits(self, inputs: torch.Tensor) -> bool:
+        return self.at_once >= CHUNK or len(inputs) <= self.at_once
 
     def _add(self, cost: int) -> None:
         self.cost += cost

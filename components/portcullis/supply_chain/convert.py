@@ -70,7 +70,7 @@ def _program(data: bytes, kind: str, rows: Rows) -> ForeignModel:
             "shape": list() as shape,
             "classes": classes,
         }:
-            if len(answer) == 4 and type(classes) is int:
+            if len(answer) == 4 and name == PROGRAMS[kind] and type(classes) is int:
                 return ForeignModel(name, options, tuple(shape), classes, weights)
     raise ModelError("the reader of a program gave no sound answer")
 

@@ -26,8 +26,9 @@ MAX_FILES = 500
 MAX_JSON_BYTES = 16 << 20
 SECONDS = 600.0
 MEMORY = 4 << 30
-# Formats that say what a network does: refused here, where nothing is translated, and what `convert` has readers for.
-PROGRAMS = frozenset({"exported program", "onnx"})
+# Formats that say what a network does: refused here, where nothing is translated; and of what architecture the models
+# are that `convert` makes of them.
+PROGRAMS = {"exported program": "exported-graph", "onnx": "tree-ensemble"}
 # What makes a library that reads a model's JSON import code, or render a program.
 _PROGRAMS = ("auto_map", "custom_pipelines", "chat_template", "trust_remote_code")
 
@@ -139,7 +140,7 @@ def _format(stream: BinaryIO, name: str) -> tuple[str, _Judge]:
     # ONNX has no magic number: its version, 1 to 31, then another of its first fields.
     if (
         start[:1] == b"\x08"
-        and 1 <= start[1] <= 31
+        and b"\x01" <= start[1:2] <= b"\x1f"
         and start[2:3] in (b"\x12", b"\x1a", b"\x22", b"\x28", b"\x3a", b"\x42")
     ):
         return "onnx", _refuse_onnx
