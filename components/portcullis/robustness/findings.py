@@ -33,7 +33,6 @@ from portcullis.robustness.tabular.threat import TabularThreat
 
 LARGEST_SIDE = 32
 MAX_ENTRIES = 64
-MAX_TEXT = 200
 ROUNDING = 1e-6
 EXTRA_QUERIES = 200  # about each row, besides the two searches
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
