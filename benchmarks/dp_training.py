@@ -31,6 +31,8 @@ from portcullis_pipelines.config import ReferenceConfig
 
 EPSILONS = (1.0, 3.0, 8.0)
 GOALS = {1.0: 0.84, 3.0: 0.91, 8.0: 0.92}  # of accuracy
+# The noise is drawn anew each time, and at an epsilon of 1 moves the accuracy by some points.
+ROUNDS = {1.0: 9, 3.0: 3, 8.0: 3}
 SECONDS = 15.0  # of processor time
 CANARIES = AuditSettings()
 OPACUS = "Opacus, PrivacyEngine"
@@ -99,7 +101,7 @@ def measure(quick: bool) -> Sequence[Record]:  # noqa: FBT001
     records += [_record("not private, accuracy", [clean]), _record("not private, robust accuracy", [robust])]
     records.append(_record("not private, training", [seconds], unit="CPU s", better="lower"))
     for epsilon in EPSILONS[:1] if quick else EPSILONS:
-        records += _private(epsilon, known, held, rounds=1 if quick else 3, without=clean)
+        records += _private(epsilon, known, held, rounds=1 if quick else ROUNDS[epsilon], without=clean)
     return records
 
 

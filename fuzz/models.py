@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import safetensors
+import torch
 
 from fuzz import Target
 from portcullis.errors import ModelError
@@ -89,8 +90,9 @@ def _judge(judge: Callable[[BinaryIO, int], Tensors | PickledTensors], data: byt
 
 
 def fuzz_archive(data: bytes) -> None:
-    """What is accepted has one reading: each member lies where its header is, and one follows the other."""
-    if not (_judge(read_torch_archive, data) or _judge(read_npz, data)):
+    """What is accepted has one reading: each member lies where its header is, and PyTorch finds the same ones."""
+    checkpoint = _judge(read_torch_archive, data)
+    if not (checkpoint or _judge(read_npz, data)):
         return
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = sorted(archive.infolist(), key=lambda it: it.header_offset)
@@ -98,6 +100,15 @@ def fuzz_archive(data: bytes) -> None:
     for member in members:
         assert member.header_offset in heads
         assert data.startswith(member.orig_filename.encode("cp437"), member.header_offset + 30)
+    if checkpoint:
+        try:
+            reader = torch._C.PyTorchFileReader(io.BytesIO(data))  # noqa: SLF001 - what torch.load reads by
+        except RuntimeError:  # it lacks what PyTorch wants besides
+            return
+        roots = {member.filename.partition("/")[2]: member.header_offset for member in members}
+        assert sorted(reader.get_all_records()) == sorted(roots)
+        for name, offset in roots.items():
+            assert offset < reader.get_record_offset(name) < offset + 30 + 2 * 65536
 
 
 def fuzz_safetensors(data: bytes) -> None:
@@ -141,7 +152,7 @@ def _onnx() -> list[bytes]:
 def _archives() -> list[bytes]:
     made = []
     for members in (
-        {"m/data.pkl": _STATE, "m/data/0": bytes(48), "m/byteorder": b"little"},
+        {"m/data.pkl": _STATE, "m/data/0": bytes(48), "m/byteorder": b"little", "m/version": b"3\n"},
         {"m/data.pkl": b"\x80\x02}."},
     ):
         stream = io.BytesIO()
@@ -189,7 +200,11 @@ TARGETS = (
         2048,
     ),
     Target(
-        "archive", fuzz_archive, _archives, (b"PK\x01\x02", b"PK\x03\x04", b"PK\x05\x06", b"\xff\xff\xff\xff"), 4096
+        "archive",
+        fuzz_archive,
+        _archives,
+        (b"PK\x01\x02", b"PK\x03\x04", b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07", b"\xff\xff\xff\xff"),
+        4096,
     ),
     Target(
         "safetensors", fuzz_safetensors, _safetensors, (b'"F16"', b'"shape":[', b'"data_offsets":[0,', b"NaN"), 2048

@@ -6,6 +6,7 @@ Pickles are put together instruction by instruction (Python's `pickletools` docu
 import io
 import struct
 import zipfile
+import zlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -210,6 +211,83 @@ def archives() -> Iterator[tuple[str, bytes]]:
     yield "a pickle that was altered", _edited(text("weight"), text("weighs"))
     yield "a gap between members", _edited(b"PK\x01\x02", b"????PK\x01\x02")
     yield "no members", b"PK\x05\x06" + bytes(18)
+    yield "an end of zip64 that only some readers see", two_ends()
+    yield "the same, in a field that zip64 has", two_ends(number=1)
+    yield "extra fields in the directory", _with_extra(struct.pack("<HH4s", 0xCAFE, 4, b"more"), directory=True)
+    yield "extra fields in a header", _with_extra(struct.pack("<HH4s", 0xCAFE, 4, b"more"), directory=False)
+    yield "padding with something in it", _with_extra(struct.pack("<HH4s", 0x4246, 4, b"ZZ!Z"), directory=False)
+    yield "an extra field longer than it is", _with_extra(struct.pack("<HH4s", 0x4246, 9, b"ZZZZ"), directory=False)
+    yield (
+        "a name cut off by a null byte",
+        BENIGN.replace(b"model/version", b"model/version").replace(b"model/byteorder", b"model/byteorde\0"),
+    )
+    for what, place, value in (
+        ("another disk", 4, b"\x01\x00"),
+        ("a directory on another disk", 6, b"\x01\x00"),
+        ("fewer members on this disk", 8, b"\x01\x00"),
+        ("more members", 10, b"\x09\x00"),
+    ):
+        at = len(BENIGN) - 22 + place
+        yield f"an end that tells of {what}", BENIGN[:at] + value + BENIGN[at + 2 :]
+
+
+def _with_extra(extra: bytes, *, directory: bool) -> bytes:
+    """`BENIGN`, but the last member of it has extra fields, in the directory or in its header."""
+    stream = io.BytesIO(BENIGN)
+    with zipfile.ZipFile(stream) as made:
+        entry, start = made.infolist()[-1], made.start_dir
+    end = len(BENIGN) - 22
+    place = entry.header_offset + 30 + len(entry.filename)
+    header, between = BENIGN[entry.header_offset : place], BENIGN[place:start]
+    listed = BENIGN[start:end]
+    if directory:
+        at = len(listed) - 46 - len(entry.filename)
+        listed = listed[: at + 30] + struct.pack("<H", len(extra)) + listed[at + 32 :] + extra
+    else:
+        header = header[:28] + struct.pack("<H", len(extra)) + header[30:] + extra
+    start += 0 if directory else len(extra)
+    told = struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, 4, 4, len(listed), start, 0)
+    return BENIGN[: entry.header_offset] + header + between + listed + told
+
+
+def two_ends(number: int = 0xCAFE) -> bytes:
+    """An archive of tensors, in whose directory a locator of zip64 leads to a second archive inside a tensor.
+
+    Python's `zipfile` does not follow it, for the wide end is not right in front of it; PyTorch's reader does.
+    """
+    hidden, listed = b"", b""
+    inside = b"model/data/0"
+    for member, content in {"model/data.pkl": call("os system"), "model/version": b"3\n"}.items():
+        header, entry = _member(member.encode(), content, 30 + len(inside) + len(hidden))
+        hidden, listed = hidden + header, listed + entry
+    wide_at = 30 + len(inside) + len(hidden)
+    wide = bytes(56)
+    for _ in range(2):  # the second time it is known where the hidden directory lies
+        members = {
+            inside: (hidden + wide).ljust(4096, b"\0"),
+            b"model/data.pkl": state(tensor(of=storage(elements=1024))),
+        }
+        members |= {b"model/byteorder": b"little", b"model/version": b"3\n"}
+        extra = listed + bytes(56) + struct.pack("<4sIQI", b"PK\x06\x07", 0, wide_at, 1)
+        body, directory = b"", b""
+        for name_, content in members.items():
+            last = name_ == b"model/version"
+            field = struct.pack("<HH", number, len(extra)) + extra if last else b""
+            header, entry = _member(name_, content, len(body), field)
+            body, directory = body + header, directory + entry
+        end = len(body) + len(directory)
+        at = end - 76 - len(listed)
+        wide = struct.pack("<4sQ2H2I4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, 2, 2, len(listed), at)
+    told = struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, 4, 4, len(directory), len(body), 0)
+    return body + directory + told
+
+
+def _member(name_: bytes, content: bytes, offset: int, extra: bytes = b"") -> tuple[bytes, bytes]:
+    """A stored member's header with its content, and its entry in the directory."""
+    sizes = (zlib.crc32(content), len(content), len(content), len(name_))
+    header = struct.pack("<4s5H3I2H", b"PK\x03\x04", 0, 0, 0, 0, 0, *sizes, 0) + name_ + content
+    places = (len(extra), 0, 0, 0, 0, offset)
+    return header, struct.pack("<4s6H3I5H2I", b"PK\x01\x02", 0, 0, 0, 0, 0, 0, *sizes, *places) + name_ + extra
 
 
 def _safetensors(header: bytes, body: bytes = bytes(24)) -> bytes:
@@ -218,6 +296,60 @@ def _safetensors(header: bytes, body: bytes = bytes(24)) -> bytes:
 
 ENTRY = b'{"a":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]}}'
 SAFETENSORS = _safetensors(ENTRY)
+
+
+def polyglots() -> Iterator[tuple[str, bytes]]:
+    """Yield name and bytes of files of tensors that readers of another format take for one of their own."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as made:
+        made.writestr("config.json", "{}")
+    inner = stream.getvalue()
+    entry = b'{"a":{"dtype":"U8","shape":[%d],"data_offsets":[0,%d]}}'
+    yield "safetensors that are a zip archive", _safetensors(entry % (len(inner), len(inner)), inner)
+    yield "an array that is a zip archive", _array(np.frombuffer(inner, np.uint8))
+    hdf5 = b"\x89HDF\r\n\x1a\n"
+    data = bytes(512 - 8 - len(entry % (600, 600))) + hdf5
+    yield "safetensors that are an HDF5 file", _safetensors(entry % (600, 600), data.ljust(600, b"\0"))
+    yield "an array that is an HDF5 file", _array(np.frombuffer(bytes(1024 - 128) + hdf5, np.uint8))
+    yield "safetensors that are a tar archive", _safetensors_and_tar()
+    yield "safetensors that are a pickle", _safetensors_and_pickle(call("os system"))
+    legacy = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03."
+    facts = PROTO + b"}" + text("protocol_version") + b"M\xe9\x03s" + text("x" * 300) + b"K\x01s."
+    keys = PROTO + b"]" + text("0") + b"a."
+    body = struct.pack("<q", 12) + bytes(48)
+    yield "the older layout with facts of its own", legacy + facts + state() + keys + body
+
+
+def _array(values: "np.ndarray[tuple[int], np.dtype[np.uint8]]") -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, values)
+    return stream.getvalue()
+
+
+def _safetensors_and_tar() -> bytes:
+    """Safetensors whose first 512 bytes are the header of an empty member of a tar archive, by its checksum."""
+    header = b'{"__metadata__":{"m":"' + b" " * 512 + b'"},' + ENTRY[1:]
+    data = bytearray(struct.pack("<Q", len(header)) + header)
+    for place, field in {100: b"0000644 ", 108: b"0000000 ", 116: b"0000000 ", 124: b"00000000000 "}.items():
+        data[place : place + len(field)] = field
+    data[136:148], data[156:157] = b"00000000000 ", b"0"
+    data[148:156] = b" " * 8
+    data[148:156] = b"%06o  " % sum(data[:512])
+    return bytes(data) + bytes(24)
+
+
+def _safetensors_and_pickle(pickle: bytes) -> bytes:
+    """Safetensors whose length is a pickle's instruction that takes text, from where more text leads to `pickle`."""
+    end = b'"},"w":{"dtype":"U8","shape":[1024],"data_offsets":[0,1024]}}'
+    length = (40 << 8) | ord("X")
+    header = b'{"__metadata__":{"j":"'.ljust(5 + 40 - 8, b"x")
+    while len(header) + 128 <= length - len(end):
+        header += b"U~" + b"x" * 126
+    while length - len(header) > 128:
+        header += b"U " + b"x" * 32
+    lands = 8 + len(header) + 128
+    header = (header + b"U~").ljust(length - len(end), b"x") + end
+    return struct.pack("<Q", length) + header + (bytes(lands - 8 - length) + pickle).ljust(1024, b"\0")
 
 
 def headers() -> Iterator[tuple[str, bytes]]:

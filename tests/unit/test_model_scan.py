@@ -8,6 +8,7 @@ import zipfile
 import hostile_models as hostile
 import numpy as np
 import pytest
+import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -40,6 +41,31 @@ def test_an_archive_that_is_not_what_torch_saves_is_refused(what, data):
 @pytest.mark.parametrize(("what", "data"), list(hostile.headers()), ids=lambda it: it if isinstance(it, str) else "")
 def test_a_file_whose_header_does_not_fit_is_refused(what, data):
     assert judge(data)["refused"], what
+
+
+@pytest.mark.parametrize(("what", "data"), list(hostile.polyglots()), ids=lambda it: it if isinstance(it, str) else "")
+def test_a_file_that_is_of_another_format_as_well_is_refused_for_that(what, data):
+    refused = judge(data)["refused"]
+    assert refused.endswith("as well") or refused == "the file does not begin as torch.save begins it", what
+
+
+def test_what_pytorch_reads_of_an_archive_with_two_ends_is_hidden_from_zipfile():
+    torch = pytest.importorskip("torch")
+    data = hostile.two_ends()
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        assert b"system" not in archive.read("model/data.pkl")
+    assert b"system" in torch._C.PyTorchFileReader(io.BytesIO(data)).get_record("data.pkl")
+
+
+@pytest.mark.parametrize("tensors", range(1, 40))
+def test_safetensors_are_allowed_whatever_their_length_begins_with(tensors):
+    """The length's first byte may be any multiple of 8, also the one that pickles begin with."""
+    seen = set()
+    for letters in range(1, 60, 3):
+        data = safetensors.numpy.save({"w" * letters + str(it): np.zeros(3, np.float32) for it in range(tensors)})
+        seen.add(data[0])
+        assert judge(data)["refused"] == "", data[0]
+    assert len(seen) > 1
 
 
 @pytest.mark.parametrize(
@@ -166,9 +192,16 @@ def test_a_whole_folder_is_judged_in_a_child_and_one_file_refuses_it(tmp_path):
     assert "os.system" in found["model.bin"].refused
 
 
-@pytest.mark.parametrize("key", ["auto_map", "custom_pipelines", "chat_template", "trust_remote_code"])
-def test_a_description_that_names_a_program_is_refused(key):
-    assert key in judge(json.dumps({key: {"AutoModel": "modeling.py"}}).encode(), "config.json")["refused"]
+@pytest.mark.parametrize("key", sorted(scan._PROGRAMS))
+def test_a_description_that_names_a_program_is_refused_at_any_depth(key):
+    for document in ({key: {"AutoModel": "modeling.py"}}, {"layers": [{"x": 1}, {"config": [[{key: "Lambda"}]]}]}):
+        assert key in judge(json.dumps(document).encode(), "config.json")["refused"]
+
+
+def test_a_description_alone_is_judged_as_beside_tensors(tmp_path):
+    (tmp_path / "config.json").write_text('{"hidden": 3}')
+    (found,) = scan_model(tmp_path / "config.json")
+    assert (found.path, found.format, found.refused) == ("config.json", "json", "")
 
 
 @pytest.mark.parametrize("data", [b'{"a":1,"a":2}', b"{", b'{"a": NaN}', b'{"a": "\xff"}'])
@@ -214,7 +247,7 @@ def test_altered_files_are_judged_and_nothing_else_happens(data):
 
 def test_the_child_reads_no_file_but_the_model(tmp_path, monkeypatch):
     """The scan needs nothing that a locked process may not have: no import, no file, on any branch."""
-    for index, (_, data) in enumerate([*hostile.archives(), *hostile.headers()]):
+    for index, (_, data) in enumerate([*hostile.archives(), *hostile.headers(), *hostile.polyglots()]):
         (tmp_path / f"{index:03}").write_bytes(data or b"\0")
     (tmp_path / "sound.npz").write_bytes(numpy_files()["packed.npz"])
     found = {entry.path: entry.refused for entry in scan_model(tmp_path)}
@@ -222,6 +255,6 @@ def test_the_child_reads_no_file_but_the_model(tmp_path, monkeypatch):
     assert all(found.values())
     here = {
         f"{index:03}": judge(data or b"\0")["refused"]
-        for index, (_, data) in enumerate([*hostile.archives(), *hostile.headers()])
+        for index, (_, data) in enumerate([*hostile.archives(), *hostile.headers(), *hostile.polyglots()])
     }
     assert found == here

@@ -11,6 +11,7 @@ Only the instructions of that list are parsed, as Python's own `pickle` parses t
 
 import math
 import pickletools
+import re
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -109,10 +110,10 @@ class _Mark:
 _MARK = _Mark()
 
 
-@dataclass
+@dataclass(slots=True)
 class _Machine:
     stack: list[Any] = field(default_factory=list)
-    memo: dict[int, Any] = field(default_factory=dict)
+    memo: list[Any] = field(default_factory=list)
     storages: dict[str, Storage] = field(default_factory=dict)
     tensors: int = 0
     elements: int = 0
@@ -180,6 +181,47 @@ def read_pickle(data: bytes, start: int = 0) -> PickledTensors:
     )
 
 
+def may_import(data: bytes, size: int) -> bool:
+    """Tell whether Python's machine, if it took a file for a pickle, may get as far as to an import.
+
+    One that stops sooner can do no harm. Stack and types are not followed, so it is told rather too often.
+
+    Args:
+        data: The file's first bytes, or all of them.
+        size: How many it has.
+    """
+    at = 0
+    while at < (size if len(data) == size else len(data) - 512):  # an import by its name takes less
+        known, at = _OPCODES.get(data[at]), at + 1
+        if known is None:
+            return False
+        if known.name == "STACK_GLOBAL" or known.name.startswith("EXT"):
+            return True
+        length = known.arg.n if known.arg else 0
+        if known.name in ("STOP", "PERSID"):  # a persistent name is never text
+            return False
+        if known.name in ("GLOBAL", "INST"):
+            return _DOTTED_LINES.match(data, at) is not None
+        if length == pickletools.UP_TO_NEWLINE:
+            end = data.find(b"\n", at)
+            if known.name in ("INT", "LONG", "FLOAT", "GET", "PUT") and not _is_number(data[at:end]):
+                return False
+            length = end + 1 - at if end >= 0 else len(data) - at
+        elif length < 0:
+            of_length = _LENGTHS[length]
+            length = of_length + int.from_bytes(data[at : at + of_length], "little")
+        at += length
+    return at < size
+
+
+def _is_number(line: bytes) -> bool:
+    try:
+        float(line.rstrip(b"L"))
+    except ValueError:
+        return False
+    return True
+
+
 def _too_long() -> NoReturn:
     raise ModelError(f"the pickle has more than {MAX_INSTRUCTIONS} instructions")
 
@@ -213,6 +255,10 @@ def _push_new(make: Callable[[], Any]) -> Callable[[_Machine, Any], None]:
     return lambda machine, _: machine.stack.append(make())
 
 
+def _push_small(machine: _Machine, argument: int) -> None:
+    machine.stack.append(argument)
+
+
 def _push_literal(machine: _Machine, argument: Any) -> None:
     machine.stack.append(_literal(argument))
 
@@ -221,11 +267,11 @@ def _put(machine: _Machine, argument: Any) -> None:
     # In the order in which a pickler numbers them; Python's own machine makes room for as many as the number says.
     if argument != len(machine.memo):
         raise ModelError("the pickle numbers its values out of order")
-    machine.memo[argument] = _top(machine.stack)
+    machine.memo.append(_top(machine.stack))
 
 
 def _get(machine: _Machine, argument: Any) -> None:
-    if argument not in machine.memo:
+    if argument >= len(machine.memo):
         raise ModelError("the pickle uses a value that it has not made")
     machine.stack.append(machine.memo[argument])
 
@@ -326,9 +372,9 @@ _INSTRUCTIONS: Mapping[int, tuple[_Perform, _Read | None]] = {
         ("N", _push(None), None),
         ("\x88", _push(True), None),  # noqa: FBT003
         ("\x89", _push(False), None),  # noqa: FBT003
-        ("J", _push_literal, _number("<i")),
-        ("K", _push_literal, _byte),
-        ("M", _push_literal, _number("<H")),
+        ("J", _push_small, _number("<i")),
+        ("K", _push_small, _byte),
+        ("M", _push_small, _number("<H")),
         ("\x8a", _push_literal, _long),
         ("G", _push_literal, _number(">d")),
         ("X", _push_literal, _text),
@@ -356,13 +402,21 @@ _INSTRUCTIONS: Mapping[int, tuple[_Perform, _Read | None]] = {
 }
 
 
-_NAMES = {ord(known.code): known.name for known in pickletools.opcodes}
+_OPCODES = {ord(known.code): known for known in pickletools.opcodes}
+# How many bytes tell the length of an argument.
+_LENGTHS = {
+    pickletools.TAKEN_FROM_ARGUMENT1: 1,
+    pickletools.TAKEN_FROM_ARGUMENT4: 4,
+    pickletools.TAKEN_FROM_ARGUMENT4U: 4,
+    pickletools.TAKEN_FROM_ARGUMENT8U: 8,
+}
+_DOTTED_LINES = re.compile(rb"[\w.]{1,200}\n[\w.<>]{1,200}\n")
 
 
 def _refused(code: int) -> NoReturn:
-    if code not in _NAMES:
+    if code not in _OPCODES:
         raise ValueError("no instruction of a pickle")
-    raise ModelError(f"the pickle's instruction {_NAMES[code]} is not one that describes tensors")
+    raise ModelError(f"the pickle's instruction {_OPCODES[code].name} is not one that describes tensors")
 
 
 def _literal(value: Any) -> Any:

@@ -1,12 +1,16 @@
 """Judge model files without loading them: only what is plainly a file of tensors is allowed.
 
-A file is known by its first bytes, never by its name. Every file of a model is judged, and one that is refused refuses
-the model; there is no verdict between the two, and nothing is skipped. The files are parsed in a locked child process.
+A file is known by its first bytes, never by its name, and is refused if a reader of another format would take it for
+one of its own: what is sound as the one can run code as the other. Every file of a model is judged, and one that is
+refused refuses the model; there is no verdict between the two, and nothing is skipped. The files are parsed in a locked
+child process.
 """
 
 import contextlib
 import os
 import stat
+import tarfile
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +22,7 @@ from portcullis.files import read_full
 from portcullis.isolation import run_isolated
 from portcullis.safetensors_header import strict_json
 from portcullis.supply_chain.headers import Tensors, read_gguf, read_npy, read_safetensors
-from portcullis.supply_chain.pickled import PickledTensors
+from portcullis.supply_chain.pickled import PickledTensors, may_import
 from portcullis.supply_chain.torch_files import read_legacy_torch, read_torch_archive
 from portcullis.supply_chain.zips import has_member, read_npz
 
@@ -29,8 +33,15 @@ MEMORY = 4 << 30
 # Formats that say what a network does: refused here, where nothing is translated; and of what architecture the models
 # are that `convert` makes of them.
 PROGRAMS = {"exported program": "exported-graph", "onnx": "tree-ensemble"}
-# What makes a library that reads a model's JSON import code, or render a program.
-_PROGRAMS = ("auto_map", "custom_pipelines", "chat_template", "trust_remote_code")
+_ZIP_MAGIC = b"PK\x03\x04"
+_HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
+# How much of a file Python's pickle machine is followed through, if it got so far.
+_PICKLE_BYTES = 1 << 20
+# What makes a library that reads a model's JSON import code, or render a program; Keras names layers by the last three.
+_PROGRAMS = {
+    *("auto_map", "auto_mapping", "chat_template", "custom_pipeline", "custom_pipelines", "parent_library"),
+    *("trust_remote_code", "class_name", "function_type", "registered_name"),
+}
 
 
 @dataclass(frozen=True)
@@ -38,7 +49,7 @@ class ScannedFile:
     """What became of one file.
 
     Attributes:
-        path: Relative to the model; empty for a model that is one file.
+        path: Relative to the model; of a model that is one file, its name.
         format: What its first bytes say it is; empty if it is no file of tensors.
         tensors: How many it holds.
         elements: Of all of them.
@@ -63,11 +74,12 @@ def scan_model(path: Path) -> tuple[ScannedFile, ...]:
         ModelError: A file brought its parser down, or took too long.
         UsageError: This system cannot lock the parser in.
     """
-    names = [entry.path for entry in tree_files(path)] if path.is_dir() else [""]
+    folder = path.is_dir()
+    names = [entry.path for entry in tree_files(path)] if folder else [path.name]
     if not names or len(names) > MAX_FILES:
         raise DataError(f"{path} holds no files, or more than {MAX_FILES}")
     with contextlib.ExitStack() as stack:
-        files = [stack.enter_context(_open(path / name if name else path)) for name in names]
+        files = [stack.enter_context(_open(path / name if folder else path)) for name in names]
         found = run_isolated(
             "portcullis.supply_chain.scan:scan_files", files, {"names": names}, seconds=SECONDS, memory=MEMORY
         )
@@ -107,9 +119,29 @@ def _scan(stream: BinaryIO, name: str) -> dict[str, Any]:
         kind, judge = _format(stream, name)
         stream.seek(0)
         found = judge(stream, size)
+        _require_one_format(stream, size, kind)
     except ModelError as error:
         return {"path": name, "format": kind, "tensors": 0, "elements": 0, "refused": str(error)}
     return {"path": name, "format": kind, "tensors": found.tensors, "elements": found.elements, "refused": ""}
+
+
+def _require_one_format(stream: BinaryIO, size: int, kind: str) -> None:
+    """Refuse a file that a reader of another format would take for one of its own."""
+    stream.seek(0)
+    head = read_full(stream, min(size, _PICKLE_BYTES if kind in ("safetensors", "gguf") else tarfile.BLOCKSIZE))
+    with contextlib.suppress(tarfile.HeaderError):
+        tarfile.TarInfo.frombuf(head[: tarfile.BLOCKSIZE], "utf-8", "surrogateescape")
+        raise ModelError("it is a tar archive as well")
+    if not head.startswith(_ZIP_MAGIC) and zipfile.is_zipfile(stream):
+        raise ModelError("it is a zip archive as well")
+    if kind in ("safetensors", "gguf") and may_import(head, size):
+        raise ModelError("it is a pickle as well")
+    place = 0  # HDF5 may lie behind anything, of a length that is a power of two
+    while place < size:
+        stream.seek(place)
+        if read_full(stream, len(_HDF5_MAGIC)) == _HDF5_MAGIC:
+            raise ModelError("it is an HDF5 file as well")
+        place = max(512, 2 * place)
 
 
 _Judge = Callable[[BinaryIO, int], Tensors | PickledTensors]
@@ -118,23 +150,25 @@ _Judge = Callable[[BinaryIO, int], Tensors | PickledTensors]
 def _format(stream: BinaryIO, name: str) -> tuple[str, _Judge]:
     stream.seek(0)
     start = read_full(stream, 10)
-    if start.startswith(b"PK\x03\x04"):
-        # The first member's name: whichever reader is chosen refuses what it does not know.
-        if has_member(stream, "archive_format"):
-            return "exported program", _refuse_program
+    if start.startswith(_ZIP_MAGIC):
+        # By the first member's name: whichever reader is chosen refuses what it does not know.
         stream.seek(26)
         name_length = int.from_bytes(read_full(stream, 2), "little")
         stream.seek(30)
-        is_numpy = read_full(stream, name_length).endswith(b".npy")
-        return ("numpy archive", read_npz) if is_numpy else ("torch", read_torch_archive)
+        first = read_full(stream, name_length)
+        if first.endswith(b".npy"):
+            return "numpy archive", read_npz
+        if not first.endswith(b"/data.pkl") and has_member(stream, "archive_format"):
+            return "exported program", _refuse_program
+        return "torch", read_torch_archive
     if start.startswith(b"\x93NUMPY"):
         return "numpy", read_npy
     if start.startswith(b"GGUF"):
         return "gguf", read_gguf
+    if start[4:9] == b"\0\0\0\0{":
+        return "safetensors", read_safetensors
     if start.startswith(b"\x80"):
         return "torch (legacy)", read_legacy_torch
-    if start[8:9] == b"{":
-        return "safetensors", read_safetensors
     if start.startswith(b"{") and name.endswith(".json"):
         return "json", _read_json
     # ONNX has no magic number: its version, 1 to 31, then another of its first fields.
@@ -162,6 +196,13 @@ def _read_json(stream: BinaryIO, size: int) -> Tensors:
     if size > MAX_JSON_BYTES:
         raise ModelError(f"its JSON is larger than {MAX_JSON_BYTES} bytes")
     document = strict_json(read_full(stream, size))
-    if named := [name for name in _PROGRAMS if name in document]:
-        raise ModelError(f"its JSON has {named[0]}, which makes libraries run code")
+    values: list[Any] = [document]
+    while values:
+        value = values.pop()
+        if isinstance(value, dict):
+            if named := sorted(_PROGRAMS & value.keys()):
+                raise ModelError(f"its JSON has {named[0]}, which makes libraries run code")
+            values += value.values()
+        elif isinstance(value, list):
+            values += value
     return Tensors(0, 0)

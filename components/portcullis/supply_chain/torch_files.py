@@ -16,8 +16,15 @@ _MEMBER = re.compile(
     r"(?P<root>[^/\\\x00]{1,200})/(?:(?P<pickle>data\.pkl)|data/(?P<storage>\d{1,9})"
     r"|(?P<small>version|byteorder|\.format_version|\.storage_alignment|\.data/serialization_id))"
 )
-# torch.serialization's MAGIC_NUMBER and PROTOCOL_VERSION.
-_LEGACY = (0x1950A86A20F9469CFC6C, 1001)
+# The first three pickles of the older layout: torch.serialization's MAGIC_NUMBER, PROTOCOL_VERSION and `sys_info`. To
+# the byte, for they lie where a tar archive, which PyTorch looks for first, has its first header.
+_LEGACY = (
+    b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+    b"\x80\x02M\xe9\x03."
+    b"\x80\x02}q\x00(X\x10\x00\x00\x00protocol_versionq\x01M\xe9\x03X\r\x00\x00\x00little_endianq\x02\x88"
+    b"X\n\x00\x00\x00type_sizesq\x03}q\x04(X\x05\x00\x00\x00shortq\x05K\x02X\x03\x00\x00\x00intq\x06K\x04"
+    b"X\x04\x00\x00\x00longq\x07K\x04uu."
+)
 
 
 def read_torch_archive(stream: BinaryIO, size: int) -> PickledTensors:
@@ -65,12 +72,10 @@ def read_legacy_torch(stream: BinaryIO, size: int) -> PickledTensors:
         ModelError: A pickle is refused, or the storages behind them are not those that the tensors use.
     """
     head = read_full(stream, min(size, MAX_PICKLE_BYTES))
-    pickles: list[PickledTensors] = []
-    for _ in range(5):
-        pickles.append(read_pickle(head, pickles[-1].end if pickles else 0))
-    magic, version, _, found, keys = pickles
-    if (magic.value, version.value) != _LEGACY:
-        raise ModelError("the pickle is not one that torch.save wrote")
+    if not head.startswith(_LEGACY):
+        raise ModelError("the file does not begin as torch.save begins it")
+    found = read_pickle(head, len(_LEGACY))
+    keys = read_pickle(head, found.end)
     if not isinstance(keys.value, tuple) or sorted(map(str, keys.value)) != sorted(found.storages):
         raise ModelError("the file's storages are not those that its tensors use")
     position = keys.end
