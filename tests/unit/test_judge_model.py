@@ -18,11 +18,10 @@ from portcullis.cli.main import cli
 from portcullis.dataset import DatasetSpec, Features, Label, write_dataset
 from portcullis.errors import ConfigError, DataError, GateFailedError, InconclusiveError, ModelError, UsageError
 from portcullis.models.store import SPEC_FILE, WEIGHTS_FILE, save_model, save_model_files
-from portcullis.robustness.judge import judge_model, judge_table
+from portcullis.robustness.judge import judge_model
 from portcullis.robustness.page import pixels_of, robustness_details
 from portcullis.robustness.report import Example, RobustnessReport
 from portcullis.robustness.settings import RobustnessSettings
-from portcullis.robustness.tabular import TabularSettings
 from portcullis.supply_chain.exported_program import read_exported_program
 
 QUICK = RobustnessSettings(cw_steps=20, cw_learning_rate=0.1, deepfool_steps=5, ddn_steps=10, apgd_targets=1)
@@ -61,12 +60,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_judges_what_lies_on_disk(model: Path, data: Path) -> None:
     judged = judge_model(model, data, QUICK)
-    assert judged.report.figures["samples"] == 120
-    assert 0.2 < judged.robust_accuracy < judged.report.figures["clean_accuracy"]
+    assert judged.measured.figures["samples"] == 120
+    assert 0.2 < judged.robust_accuracy < judged.measured.figures["clean_accuracy"]
     assert judged.page.startswith("<!doctype html>") and "Accuracy by radius" in judged.page
     assert "<script" not in judged.page and "<img" not in judged.page
-    assert len(judged.report.examples) == 6
-    for example in judged.report.examples:
+    assert judged.measured.report is not None
+    assert len(judged.measured.report.examples) == 6
+    for example in judged.measured.report.examples:
         assert example.answer != example.label and (example.clean != example.adversarial).any()
 
 
@@ -78,7 +78,7 @@ def test_judges_a_network_that_came_as_a_program(data: Path, tmp_path: Path) -> 
     save_model_files(tmp_path / "model", files)
     judged = judge_model(tmp_path / "model", data, QUICK)
     save_model(tmp_path / "own", plain_model().module, SPEC)
-    found, own = judged.report.figures, judge_model(tmp_path / "own", data, QUICK).report.figures
+    found, own = judged.measured.figures, judge_model(tmp_path / "own", data, QUICK).measured.figures
     assert found.keys() == own.keys() and 0.2 < judged.robust_accuracy < found["clean_accuracy"]
     for name, figure in found.items():
         wanted = pytest.approx(own[name], rel=0.02, abs=1.5 / 120) if isinstance(figure, float) else own[name]
@@ -113,20 +113,18 @@ def test_refuses_what_cannot_be_judged(model: Path, data: Path, tmp_path: Path) 
         judge_model(data, data, QUICK)
 
 
-THREAT = b"mutable: {p20: {epsilon: 16}, p21: {epsilon: 16}, p28: {epsilon: 16, whole: true, direction: up}}\n"
+THREAT = "mutable: {p20: {epsilon: 16}, p21: {epsilon: 16}, p28: {epsilon: 16, whole: true, direction: up}}\n"
 
 
 def test_judges_a_table_by_what_may_change(model: Path, data: Path) -> None:
-    judged = judge_table(model, data, THREAT, TabularSettings(queries=400))
-    figures = judged.report.figures
+    judged = judge_model(model, data, RobustnessSettings(threat=THREAT, queries=400))
+    figures = judged.measured.figures
     assert figures["features"] == 3 and figures["samples"] == 120
     assert 0.2 < judged.robust_accuracy < figures["clean_accuracy"]
     assert judged.page.startswith("<!doctype html>") and "robust_accuracy" in judged.page
-    for threat in (b"mutable: {}", b"mutable: {nose: {epsilon: 1}}"):
+    for threat in ("mutable: {}", "mutable: {nose: {epsilon: 1}}", "a: ["):
         with pytest.raises(ConfigError, match="threat: "):
-            judge_table(model, data, threat)
-    with pytest.raises(DataError, match="YAML"):
-        judge_table(model, data, b"a: [")
+            judge_model(model, data, RobustnessSettings(threat=threat))
 
 
 class TestVerb:
@@ -145,12 +143,16 @@ class TestVerb:
 
     def test_attacks_a_table(self, model, data, tmp_path: Path) -> None:
         threat = tmp_path / "threat.yaml"
-        threat.write_bytes(THREAT)
+        threat.write_text(THREAT)
         result = self.run("--model", model, "--data", data, "--threat", threat, "--json", "--least", 0.99)
         assert isinstance(result.exception, GateFailedError), result.output
         assert json.loads(result.stdout)["features"] == 3
         result = self.run("--model", model, "--data", data, "--threat", threat, "--epsilon", 0.2)
         assert isinstance(result.exception, UsageError)
+        for written in (b"", b" \n", b"\xff", b"a: ["):
+            threat.write_bytes(written)
+            result = self.run("--model", model, "--data", data, "--threat", threat)
+            assert isinstance(result.exception, ConfigError), written
 
     @pytest.mark.parametrize(
         ("option", "value"),

@@ -20,7 +20,7 @@ from portcullis.errors import ConfigError, GateFailedError, GateInconclusiveErro
 from portcullis.evidence.statement import Statement
 from portcullis.evidence.step import enforce
 from portcullis.models.store import LoadedModel, save_model
-from portcullis.robustness import stage
+from portcullis.robustness import isolated, stage
 from portcullis.robustness.evaluate import evaluate
 from portcullis.robustness.settings import RobustnessSettings
 from portcullis.supply_chain.onnx_trees import convert_trees, read_trees
@@ -211,7 +211,7 @@ def test_another_threat_than_the_policys_is_refused(gate: Gate) -> None:
 def test_a_hostile_answer_of_the_locked_process_is_inconclusive(
     gate: Gate, monkeypatch: pytest.MonkeyPatch, answer: object
 ) -> None:
-    monkeypatch.setattr(stage, "run_isolated", lambda *_, **__: answer)
+    monkeypatch.setattr(isolated, "run_isolated", lambda *_, **__: answer)
     statement = gate.judge("small")
     assert (statement.verdict, dict(statement.figures)) == ("FAILED", {})
     assert statement.reason.startswith("inconclusive: the attacked model's process gave no sound answer")

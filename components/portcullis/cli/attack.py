@@ -7,10 +7,9 @@ from pathlib import Path
 import click
 
 from portcullis.cli.show import say
-from portcullis.errors import GateFailedError, UsageError
+from portcullis.errors import ConfigError, GateFailedError, UsageError
 from portcullis.files import read_bytes, write_bytes
-from portcullis.robustness.settings import RobustnessSettings
-from portcullis.strict_yaml import MAX_YAML_BYTES
+from portcullis.robustness.settings import MAX_THREAT, RobustnessSettings
 
 _DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
 _DEFAULT = RobustnessSettings()
@@ -48,22 +47,29 @@ def attack(
         raise UsageError("--least is above 0, up to 1")
     if threat is not None and (epsilon, l2_budget) != (_DEFAULT.epsilon, _DEFAULT.l2_budget):
         raise UsageError("--threat says how far each feature may move; leave --epsilon and --l2-budget out")
-    from portcullis.robustness.judge import judge_model, judge_table
+    from portcullis.robustness.judge import judge_model
 
     # PGD's ten steps cross its ball, whatever the radius.
     step = epsilon / 4 if epsilon > 0 else _DEFAULT.pgd_step_size
-    settings = dataclasses.replace(_DEFAULT, epsilon=epsilon, l2_budget=l2_budget, pgd_step_size=step)
-    judged = (
-        judge_model(model, data, settings)
-        if threat is None
-        else judge_table(model, data, read_bytes(threat, limit=MAX_YAML_BYTES))
-    )
+    said = _text(threat) if threat is not None else ""
+    settings = dataclasses.replace(_DEFAULT, epsilon=epsilon, l2_budget=l2_budget, pgd_step_size=step, threat=said)
+    judged = judge_model(model, data, settings)
     if report is not None:
         write_bytes(report, judged.page.encode())
     if as_json:
-        say(json.dumps(dict(judged.report.figures), indent=2))
+        say(json.dumps(dict(judged.measured.figures), indent=2))
     else:
-        for name, value in judged.report.figures.items():
+        for name, value in judged.measured.figures.items():
             say(f"{name}: {value}")
     if least is not None and not judged.robust_accuracy >= least:
         raise GateFailedError(f"robust accuracy {judged.robust_accuracy:.3f} is below {least:g}")
+
+
+def _text(threat: Path) -> str:
+    try:
+        text = read_bytes(threat, limit=MAX_THREAT).decode()
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{threat} is no text in UTF-8") from error
+    if not text.strip():
+        raise ConfigError(f"{threat} is empty; name the features that may change")
+    return text

@@ -24,10 +24,10 @@ from portcullis.files import read_bytes, write_bytes
 from portcullis.models.store import SPEC_FILE, ModelSpec, read_model_files
 from portcullis.report import gate_page
 from portcullis.robustness.findings import believe, to_plain
+from portcullis.robustness.isolated import attacked
 from portcullis.robustness.page import robustness_details
 from portcullis.robustness.report import RobustnessReport, Tried
 from portcullis.robustness.settings import RobustnessSettings
-from portcullis.robustness.stage import attacked
 
 MAX_OUTCOME_BYTES = 8 << 20
 EXAMPLES = 6

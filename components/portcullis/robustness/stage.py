@@ -6,34 +6,20 @@ has the keys and never opens the model; it signs what it believes of the child's
 
 import dataclasses
 import hmac
-from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from portcullis.at_rest import read_input
-from portcullis.dataset import DatasetSpec, features_and_labels, parse_dataset
+from portcullis.dataset import parse_dataset
 from portcullis.digest import content_digest
 from portcullis.errors import DataError, InconclusiveError, ModelError
 from portcullis.evidence.statement import Figure, Statement
 from portcullis.evidence.step import Step, begin
-from portcullis.files import memory_file, write_bytes
-from portcullis.isolation import run_isolated
-from portcullis.models.store import SPEC_FILE, WEIGHTS_FILE, ModelSpec, read_model_files
+from portcullis.files import write_bytes
+from portcullis.models.store import read_model_files
 from portcullis.report import gate_page
-from portcullis.robustness.findings import believe, believe_table
-from portcullis.robustness.page import robustness_details
-from portcullis.robustness.report import RobustnessReport
+from portcullis.robustness.isolated import measured
 from portcullis.robustness.settings import RobustnessSettings
-from portcullis.robustness.tabular import TabularThreat, read_threat
-from portcullis.robustness.tabular.page import tabular_details
 from portcullis.robustness.verdict import Question
-
-SECONDS = 5 * 3600.0  # of the six hours that its pod may live
-MEMORY = 8 << 30
 
 
 def evaluate_robustness(
@@ -72,98 +58,14 @@ def evaluate_robustness(
     details: list[str] = []
     inconclusive = ""
     try:
-        spec, rows = ModelSpec.from_json(model_files[SPEC_FILE]), parse_dataset(test_files)
-        spec.require_fit(rows.spec)
-        features, labels = features_and_labels(rows)
-        if settings.threat:
-            threat = read_threat(settings.threat, rows.spec)
-            figures = dict(_searched(model_files, spec, features, labels, settings, threat, rows.spec))
-            details = tabular_details(threat, rows.spec.features.columns, figures)
-        else:
-            question = _question(begun) if settings.mode == "verdict" else None
-            measured = attacked(model_files, spec, features, labels, settings, question)
-            figures = dict(measured.figures)
-            details = robustness_details(measured, settings)
+        question = _question(begun) if settings.mode == "verdict" else None
+        found = measured(model_files, parse_dataset(test_files), settings, question)
+        figures, details = dict(found.figures), found.details
     except (InconclusiveError, DataError, ModelError) as error:
         inconclusive = str(error)
     statement = begun.finish(bundle=bundle, figures=figures, inconclusive=inconclusive)
     write_bytes(report, gate_page(statement, begun.rule, details).encode())
     return statement
-
-
-def attacked(
-    model_files: Mapping[str, bytes],
-    spec: ModelSpec,
-    features: NDArray[np.floating[Any]],
-    labels: NDArray[np.integer[Any]],
-    settings: RobustnessSettings,
-    question: Question | None,
-) -> RobustnessReport:
-    """Have the locked process attack a model.
-
-    Args:
-        model_files: The two files of the model.
-        spec: What the first of them says.
-        features: Raw features (N, D) of the test rows.
-        labels: Their class indices (N,).
-        settings: The plan.
-        question: What `verdict` mode must decide.
-
-    Raises:
-        InconclusiveError: Nothing could be judged.
-        ModelError: The model cannot be loaded, or its process ended otherwise than by an answer that can be so.
-        MissingDependencyError: PyTorch or torchattacks is not installed.
-        UsageError: This system cannot lock a process in.
-    """
-    asked = question and {
-        "threshold": question.threshold,
-        "key": question.key.hex(),
-        "subjects": list(question.subjects),
-    }
-    answer = _locked("measure", "prepare", model_files, features, labels, settings, question=asked)
-    return believe(answer, samples=len(features), labels=spec.labels, settings=settings)
-
-
-def _searched(
-    model_files: Mapping[str, bytes],
-    spec: ModelSpec,
-    features: NDArray[np.floating[Any]],
-    labels: NDArray[np.integer[Any]],
-    settings: RobustnessSettings,
-    threat: TabularThreat,
-    rows: DatasetSpec,
-) -> Mapping[str, Figure]:
-    """Have the locked process attack a model of a table through its probabilities."""
-    answer = _locked("measure_table", "prepare_table", model_files, features, labels, settings, rows=rows.to_dict())
-    classes = len(spec.labels)
-    return believe_table(answer, samples=len(features), classes=classes, threat=threat, settings=settings.tabular)
-
-
-def _locked(
-    function: str,
-    prepare: str,
-    model_files: Mapping[str, bytes],
-    features: NDArray[np.floating[Any]],
-    labels: NDArray[np.integer[Any]],
-    settings: RobustnessSettings,
-    **arguments: object,
-) -> Any:
-    """Return what a function of `portcullis.robustness.locked` answers from its locked process."""
-    handed = (
-        model_files[SPEC_FILE],
-        model_files[WEIGHTS_FILE],
-        np.ascontiguousarray(features, dtype="<f4").tobytes(),
-        np.ascontiguousarray(labels, dtype="<i8").tobytes(),
-    )
-    with ExitStack() as stack:
-        return run_isolated(
-            f"portcullis.robustness.locked:{function}",
-            [stack.enter_context(memory_file(data)) for data in handed],
-            {"shape": list(features.shape), "settings": dataclasses.asdict(settings), **arguments},
-            seconds=SECONDS,
-            memory=MEMORY,
-            prepare=f"portcullis.robustness.locked:{prepare}",
-        )
 
 
 def _question(begun: Step) -> Question:
