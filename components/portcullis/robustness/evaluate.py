@@ -70,7 +70,7 @@ def evaluate(
             module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             inputs, targets = inputs.to(device), targets.to(device)
             asked = question if settings.mode == "verdict" else None
-            counted = Counted(module, affordable_rows(module, inputs))
+            counted = Counted(module, len(model.spec.labels), affordable_rows(module, inputs)).to(device)
             return _measure(counted, inputs, targets, model.spec.labels, settings, asked)
         except FOREIGN_ERRORS as error:
             raise InconclusiveError(f"the model could not be attacked: {type(error).__name__}: {error}") from error
