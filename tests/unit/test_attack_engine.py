@@ -17,7 +17,7 @@ from portcullis.robustness.verify import adversarial, correct, inside, untouched
 CPU = torch.device("cpu")
 EPSILON = 0.12
 ROWS = 150
-NATIVES = ("fgsm", "pgd", "apgd", "square", "noise")
+NATIVES = ("fgsm", "pgd", "averaged", "apgd", "square", "noise")
 NEAREST = ("deepfool", "ddn")
 
 
@@ -58,6 +58,8 @@ class Attacked:
                 case "pgd":
                     loss, goal = native.margin_loss(self.labels), native.misclassified(self.labels)
                     return native.pgd(*given, loss, goal, **{"steps": 40, **options}, **rest)
+                case "averaged":
+                    return native.averaged(*given, self.labels, **{"draws": 4, "steps": 4, **options}, **rest)
                 case "pgd-ce":
                     loss = native.cross_entropy(self.labels, 1.0)
                     goal = native.misclassified(self.labels)
