@@ -103,7 +103,7 @@ def averaged(
             # Folded back into [0, 1], not clipped: at an end of the range, half of all draws would be that end.
             point = found[rows] + epsilon * uniform(clean[rows], generator)
             point = 1 - (1 - point.abs()).abs()
-            total[rows] += look(module, point, rows, margin_loss(labels), misclassified(labels))[1]
+            total[rows] += look(module, point, rows, margin_loss(labels), misclassified(labels))[1].nan_to_num()
         found[rows] = within(low[rows], high[rows], clean[rows] + epsilon * total[rows].sign())
         rows = rows[survivors(module, found[rows], labels[rows])]
         if not len(rows):
