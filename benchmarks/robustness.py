@@ -153,7 +153,7 @@ def _verdicts(it: Subject, *, rounds: int) -> Iterator[Record]:
     costs: dict[float, float] = {}
     theirs, ours_in_full = [], []
     union = np.zeros(len(it.rows), dtype=bool)
-    counted = Counted(it.model.module)
+    counted = Counted(it.model.module, len(SPEC.labels))
     peer = dataclasses.replace(it, model=LoadedModel(SPEC, counted))
     for _ in range(rounds):
         started = time.process_time()

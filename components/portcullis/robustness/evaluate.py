@@ -70,7 +70,7 @@ def evaluate(
             module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             inputs, targets = inputs.to(device), targets.to(device)
             asked = question if settings.mode == "verdict" else None
-            counted = Counted(module, affordable_rows(module, inputs))
+            counted = Counted(module, len(model.spec.labels), affordable_rows(module, inputs)).to(device)
             return _measure(counted, inputs, targets, model.spec.labels, settings, asked)
         except FOREIGN_ERRORS as error:
             raise InconclusiveError(f"the model could not be attacked: {type(error).__name__}: {error}") from error
@@ -99,11 +99,11 @@ def _measure(
     }
     curve: Mapping[float, float] = {}
     need = None if question is None else least_count(question.threshold, samples)
-    withstood = None if need is None else _too_few(module, rows, trials, need)
-    if withstood is not None:
+    few = None if need is None else _too_few(module, rows, trials, need)
+    if few is not None:
         # What is broken is broken, however soundly the rest could have been measured.
-        conclusion = Conclusion(0, withstood, 0, "certain")
-        figures |= _interval(conclusion, withstood, samples)
+        conclusion = Conclusion(0, few, 0, "certain")
+        figures |= _interval(conclusion, few, samples)
     else:
         figures["batch_difference"] = soundness.batch_difference(module, inputs, logits, target.median_margin)
         figures |= _soundness(target, rows, settings)
@@ -121,10 +121,18 @@ def _measure(
             conclusion = _until_known(module, rows, trials, question, need=need, n_min=settings.n_min)
             figures |= _interval(conclusion, pool, samples)
         left = ~_broken(trials) & torch.stack([trial.ran for trial in trials.values()]).all(dim=0)
-        free = soundness.gradient_free(
-            module, rows.inputs[left], rows.targets[left], epsilon=settings.epsilon, seed=settings.seed
+        epsilon, seed = settings.epsilon, settings.seed
+        free = soundness.gradient_free(module, rows.inputs[left], rows.targets[left], epsilon=epsilon, seed=seed)
+        left[left.clone()] = ~free
+        withstood = Rows(rows.inputs[left], rows.targets[left])
+        figures["gradient_reach"] = soundness.gradient_reach(
+            module, withstood.inputs, withstood.targets, epsilon=epsilon
         )
-        figures["gradient_free"] = found = int(free.sum())
+        averaged = soundness.gradient_averaged(
+            module, withstood.inputs, withstood.targets, samples=len(rows), epsilon=epsilon, seed=seed
+        )
+        figures["gradient_free"], figures["gradient_averaged"] = int(free.sum()), int(averaged.sum())
+        found = int(free.sum() + averaged.sum())
         conclusion = dataclasses.replace(conclusion, low=max(conclusion.low - found, 0))
     robust = {
         f"robust_accuracy_{name}": int((~trial.broken).sum()) / samples

@@ -19,6 +19,7 @@ from portcullis.robustness.report import (
     MAX_BATCH_DIFFERENCE,
     MIN_AGREEMENT,
     MIN_PLANTED_FOUND,
+    MIN_REACH,
     MIN_UNBOUNDED_SUCCESS,
     TOLERATED_SHARE,
     Ball,
@@ -37,13 +38,13 @@ ROUNDING = 1e-6
 EXTRA_QUERIES = 200  # about each row, besides the two searches
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _SHARES = re.compile(r"(clean|robust)_accuracy(_[a-z0-9_]+)?|unbounded_success|gradient_agreement|planted_found")
-_COUNTS = ("samples", "classes", "pool", "judged", "gradient_free", "forward_equivalents")
+_COUNTS = ("samples", "classes", "pool", "judged", "gradient_free", "gradient_averaged", "forward_equivalents")
 _WORDS = {"device": ("cpu", "cuda"), "stop": ("certain", "sequential", "exhausted")}
 _ROBUST = "robust_accuracy_"
 _INTERVAL = {"robust_accuracy_high", "pool", "judged", "stop"}
 _SOUNDNESS = {
     *("batch_difference", "smallest_gradient", "gradient_agreement", "unbounded_success", "planted_found"),
-    "gradient_free",
+    *("gradient_free", "gradient_reach", "gradient_averaged"),
 }
 
 
@@ -165,9 +166,9 @@ def _parsed(document: Any, samples: int, labels: tuple[str, ...]) -> RobustnessR
     _require(all(_is_whole(it * samples) for it in shares), "a share that is of no number of rows")
     if not rushed:
         _require(_is_sound(figures), "a measurement that is not sound")
-        free, hits = int(figures["gradient_free"]), round(clean * samples)
-        _require(free <= max(1, TOLERATED_SHARE * hits), "too many that are broken without gradients")
-        _require(round(worst * samples) + free <= hits, "a row that is robust and broken")
+        hits, found = round(clean * samples), [int(figures[it]) for it in ("gradient_free", "gradient_averaged")]
+        _require(max(found) <= max(1, TOLERATED_SHARE * hits), "too many that are broken after all attacks")
+        _require(round(worst * samples) + sum(found) <= hits, "a row that is robust and broken")
     _require(_int(figures, "judged", 0) <= _int(figures, "pool", samples) <= samples, "how many samples were judged")
     return RobustnessReport(figures, attacks, curve, examples)
 
@@ -178,6 +179,7 @@ def _is_sound(figures: Mapping[str, Figure]) -> bool:
         found["unbounded_success"] >= MIN_UNBOUNDED_SUCCESS
         and found["planted_found"] >= MIN_PLANTED_FOUND
         and found["gradient_agreement"] >= MIN_AGREEMENT
+        and found["gradient_reach"] >= MIN_REACH
         and found["batch_difference"] <= MAX_BATCH_DIFFERENCE
         and found["smallest_gradient"] > 0
     )

@@ -10,6 +10,8 @@ CHECKS = (
     ("gradient tells the margin's change", "gradient_agreement"),
     ("smallest gradient of the margin", "smallest_gradient"),
     ("broken without gradients after all attacks failed", "gradient_free"),
+    ("margin's fall over the ball, as a share of what the gradient says, where all attacks failed", "gradient_reach"),
+    ("broken by averaged gradients after all attacks failed", "gradient_averaged"),
     ("logits change when a sample is alone", "batch_difference"),
 )
 

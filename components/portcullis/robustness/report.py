@@ -13,6 +13,7 @@ from portcullis.evidence.statement import Figure
 MIN_UNBOUNDED_SUCCESS = 0.99
 MIN_PLANTED_FOUND = 0.9
 MIN_AGREEMENT = 0.75
+MIN_REACH = 0.25
 MAX_BATCH_DIFFERENCE = 1e-3
 TOLERATED_SHARE = 0.01
 
@@ -61,8 +62,11 @@ class RobustnessReport:
             unbounded attack breaks, at least 0.99); `smallest_gradient` (least L2 norm of the margin's input gradient,
             above 0); `gradient_agreement` (share of points where the gradient tells the margin's change);
             `planted_found` (share of planted adversarial examples that the attack finds); `gradient_free` (of samples
-            that all attacks left, how many noise or Square breaks); `batch_difference` (largest change of a logit when
-            its sample is alone, in median margins, at most 0.001); `forward_equivalents`; `device`, `cpu` or `cuda`.
+            that all attacks left, how many noise or Square breaks); `gradient_reach` (on those, the lower quartile of
+            the margin's fall over a step to the edge of the ball, as a share of what the gradient says, at least 0.25,
+            and 1 where none is left); `gradient_averaged` (of those, how many more are broken along gradients that are
+            averaged over the ball); `batch_difference` (largest change of a logit when its sample is alone, in median
+            margins, at most 0.001); `forward_equivalents`; `device`, `cpu` or `cuda`.
             Accuracies and shares are in 0..1. In `verdict` mode `robust_accuracy` is the low end of an interval and
             `robust_accuracy_high` its other end; `judged` of `pool` samples, which withstand FGSM and PGD, met all
             attacks; `stop` is `certain`, `sequential` or `exhausted`; and only attacks that ran on every sample have

@@ -31,8 +31,8 @@ from portcullis.robustness.settings import RobustnessSettings
 
 MAX_OUTCOME_BYTES = 8 << 20
 EXAMPLES = 6
-_ADDED = ("samples", "gradient_free", "forward_equivalents")
-_LEAST = ("smallest_gradient", "gradient_agreement", "unbounded_success", "planted_found")
+_ADDED = ("samples", "gradient_free", "gradient_averaged", "forward_equivalents")
+_LEAST = ("smallest_gradient", "gradient_agreement", "gradient_reach", "unbounded_success", "planted_found")
 _MOST = ("batch_difference",)
 _SAME = ("classes", "device")
 

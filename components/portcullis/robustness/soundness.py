@@ -16,7 +16,14 @@ from portcullis.errors import InconclusiveError
 from portcullis.models.margin import margin
 from portcullis.models.pytorch import torch
 from portcullis.robustness import native
-from portcullis.robustness.report import MAX_BATCH_DIFFERENCE, MIN_AGREEMENT, MIN_PLANTED_FOUND, TOLERATED_SHARE, Ball
+from portcullis.robustness.report import (
+    MAX_BATCH_DIFFERENCE,
+    MIN_AGREEMENT,
+    MIN_PLANTED_FOUND,
+    MIN_REACH,
+    TOLERATED_SHARE,
+    Ball,
+)
 from portcullis.robustness.verify import adversarial, inside
 
 CHUNK = 128
@@ -35,7 +42,11 @@ CURVE_RADII = (0.25, 0.5, 1.0, 1.5, 2.0)
 FREE_SAMPLES = 96
 NOISE_DRAWS = 20
 SQUARE_QUERIES = 300
-# Of the samples that a check looks at: by how many chance may tip it.
+
+REACH_QUANTILE = 0.25
+AVERAGED_SAMPLES = 32
+AVERAGED_DRAWS = 32
+AVERAGED_STEPS = 4
 
 
 def clean_logits(module: torch.nn.Module, inputs: torch.Tensor, classes: int) -> torch.Tensor:
@@ -226,6 +237,58 @@ def gradient_free(
         raise InconclusiveError(
             f"attacks without gradients break {count} of {len(rows)} samples that all others left; the gradients "
             "mislead"
+        )
+    return broken
+
+
+def gradient_reach(module: torch.nn.Module, inputs: torch.Tensor, targets: torch.Tensor, *, epsilon: float) -> float:
+    """Return how much of the fall that the gradient says is there over a whole radius, on rows that withstood all.
+
+    Of each row, the margin's fall over a step of `epsilon` against the gradient's sign, within [0, 1], over that of the
+    margin as a linear function; of all, the lower quartile, and 1 where there are no rows. A ripple too fine for
+    `gradient_agreement` to tell from the margin's own slope has a gradient that says far more. Networks that were
+    trained, plainly or adversarially, are above 0.7; such ripples that deceived all attacks were below 0.18.
+    """
+    if not len(inputs):
+        return 1.0
+    rows, labels = inputs[:CHUNK], targets[:CHUNK]
+    gradient = _margin_gradient(module, rows, labels)
+    moved = (rows - epsilon * gradient.sign()).clamp(0, 1)
+    with torch.no_grad():
+        fall = margin(module(rows), labels) - margin(module(moved), labels)
+    said = (gradient * (rows - moved)).flatten(1).sum(dim=1)
+    # Where all that would help is at the end of its range already, no step is taken and no fall is foretold.
+    still = (moved == rows).flatten(1).all(dim=1) & (gradient != 0).flatten(1).any(dim=1)
+    reach = float(torch.where(still, 1, fall / said).quantile(REACH_QUANTILE))  # NaN if any is
+    if not (math.isfinite(reach) and reach >= MIN_REACH):
+        raise InconclusiveError(
+            f"at the edge of the ball the margin fell by {reach:.2g} of what the gradient says, on samples that all "
+            "attacks left; the gradients mislead"
+        )
+    return reach
+
+
+def gradient_averaged(
+    module: torch.nn.Module, inputs: torch.Tensor, targets: torch.Tensor, *, samples: int, epsilon: float, seed: int
+) -> torch.Tensor:
+    """Return which of these rows, that withstood all else, gradients averaged over the ball break: (n,) bool.
+
+    Of `samples` rows that are classified correctly they may break as few as chance may tip. Where few are left, all of
+    them are close to a boundary, and another attack breaks some.
+    """
+    rows, labels = inputs[:AVERAGED_SAMPLES], targets[:AVERAGED_SAMPLES]
+    broken = torch.zeros(len(inputs), dtype=torch.bool, device=inputs.device)
+    if not len(rows):
+        return broken
+    found = native.averaged(
+        module, rows, labels, epsilon=epsilon, draws=AVERAGED_DRAWS, steps=AVERAGED_STEPS,
+        generator=native.generator_of(seed, rows.device),
+    )  # fmt: skip
+    broken[: len(rows)] = adversarial(module, rows, found, labels, Ball("linf", epsilon))
+    count = int(broken.sum())
+    if count > 1 and not count / len(rows) * len(inputs) <= TOLERATED_SHARE * samples:
+        raise InconclusiveError(
+            f"averaged gradients break {count} of {len(rows)} samples that all others left; the gradients mislead"
         )
     return broken
 

@@ -17,21 +17,29 @@ SHOWN = 6
 class Counted(torch.nn.Module):
     """A network that counts its forward-equivalents: 1 for a row's forward pass, 2 for its backward pass.
 
+    It answers for no rows itself: `x.reshape(len(x), -1)` and much else that networks do fails on none.
+
     Args:
         module: The network.
+        classes: How many classes it tells apart.
         at_once: For how many rows there is memory (`affordable_rows`). More are computed in turn, and once more when
             their gradient is asked for, so that only so many are held at a time (Chen et al. 2016, arXiv:1604.06174).
     """
 
-    def __init__(self, module: torch.nn.Module, at_once: int = CHUNK) -> None:
+    def __init__(self, module: torch.nn.Module, classes: int, at_once: int = CHUNK) -> None:
         super().__init__()
+        # torchattacks takes a network's first parameter for where it is, and the network may have none.
+        self.anchor = torch.nn.Parameter(torch.zeros(0), requires_grad=False)
         self.module = module
+        self.classes = classes
         self.at_once = at_once
         self.cost = 0
         self.eval()
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Map inputs to the network's logits."""
+        if not len(inputs):
+            return inputs.flatten(1).sum(dim=1, keepdim=True).expand(0, self.classes)
         logits = self._logits(inputs)
         self.cost += len(inputs)
         if logits.requires_grad:
@@ -131,7 +139,7 @@ class Trial:
         Raises:
             InconclusiveError: The attack proposes values that are not finite, or not one input for each row.
         """
-        for chunk in torch.split(places, CHUNK):
+        for chunk in torch.split(places, CHUNK) if len(places) else ():
             clean, labels = rows.inputs[chunk], rows.targets[chunk]
             before = module.cost
             candidates = self.attack.propose(clean, labels).detach()

@@ -19,12 +19,13 @@ from portcullis.robustness.native.climb import (
 )
 from portcullis.robustness.native.decoupled import ddn
 from portcullis.robustness.native.deep_fool import deepfool
-from portcullis.robustness.native.gradient import fgsm, pgd
+from portcullis.robustness.native.gradient import averaged, fgsm, pgd
 from portcullis.robustness.native.random_search import noise, square
 
 __all__ = [
     "apgd",
     "apgd_ensemble",
+    "averaged",
     "cross_entropy",
     "ddn",
     "deepfool",
