@@ -3,6 +3,7 @@
 import base64
 import html
 import string
+import time
 from collections.abc import Callable
 from urllib.parse import quote, quote_plus
 
@@ -190,6 +191,20 @@ def test_the_work_grows_as_the_text_does(piece: str) -> None:
         assert counted.bytes <= 40 * len(piece) * times
         work.append(counted.bytes)
     assert work[1] <= 2.1 * work[0] + 1_000
+
+
+@pytest.mark.parametrize("piece", ["%25", "+=", "(2"])
+def test_the_time_grows_as_the_text_does(piece: str) -> None:
+    def seconds(times: int) -> float:
+        taken = []
+        for _ in range(3):
+            begin = time.process_time()
+            EncodedFinder(Counted())(pa.array([piece * times + "%25"], pa.large_string()), "")
+            taken.append(time.process_time() - begin)
+        return min(taken)
+
+    # Of eight times the text, linear work takes eight times as long, squared work 64 times.
+    assert seconds(40_000) < 32 * max(seconds(5_000), 0.001)
 
 
 def test_levels_are_two() -> None:

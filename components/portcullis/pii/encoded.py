@@ -50,7 +50,6 @@ _SUSPECT = re2.compile(
     rf"|(?:^|[^A-Za-z0-9])(?:{_ASCII_BASE64}|(?:0[xX])?{_ASCII_HEX})"
 )
 _PERCENT = re.compile(rb"%([0-9A-Fa-f]{2})")
-_FORM = re.compile(rb"[=%].*\+|\+.*[=%]", re.DOTALL)
 _REFERENCE = re.compile(r"&(?:#[0-9]+;?|#[xX][0-9a-fA-F]+;?|[^\t\n\f <&#;]{1,32};?)")
 _RUNS = (re.compile(rb"[A-Za-z0-9+/]{8,}"), re.compile(rb"[A-Za-z0-9_-]{8,}"))
 _PADDING = re.compile(rb"={0,2}")
@@ -206,7 +205,7 @@ def _lowered(parts: Bytes, bit: int) -> Bytes:
 
 def _views(value: int, text: bytes) -> Iterator[_View]:
     places = np.arange(len(text) + 1)
-    level: Sequence[_View] = [_View(value, text, places[:-1], places[1:], form=_FORM.search(text) is not None)]
+    level: Sequence[_View] = [_View(value, text, places[:-1], places[1:], form=b"=" in text or b"%" in text)]
     for _ in range(LEVELS):
         level = [decoded for view in level for decode in (_unquoted, _unescaped, _runs) for decoded in decode(view)]
         yield from level
