@@ -21,6 +21,7 @@ from portcullis.errors import DataError, UsageError
 from portcullis.files import BinaryFile, PinnedFile
 from portcullis.ingest import cheque_digits
 from portcullis.ingest.beginning import Beginning
+from portcullis.ingest.partitions import partition_of
 from portcullis.remote import StoreObject, is_fsspec, is_remote, remote_objects
 
 _FILE_URI = re.compile(r"file:(?://(?:localhost)?)?(/(?!/)[^?#]*)")
@@ -247,4 +248,10 @@ def _kind(paths: Collection[str]) -> str:
     found = sorted({kind for kind in kinds.values() if kind})
     if len(found) != 1:
         raise DataError(f"the folder mixes {' and '.join(found)} files")
+    for path in kinds:
+        if found[0] != "parquet" and partition_of(path):
+            raise DataError(
+                f"{path}: its folders' names spell columns, which are read of Parquet alone; write them into the files "
+                "and name folders without '='"
+            )
     return found[0]
