@@ -143,12 +143,12 @@ def _found(uri: str, limit: int | None) -> Iterator[_Found]:
     if uri.startswith("builtin:"):
         name, data = _builtin_name(uri), cheque_digits.csv_bytes()
         yield _Found(name, len(data), lambda: _digested(name, lambda: contextlib.nullcontext(BytesIO(data))))
-    elif is_remote(uri) or (is_fsspec(uri) and not uri.startswith("file://")):
+    elif (path := local_path(uri)) is not None:
+        yield from _local(path, limit)
+    else:
         objects, is_folder = remote_objects(uri, limit=limit)
         for entry in objects:
             yield _Found(entry.name, entry.size, partial(_stored, entry), is_folder)
-    else:
-        yield from _local(_local_path(uri), limit)
 
 
 def _digested(path: str, opened: Callable[[], AbstractContextManager[BinaryFile]]) -> SourceFile:
@@ -170,7 +170,14 @@ def _builtin_name(uri: str) -> str:
     return "cheque-digits.csv"
 
 
-def _local_path(uri: str) -> Path:
+def local_path(uri: str) -> Path | None:
+    """Return the file or folder that a URI names on this machine; None where it is a store's or built in.
+
+    Raises:
+        UsageError: Another scheme, a remote host, or an unprintable path.
+    """
+    if uri.startswith("builtin:") or is_remote(uri) or (is_fsspec(uri) and not uri.startswith("file://")):
+        return None
     path = uri
     if uri.startswith("file:"):
         match = _FILE_URI.fullmatch(uri)
