@@ -249,6 +249,25 @@ def test_nothing_that_decodes_to_an_identifier_remains(
 ESCAPES = ["\\\\", "\\n", "\\u0040", "\\x5c", "\x1b[m", "\x1b[", "\x1b[1"]
 
 
+escapes = st.sampled_from(
+    ["\\n", "\\t", "\\/", '\\"', "\\\\n", "\\u00a0", "\\u003E", "\\x20", "\\\\x0A", "\x1b[31m", "\\u001b[m"]
+)
+
+
+@settings(max_examples=150)
+@given(prose, escapes, identifiers, escapes, prose)
+@example("", "\\n", (Entity.UK_NINO, "JG 10 37 59 A"), "\\n", "")
+@example("", "\\n", (Entity.EU_VAT, "DE 136695976"), "\\n", "")
+@example("", "\\n", (Entity.CREDIT_CARD, "４１１１ １１１１ １１１１ １１１１"), "\\n", "")
+@example("", "\\n", (Entity.EMAIL, "jane.doe@example.com"), "\\n", "")
+def test_no_identifier_hides_behind_an_escape(
+    before: str, first: str, identifier: tuple[Entity, str], last: str, after: str
+) -> None:
+    (cell,) = masked(f"{before}{first}{identifier[1]}{last}{after}")
+    assert not find([cell, *decoded_texts(cell)], IN_TEXT)
+    assert residual_figures(pa.table({"a": [cell]}), REDACTED)["residual_identifiers"] == 0
+
+
 class Counted:
     """Finds nothing, and counts the bytes that it is given."""
 
@@ -310,7 +329,7 @@ def test_the_glance_leaves_out_nothing_that_the_pattern_finds(texts: list[str], 
 
 
 @pytest.mark.parametrize(
-    "text", ["YUBiLmV4", "6a6261636465", "333333333333", "%41", "&a", "1+1", "\\n", "\\u0040", "\x1b["]
+    "text", ["YUBiLmV4", "6a6261636465", "333333333333", "%41", "&a", "1+1", "\\n1", "\\u0040", "\x1b["]
 )
 def test_the_glance_sees_what_lies_across_two_blocks(text: str) -> None:
     for place in range(BLOCK - 14, BLOCK + 2):

@@ -16,9 +16,12 @@ import numpy.typing as npt
 import pyarrow.compute as pc
 
 # A text without any of these decodes to no printable ASCII; Arrow finds them in all texts at once. In base64 the first
-# two characters of each four are then of these, in hexadecimal the first digit of each pair.
+# two characters of each four are then of these, in hexadecimal the first digit of each pair. An escape hides what it is
+# glued to, or is a piece of it.
 _WORTH = (
-    r"%[0-9A-Fa-f]{2}|&[#0-9A-Za-z]|[0-9]\+[0-9(]|\\[\"'/\\bfnrtux]|\x1b\["
+    r"%[0-9A-Fa-f]{2}|&[#0-9A-Za-z]|[0-9]\+[0-9(]|\x1b\["
+    r"|\\(?:[/bfnrt]|u[0-9A-Fa-f]{4}|x[0-9A-Fa-f]{2})(?:[^\\\s]{0,64}[^\\]{0,3}[@:%&\p{Nd}]|[\w+/-]{8})"
+    r"|\\x[2-7]|\\u(?:00[2-7]|0[06-9A-Fa-f]|1[07-9A-Ca-c]|[Aa][689ABab]|[Dd]8|[Ff][EFef])"
     r"|(?:^|[^A-Za-z0-9])(?:0[Xx])?(?:[0-9A-Fa-f]{2})*?"
     r"(?:(?:3[0-9]|2[05]|[46][1-6]){6}|(?:[2-7][0-9A-Fa-f]){5}[2-7][A-Fa-f]|[2-7][A-Fa-f](?:[2-7][0-9A-Fa-f]){5})"
     r"|(?:^|[^A-Za-z0-9])(?:[\w+/-]{4})*?(?:[I-Za-f][C-HS-Xi-nyz0-3][\w+/-]{2}){2}"

@@ -45,10 +45,14 @@ _PAIR, _LETTER = "[2-7][0-9A-Fa-f]", "[2-7][A-Fa-f]"
 _SPELT = "3[0-9]|2[05]|[46][1-6]"
 _SIX = f"(?:{_SPELT}){{6}}|{_LETTER}(?:{_PAIR}){{5}}|(?:{_PAIR}){{5}}{_LETTER}"
 _ASCII_HEX = f"(?:[2-9A-Fa-f][0-9A-Fa-f]|0[9ADad])*?(?:{_SIX})"
+# Behind an escape: what may begin an identifier or something encoded. Elsewhere an escape hides nothing, but for one
+# that spells a piece of an identifier itself: ASCII, or a digit of another script.
+_BEGINS = r"[^\s\\]{0,64}[^\\]{0,3}[\p{Nd}@:%&]|[A-Za-z0-9+/_-]{8}"
+_SPELLS = r"\\(?:x[2-7]|u(?:00[2-7]|0[6-9A-Fa-f]|1[07-9A-Ca-c]|[Aa][689ABab]|[Dd]8|[Ff][EFef]))"
 # Looked for in values where a glance shows that it may be; the rest is done where it is found.
 _SUSPECT = re2.compile(
     r"%[0-9A-Fa-f]{2}|&[#A-Za-z]|[0-9)]\+[0-9(]"
-    r"|\\(?:[bfnrt\"'/\\]|u[0-9A-Fa-f]{4}|x[0-9A-Fa-f]{2})|\x1b\["
+    rf"|\\(?:[bfnrt/]|u[0-9A-Fa-f]{{4}}|x[0-9A-Fa-f]{{2}})(?:{_BEGINS})|{_SPELLS}|\x1b\["
     rf"|(?:^|[^A-Za-z0-9])(?:{_ASCII_BASE64}|(?:0[xX])?{_ASCII_HEX})"
 )
 _PERCENT = re.compile(rb"%([0-9A-Fa-f]{2})")
