@@ -555,8 +555,8 @@ def parse_parquet(data: bytes, what: str, *, limit: int = MAX_BYTES) -> pa.Table
         batches: list[pa.RecordBatch] = []
         size = 0
         # In batches, so that a small file that unfolds without end is refused while it is still small.
-        for batch in file.batches():
-            size += int(row_bytes(batch).sum())
+        for batch, sizes in file.batches():
+            size += int(sizes.sum())
             if size > limit:
                 raise DataError(f"more than the {limit} bytes allowed here")
             batches.append(batch)
@@ -592,8 +592,8 @@ def stream_parquet(file: BinaryFile, what: str, *, part: tuple[int, int] = (0, 1
     def pieces() -> Iterator[pa.Table]:
         with _parquet_errors(what):
             limit = _BlockLimit()
-            for batch in _open_parquet(file, part).batches():
-                limit.add(row_bytes(batch))
+            for batch, sizes in _open_parquet(file, part).batches():
+                limit.add(sizes)
                 for piece in _cut(batch):
                     yield canonical_table(pa.Table.from_batches([piece]))
 
@@ -618,13 +618,16 @@ def _open_parquet(source: BinaryFile | pa.NativeFile, part: tuple[int, int] = (0
     most = max(MAX_BLOCK_BYTES, MAX_UNFOLDING * source.tell())
     # Of the groups as a whole: to ask for a column's own figures makes Arrow abort where they are malformed.
     if any(file.metadata.row_group(it).total_byte_size > most for it in range(file.metadata.num_row_groups)):
-        raise DataError(f"it unfolds to more than {MAX_UNFOLDING} times its size; write smaller row groups")
+        raise DataError(_BOMB)
     groups = file.metadata.num_row_groups
     place, number = part
     chosen = range(groups * place // number, groups * (place + 1) // number)
     if number > 1 and not chosen:
         raise DataError(f"it has {groups} row groups, too few for {number} parts; use fewer shards")
-    return _ParquetReader(source, file.metadata, file.schema_arrow, chosen)
+    return _ParquetReader(source, file.metadata, file.schema_arrow, chosen, most)
+
+
+_BOMB = f"a row group unfolds to more than {MAX_UNFOLDING} times the file's size; write smaller row groups"
 
 
 @dataclass(frozen=True)
@@ -635,6 +638,7 @@ class _ParquetReader:
     metadata: pq.FileMetaData
     schema: pa.Schema
     groups: range
+    most: int  # bytes of a group's rows in memory
 
     @property
     def rows(self) -> int:
@@ -642,17 +646,25 @@ class _ParquetReader:
         whole = len(self.groups) == self.metadata.num_row_groups
         return int(self.metadata.num_rows if whole else sum(self.metadata.row_group(it).num_rows for it in self.groups))
 
-    def batches(self) -> Iterator[pa.RecordBatch]:
-        """Yield the rows in batches of at least one, and refuse unless they are as many as promised."""
+    def batches(self) -> Iterator[tuple[pa.RecordBatch, NDArray[np.int64]]]:
+        """Yield the rows in batches of at least one, with `row_bytes`; refuse unless they are as many as promised.
+
+        What a group promises to take leaves out that a million of its cells may name one text, so it is counted here.
+        """
         # Not as dictionaries: Arrow would keep that of a whole row group, which may be all of its text.
         file = self._file(buffer_size=max(1 << 12, _READ_AHEAD // max(1, self.metadata.num_columns)))
         left = promised = self.rows
         for index in self.groups:
             rows = self._batch_rows(index)
+            unfolded = 0
             for batch in file.iter_batches(batch_size=rows, row_groups=[index], use_threads=False):
                 left -= batch.num_rows
+                sizes = row_bytes(batch)
+                unfolded += int(sizes.sum())
+                if unfolded > self.most:
+                    raise DataError(_BOMB)
                 if batch.num_rows:
-                    yield batch
+                    yield batch, sizes
         if left:
             raise DataError(f"it promises {promised} rows and holds {promised - left}")
 

@@ -7,13 +7,16 @@ import sys
 
 import pytest
 from chains import World
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from portcullis.audit.log import AUDIT_ENV, EVENTS, AuditLog, Refusals, open_log, parse_event, recording
 from portcullis.audit.verify import log_head, verify_log
+from portcullis.cli.audit import audit
 from portcullis.digest import canonical_json, sha256
 from portcullis.errors import DataError, EvidenceError, PortcullisError, UsageError
+from portcullis.evidence.trust import TrustStore
 from portcullis.keys import Signer
 
 WORLD = World()
@@ -190,6 +193,23 @@ def test_a_log_cut_back_to_an_older_checkpoint_shows_against_those_kept_elsewher
     (cut,) = verify_log(tmp_path / "audit", store)
     assert not cut.closed  # which `audit verify` tells
     refused(tmp_path / "audit", store, "cut at line 2 of 2, which a checkpoint kept", kept=tmp_path / "kept")
+
+
+@pytest.mark.parametrize("verb", ["verify", "show"])
+def test_a_runs_folder_is_judged_by_the_log_in_it(log, store, verb, monkeypatch):
+    monkeypatch.setattr(TrustStore, "load", lambda *_: store)
+
+    def told(folder):
+        return CliRunner().invoke(audit, [verb, str(folder), "--trust", str(store.path)])
+
+    assert told(log).exit_code == 0
+    assert isinstance(told(log.parent).exception, EvidenceError)  # nothing says that it is a run's
+    (log.parent / "run.json").write_text("{}")
+    assert told(log.parent).output == told(log).output != ""
+    rewrite(segment(log, "train"), [])
+    assert isinstance(told(log.parent).exception, EvidenceError)
+    shutil.rmtree(log)
+    assert isinstance(told(log.parent).exception, UsageError)
 
 
 def test_a_segment_under_another_name_is_found(log, store):

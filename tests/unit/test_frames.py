@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from portcullis.cli.main import main
-from portcullis.errors import DataError, GateFailedError, KeyMaterialError
+from portcullis.errors import DataError, GateFailedError, KeyMaterialError, UsageError
 from portcullis.ingest.readers import read_table
 from portcullis.pii.entities import IN_TEXT
 from portcullis.pii.frames import check_frame, mask_frame
@@ -98,6 +98,21 @@ def test_nothing_comes_out_of_what_the_gate_refuses() -> None:
         mask_frame(pa.table({"note": ["4 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1", "219 / 09 / 9999"]}), key=KEY)
 
 
+def test_what_is_no_frame_or_no_plan_is_a_usage_error() -> None:
+    for frame in ([1], None, {"note": ["x"]}, FRAME["note"], TABLE["note"]):
+        with pytest.raises(UsageError, match="a frame is"):
+            mask_frame(frame, key=KEY)
+        with pytest.raises(UsageError, match="a frame is"):
+            check_frame(frame)
+    for plan in (None, {}, "token"):
+        with pytest.raises(UsageError, match="plan is"):
+            mask_frame(FRAME, plan, key=KEY)  # type: ignore[arg-type]
+        with pytest.raises(UsageError, match="plan is"):
+            check_frame(FRAME, plan)  # type: ignore[arg-type]
+    with pytest.raises(KeyMaterialError):
+        mask_frame(FRAME, key=None)  # type: ignore[arg-type]
+
+
 # The command.
 
 TABLE = pa.table({"note": ["write to ann@example.com", "", None], "n": [1, 2, 3], "zip": ["02139", "x", None]})
@@ -168,6 +183,20 @@ BAD_COMMANDS = {
     "another kind of file": (["--output", "out.xlsx"], 2, "not a .csv"),
     "no key": (["--output", "out.csv", "--key", "file:/nowhere/masking.key"], 2, "cannot read the key"),
     "a policy that is unknown": (["--output", "out.csv", "--policy", "bad.yaml"], 2, "knows no"),
+    "a policy that is no YAML": (["--output", "out.csv", "--policy", "broken.yaml"], 2, "broken.yaml: not valid YAML"),
+    "a policy that is empty": (
+        ["--output", "out.csv", "--policy", "empty.yaml"],
+        2,
+        "empty.yaml: YAML is not a mapping",
+    ),
+    "a policy that is missing": (["--output", "out.csv", "--policy", "none.yaml"], 2, "none.yaml"),
+    "the source": (["--output", "in.parquet"], 2, "which is read"),
+    "the source by another path": (["--output", "x/../in.parquet"], 2, "which is read"),
+    "the source by a link": (["--output", "link.parquet"], 2, "which is read"),
+    "the source by another name": (["--output", "hard.parquet"], 2, "which is read"),
+    "the source for the report": (["--output", "out.csv", "--report", "in.parquet"], 2, "which is read"),
+    "the policy": (["--output", "out.csv", "--policy", "good.yaml", "--report", "good.yaml"], 2, "which is read"),
+    "one file for both": (["--output", "out.csv", "--report", "./out.csv"], 2, "name one file"),
     "a residue": (["--output", "out.csv"], 1, "nothing was written"),
 }
 
@@ -177,9 +206,31 @@ def test_what_is_refused_leaves_no_file(tmp_path, key, run, name, capsys, monkey
     monkeypatch.chdir(tmp_path)
     pq.write_table(pa.table({"note": ["4 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1"]}), tmp_path / "in.parquet")
     (tmp_path / "bad.yaml").write_text("entites: [EMAIL]\n")
+    (tmp_path / "good.yaml").write_text("entities: [EMAIL]\n")
+    (tmp_path / "broken.yaml").write_text("entities: [EMAIL\n")
+    (tmp_path / "empty.yaml").write_text("")
+    (tmp_path / "link.parquet").symlink_to("in.parquet")
+    (tmp_path / "hard.parquet").hardlink_to("in.parquet")
+    (tmp_path / "x").mkdir()
+    held = (tmp_path / "in.parquet").read_bytes()
     options, code, message = BAD_COMMANDS[name]
     before = sorted(path.name for path in tmp_path.iterdir())
     given = options if "--key" in options else [*options, "--key", key]
     assert run("in.parquet", *given) == code
     assert message in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert (tmp_path / "in.parquet").read_bytes() == held
+
+
+@pytest.mark.parametrize("source", ["data", "file://{}/data", "./x/../data"])
+def test_a_folder_that_is_read_is_not_written_into(tmp_path, key, run, source, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("data/y", "x"):
+        (tmp_path / folder).mkdir(parents=True)
+    pq.write_table(TABLE, "data/y/in.parquet")
+    (tmp_path / "link").symlink_to("data/y")
+    for output in ("data/out.parquet", "data/y/in.parquet", "link/in.parquet"):
+        assert run(source.format(tmp_path), "--output", output, "--key", key) == 2
+        assert "which is read" in capsys.readouterr().err
+    assert pq.read_table("data/y/in.parquet").equals(TABLE)
+    assert run(source.format(tmp_path), "--output", "out.parquet", "--key", key) == 0

@@ -3,6 +3,7 @@
 import datetime as dt
 import json
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from portcullis.errors import ConfigError, DataError, KeyMaterialError
 from portcullis.pii.entities import IN_TEXT, Entity
+from portcullis.pii.folding import composed
 from portcullis.pii.mask import mask_table
 from portcullis.pii.operators import Operator
 from portcullis.pii.plan import MaskingPlan
@@ -323,3 +325,26 @@ def test_labelled_text_leaks_next_to_nothing() -> None:
     plan = MaskingPlan(ALL, {})
     assert residual_figures(texts, plan)["residual_identifiers"] > 300
     assert residual_figures(mask_table(texts, plan, key=KEY)[0], plan)["residual_identifiers"] == 0
+
+
+@pytest.mark.parametrize("operator", ["token", "hash", {"synthetic": "PERSON_NAME"}])
+def test_accents_as_marks_of_their_own_make_no_other_name(operator: object) -> None:
+    names = ["Anna Müller", "Nguyễn Văn Ðức", "김민준"]
+    operator = operator if isinstance(operator, dict) else {operator: "PERSON_NAME"}
+    plan = MaskingPlan(ALL, {"name": operator})
+    forms = [[unicodedata.normalize(form, name) for name in names] for form in ("NFC", "NFD")]
+    made = [mask_table(pa.table({"name": it}), plan, key=KEY)[0]["name"].to_pylist() for it in forms]
+    assert forms[0] != forms[1] and made[0] == made[1] and len(set(made[0])) == 3
+    plain = mask_table(pa.table({"name": ["Anna Muller"]}), plan, key=KEY)[0]["name"].to_pylist()
+    assert plain[0] != made[0][0]
+
+
+def test_accents_as_marks_of_their_own_make_no_other_mailbox() -> None:
+    forms = [f"to {unicodedata.normalize(form, 'müller.é@exämple.com')}!" for form in ("NFC", "NFD")]
+    made = mask_table(pa.table({"a": forms}), MaskingPlan(ALL, {}), key=KEY)[0]["a"].to_pylist()
+    assert made[0] == made[1] != forms[0]
+
+
+def test_marks_without_end_are_no_work_without_end() -> None:
+    assert composed("e" + "\u0301\u0323" * 16) == "e" + "\u0301\u0323" * 16
+    assert composed("e" + "\u0301\u0323" * 15) != "e" + "\u0301\u0323" * 15

@@ -50,6 +50,8 @@ GENERALISED = {
         "104": "90+",
         "34 years": "34",
         "34.0": "34",
+        "89.9": "89",
+        "34.5.1": "<VALUE>",
         "-1": "<VALUE>",
         "": "<VALUE>",
     },
@@ -102,6 +104,14 @@ def test_numbers_stay_numbers() -> None:
         "age": [34, 90, 90, None],
         "born": [1990, 2024, None, 1931],
     }
+
+
+def test_fractions_of_an_age_are_left_out_and_no_number_is_null() -> None:
+    plan = MaskingPlan(["EMAIL"], {"age": {"generalise": "age"}})
+    ages = [30.5, 89.9, 90.0, 1e300, 0.0, -0.5, float("nan"), float("inf"), -float("inf"), None]
+    made = mask_table(pa.table({"age": ages}), plan, key=KEY)[0]
+    assert made["age"].to_pylist() == [30.0, 89.0, 90.0, 90.0, 0.0, None, None, None, None, None]
+    assert residual_figures(made, plan)["malformed_cells"] == 0
 
 
 @pytest.mark.parametrize("form", ["zip3", "network"])

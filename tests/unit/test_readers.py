@@ -17,10 +17,12 @@ from fsspec.registry import _registry
 from portcullis.dataset import DatasetSpec
 from portcullis.digest import path_digest
 from portcullis.errors import ConfigError, DataError, UsageError
+from portcullis.evidence.shards import Shard
 from portcullis.ingest import csv_table, jsonl_table
 from portcullis.ingest.csv_table import read_csv
 from portcullis.ingest.jsonl_table import read_jsonl
-from portcullis.ingest.readers import open_source, read_source, read_table
+from portcullis.ingest.parts import source_part
+from portcullis.ingest.readers import open_source, read_pieces, read_source, read_table, survey
 from portcullis.table import logical_root, table_schema
 
 SPEC = DatasetSpec.from_yaml("""
@@ -471,6 +473,61 @@ def test_a_folder_is_read_in_the_order_of_its_paths(tmp_path: Path) -> None:
     assert source.table["f0"].to_pylist() == [1, 2, 3]
     assert [entry.path for entry in source.files] == ["a.csv", "sub/b.csv", "z.CSV"]
     assert source.raw_digest == path_digest(tmp_path)
+
+
+def _partitioned(root: Path, *folders: str, rows: pa.Table | None = None) -> Path:
+    for folder in folders:
+        (root / "p" / folder).mkdir(parents=True)
+        pq.write_table(pa.table({"a": [1, 2]}) if rows is None else rows, root / "p" / folder / "x.parquet")
+    return root / "p"
+
+
+def test_columns_that_a_folders_names_spell_are_read(tmp_path: Path) -> None:
+    folder = _partitioned(tmp_path, "k=1/n=a%20b%3D%2F", "k=02/n=__HIVE_DEFAULT_PARTITION__", "k=3/n=")
+    table = read_table(str(folder))
+    assert table.to_pydict() == {
+        "a": [1, 2] * 3,
+        "k": ["02", "02", "1", "1", "3", "3"],
+        "n": [None, None, "a b=/", "a b=/", "", ""],
+    }
+    parts = [source_part(str(folder), Shard(index, 3), SPEC).sources for index in range(3)]
+    assert [survey(it, None).columns for it in parts] == [table.schema] * 3
+    assert pa.concat_tables([pa.concat_tables(read_pieces(it)) for it in parts]).equals(table)
+
+
+def test_what_arrow_partitions_is_read_whole(tmp_path: Path) -> None:
+    table = pa.table(
+        {"f0": [1.5, 2.5, 3.0], "label": ["yes", "no", "yes"], "zip": ["02139", "x/y=%", None], "f1": [1, 2, 2]}
+    )
+    pq.write_to_dataset(table, tmp_path / "p", partition_cols=["zip", "f1", "label"])
+    read = read_source(str(tmp_path / "p"), SPEC).table
+    assert table_schema(read) == (("f0", "float64"), ("zip", "string"), ("f1", "int64"), ("label", "string"))
+    assert sorted(map(repr, read.select(table.column_names).to_pylist())) == sorted(map(repr, table.to_pylist()))
+
+
+@pytest.mark.parametrize(
+    ("folders", "message"),
+    [
+        (["k=1", "n=1"], "n=1/x.parquet has other columns"),
+        (["k=1", "n"], "n/x.parquet has other columns"),
+        (["a=1"], "a=1/x.parquet: column 'a' appears twice"),
+        (["k=1/k=1"], "column 'k' appears twice"),
+        (["=1"], "the name of column 2 is empty"),
+        (["k=%ff"], "k=%ff/x.parquet: a folder's name is not UTF-8"),
+        (["k=%00"], "holds a null byte"),
+    ],
+)
+def test_folders_that_spell_no_sound_columns_are_refused(folders: list[str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=message):
+        read_table(str(_partitioned(tmp_path, *folders)))
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.jsonl"])
+def test_columns_in_folders_names_are_never_lost_without_a_word(name: str, tmp_path: Path) -> None:
+    (tmp_path / "p" / "k=1").mkdir(parents=True)
+    write(tmp_path / "p" / "k=1" / name, b'{"a": 1}\n')
+    with pytest.raises(DataError, match=rf"k=1/{name}: .*name folders without '='"):
+        read_table(str(tmp_path / "p"))
 
 
 def test_types_are_decided_over_all_files(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from portcullis.pii.tokens import VALUE, token
 KEY = bytes(32)
 ALL = IN_TEXT
 PLAN = MaskingPlan(ALL, {})
+MADE_UP = {Entity.EMAIL: "ann@example.org", Entity.PHONE: "212-555-0123", Entity.IP_ADDRESS: "198.51.100.7"}
 
 
 def residual(text: str, *, column: str = "text") -> int:
@@ -108,6 +109,24 @@ def test_tokens_are_never_identifiers() -> None:
 def test_cells_that_are_no_token_are_counted(cell: str) -> None:
     table = pa.table({"a": [cell, None, cell, token(KEY, VALUE, "x")]})
     assert residual_figures(table, MaskingPlan(ALL, {"a": "token"}))["untokenised_cells"] == 2
+
+
+@pytest.mark.parametrize(
+    ("operator", "cells"),
+    [
+        ({"generalise": "network"}, ["203.0.113.7", "2001:db8::7:1", "::1", "10.1.2.3/8", "unknown", None]),
+        *(({"synthetic": str(entity)}, [example]) for entity, example in MADE_UP.items()),
+    ],
+)
+def test_what_a_columns_operator_makes_is_known_in_that_column_alone(operator: object, cells: list[str]) -> None:
+    plan = MaskingPlan(ALL, {"a": operator})
+    made = mask_table(pa.table({"a": cells}), plan, key=KEY)[0]["a"]
+    there = residual_figures(pa.table({"a": made}), plan)
+    assert there["residual_identifiers"] == there["malformed_cells"] == 0
+    beside = residual_figures(pa.table({"a": made, "b": made}), plan)
+    assert beside["residual_identifiers"] == residual_figures(pa.table({"b": made}), PLAN)["residual_identifiers"] > 0
+    left = residual_figures(pa.table({"a": pa.concat_arrays([pa.array(["192.0.3.1"]), *made.chunks])}), plan)
+    assert left["residual_identifiers"] == left["malformed_cells"] == 1
 
 
 @pytest.mark.parametrize("values", [[1, 2, None], [True, False, None]], ids=["numbers", "booleans"])

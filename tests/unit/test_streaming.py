@@ -124,9 +124,43 @@ def test_parquet_that_unfolds_without_end_is_refused_before_it_does(tmp_path: Pa
     pq.write_table(table, tmp_path / "a.parquet", compression="zstd", use_dictionary=False, row_group_size=300)
     assert (tmp_path / "a.parquet").stat().st_size < 1 << 20
     before = pa.total_allocated_bytes()
-    with (tmp_path / "a.parquet").open("rb") as file, pytest.raises(DataError, match="100 times its size"):
+    with (tmp_path / "a.parquet").open("rb") as file, pytest.raises(DataError, match="100 times the file's size"):
         stream_parquet(PinnedFile(file, "a.parquet"), "a.parquet")
     assert pa.total_allocated_bytes() - before < 1 << 20
+
+
+@pytest.mark.parametrize("keep_dictionary", [True, False])
+def test_a_large_text_that_all_rows_of_a_group_name_is_refused_early(tmp_path: Path, keep_dictionary: bool) -> None:
+    """Some kilobytes, 400 GB in memory; no 1,024 rows of it take more than 256 MiB."""
+    texts = pa.array(["x" * 200_000]).dictionary_encode()
+    table = pa.table({"s": texts.take(pa.array(np.zeros(2_000_000, np.int32)))})
+    path = tmp_path / "a.parquet"
+    pq.write_table(table, path, compression="zstd", row_group_size=2_000_000, store_schema=keep_dictionary)
+    assert path.stat().st_size < 1 << 16
+    with path.open("rb") as file:
+        stream = stream_parquet(PinnedFile(file, "a.parquet"), "a.parquet")
+        read: list[int] = []
+
+        def read_on() -> None:
+            before = pa.total_allocated_bytes()
+            for piece in stream.pieces():
+                read.append(piece.num_rows)
+                assert sum(read) * 200_000 < 256 << 20
+                assert pa.total_allocated_bytes() - before < 256 << 20
+
+        with pytest.raises(DataError, match="a row group unfolds to more than 100 times the file's size"):
+            read_on()
+
+
+def test_short_texts_that_millions_of_rows_name_are_read(tmp_path: Path) -> None:
+    names = pa.array(["Bavaria", "Saxony", None, "Mecklenburg-Vorpommern"]).dictionary_encode()
+    table = pa.table({"s": names.take(pa.array(np.repeat(np.arange(4, dtype=np.int32), 1_000_000)))})
+    path = tmp_path / "a.parquet"
+    pq.write_table(table, path, compression="zstd", row_group_size=4_000_000)
+    assert path.stat().st_size < 1 << 16
+    with path.open("rb") as file:
+        stream = stream_parquet(PinnedFile(file, "a.parquet"), "a.parquet")
+        assert sum(piece.num_rows for piece in stream.pieces()) == 4_000_000
 
 
 def test_parquet_of_one_large_row_group_is_read_in_small_pieces(tmp_path: Path) -> None:

@@ -13,7 +13,13 @@ try:
 except ImportError as error:  # pragma: no cover - the wheel always carries both packages
     raise MissingDependencyError("the package portcullis_pipelines is missing; reinstall kfp-portcullis") from error
 
-_folder = click.argument("directory", type=click.Path(exists=True, file_okay=False, path_type=Path))
+
+def _log_of(_: click.Context, __: click.Parameter, directory: Path) -> Path:
+    """Return the folder of the log: a run's folder holds it beside `run.json`, which no log has."""
+    return directory / "audit" if (directory / "run.json").is_file() else directory
+
+
+_folder = click.argument("directory", type=click.Path(exists=True, file_okay=False, path_type=Path), callback=_log_of)
 _trust = click.option(
     "--trust",
     type=click.Path(path_type=Path),
@@ -39,11 +45,11 @@ def audit() -> None:
 def verify(directory: Path, trust: Path | None, kept: Path | None) -> None:
     """Verify the audit log in DIRECTORY: any edit, deletion, move or cut is refused, and told by segment and line.
 
-    A segment without its end is named: its process goes on, was killed, or its end was cut off together with its
-    checkpoint, which only --checkpoints can tell.
+    DIRECTORY is the log's own, or a run's that holds it. A segment without its end is named: its process goes on, was
+    killed, or its end was cut off together with its checkpoint, which only --checkpoints can tell.
 
     \b
-    Example:  portcullis audit verify portcullis-run/audit --checkpoints ~/.local/share/portcullis/…/state/audit/….jsonl
+    Example:  portcullis audit verify portcullis-run --checkpoints ~/.local/share/portcullis/…/state/audit/….jsonl
     """  # noqa: D301 - \b is click's mark for text that is not to be wrapped
     from portcullis.audit.verify import log_head, verify_log
     from portcullis.evidence.trust import TrustStore
@@ -62,7 +68,7 @@ def verify(directory: Path, trust: Path | None, kept: Path | None) -> None:
 @_kept
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON per event.")
 def show(directory: Path, trust: Path | None, kept: Path | None, as_json: bool) -> None:  # noqa: FBT001
-    """Print the events of the audit log in DIRECTORY by time, once it verified."""
+    """Print the events of the audit log in DIRECTORY, its own or a run's, by time, once it verified."""
     from portcullis.audit.verify import verify_log
     from portcullis.evidence.trust import TrustStore
 

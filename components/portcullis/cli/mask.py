@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from portcullis.cli.show import say
-from portcullis.errors import DataError, GateFailedError, UsageError
+from portcullis.errors import ConfigError, DataError, GateFailedError, UsageError
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _Write = Callable[[Any], None]
@@ -37,7 +37,7 @@ def mask(source: str, output: Path, policy: Path | None, uri: str | None, report
     import pyarrow as pa
 
     from portcullis.evidence.step import keys_base
-    from portcullis.files import atomic_path, read_bytes, write_bytes
+    from portcullis.files import atomic_path, write_bytes
     from portcullis.ingest.readers import stream_table
     from portcullis.keys import role_uri, symmetric_key
     from portcullis.pii.frames import DEFAULT_PLAN
@@ -45,12 +45,15 @@ def mask(source: str, output: Path, policy: Path | None, uri: str | None, report
     from portcullis.pii.page import PiiReport
     from portcullis.pii.plan import MaskingPlan
     from portcullis.pii.residual import ResidualSearch
-    from portcullis.strict_yaml import load_yaml
 
     if output.suffix.lower() not in _WRITERS:
         raise UsageError(f"{output} is not a .csv, .jsonl or .parquet file")
     pa.set_memory_pool(pa.system_memory_pool())  # NumPy's: what either frees the other takes
-    plan = MaskingPlan.parse(load_yaml(read_bytes(policy, limit=1 << 20))) if policy else DEFAULT_PLAN
+    for written in filter(None, (output, report)):
+        _require_apart(written, source, policy)
+    if report and report.resolve() == output.resolve():
+        raise UsageError("--output and --report name one file")
+    plan = MaskingPlan.parse(_policy(policy)) if policy else DEFAULT_PLAN
     key = symmetric_key(uri or role_uri(keys_base(), "masking.key"))
     masked = mask_stream(stream_table(source), plan, key=key)
     search = ResidualSearch(masked.table.schema, plan)
@@ -71,6 +74,30 @@ def mask(source: str, output: Path, policy: Path | None, uri: str | None, report
         if counts:
             say(f"{column}: {', '.join(f'{count:,} {entity}' for entity, count in counts.items())}")
     say(f"{done.rows:,} rows in {output}")
+
+
+def _policy(path: Path) -> dict[str, Any]:
+    from portcullis.files import read_bytes
+    from portcullis.strict_yaml import MAX_YAML_BYTES, load_yaml
+
+    try:
+        return load_yaml(read_bytes(path, limit=MAX_YAML_BYTES))
+    except DataError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _require_apart(written: Path, source: str, policy: Path | None) -> None:
+    """Refuse to write over what is read, however it is spelled, or into a folder that is read as a whole.
+
+    Raises:
+        UsageError: It would be.
+    """
+    from portcullis.ingest.sources import local_path
+
+    for read in filter(None, (local_path(source), policy)):
+        target, origin = written.resolve(), read.resolve()
+        if origin in (target, *target.parents) or (target.exists() and origin.exists() and target.samefile(origin)):
+            raise UsageError(f"{written} is, or lies in, {read}, which is read; name another file to write")
 
 
 def _require_finite(piece: Any) -> None:

@@ -18,6 +18,9 @@ agree:
 - a float column of whole numbers of at most 2**53 in size is int64 (1.0 and 1 are one spelling), unless it holds -0.0;
 - a column without any value is text.
 
+A folder of Parquet may spell columns in its folders' names, as Hive does (`year=2024/rows.parquet`): they come last,
+and are text unless the description makes them features.
+
 In CSV an unquoted empty cell is null and a quoted one is empty text. Dates stay text. Without a description every
 column is one of the others.
 
@@ -40,6 +43,7 @@ from portcullis.ingest.column_types import Facts, Survey, marked_rows, typed
 from portcullis.ingest.csv_table import MAX_CELL_BYTES, read_csv
 from portcullis.ingest.jsonl_table import read_jsonl
 from portcullis.ingest.malformed import Check, Malformed, Reason
+from portcullis.ingest.partitions import with_partition
 from portcullis.ingest.sources import SourceFile, SourceFiles, source_files
 from portcullis.table import MAX_BYTES, TableStream, check_size, stream_parquet
 
@@ -355,7 +359,8 @@ def _parquet(file: SourceFile, _: Check | None) -> Iterator[_Piece]:
     path = file.entry.path
     first = 0
     with file.open() as opened:
-        for table in stream_parquet(opened, path, part=file.groups).pieces():
+        for rows in stream_parquet(opened, path, part=file.groups).pieces():
+            table = with_partition(rows, path)
             piece = _Piece(path, table, partial(_row, first), {}, table.num_rows)
             for index, column in enumerate(table.columns):
                 if pa.types.is_string(column.type):

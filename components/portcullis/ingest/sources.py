@@ -21,6 +21,7 @@ from portcullis.errors import DataError, UsageError
 from portcullis.files import BinaryFile, PinnedFile
 from portcullis.ingest import cheque_digits
 from portcullis.ingest.beginning import Beginning
+from portcullis.ingest.partitions import partition_of
 from portcullis.remote import StoreObject, is_fsspec, is_remote, remote_objects
 
 _FILE_URI = re.compile(r"file:(?://(?:localhost)?)?(/(?!/)[^?#]*)")
@@ -142,12 +143,12 @@ def _found(uri: str, limit: int | None) -> Iterator[_Found]:
     if uri.startswith("builtin:"):
         name, data = _builtin_name(uri), cheque_digits.csv_bytes()
         yield _Found(name, len(data), lambda: _digested(name, lambda: contextlib.nullcontext(BytesIO(data))))
-    elif is_remote(uri) or (is_fsspec(uri) and not uri.startswith("file://")):
+    elif (path := local_path(uri)) is not None:
+        yield from _local(path, limit)
+    else:
         objects, is_folder = remote_objects(uri, limit=limit)
         for entry in objects:
             yield _Found(entry.name, entry.size, partial(_stored, entry), is_folder)
-    else:
-        yield from _local(_local_path(uri), limit)
 
 
 def _digested(path: str, opened: Callable[[], AbstractContextManager[BinaryFile]]) -> SourceFile:
@@ -169,7 +170,14 @@ def _builtin_name(uri: str) -> str:
     return "cheque-digits.csv"
 
 
-def _local_path(uri: str) -> Path:
+def local_path(uri: str) -> Path | None:
+    """Return the file or folder that a URI names on this machine; None where it is a store's or built in.
+
+    Raises:
+        UsageError: Another scheme, a remote host, or an unprintable path.
+    """
+    if uri.startswith("builtin:") or is_remote(uri) or (is_fsspec(uri) and not uri.startswith("file://")):
+        return None
     path = uri
     if uri.startswith("file:"):
         match = _FILE_URI.fullmatch(uri)
@@ -247,4 +255,10 @@ def _kind(paths: Collection[str]) -> str:
     found = sorted({kind for kind in kinds.values() if kind})
     if len(found) != 1:
         raise DataError(f"the folder mixes {' and '.join(found)} files")
+    for path in kinds:
+        if found[0] != "parquet" and partition_of(path):
+            raise DataError(
+                f"{path}: its folders' names spell columns, which are read of Parquet alone; write them into the files "
+                "and name folders without '='"
+            )
     return found[0]

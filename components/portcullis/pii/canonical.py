@@ -7,7 +7,7 @@ import pyarrow.compute as pc
 
 from portcullis.pii.encoded import decoded
 from portcullis.pii.entities import BY_COLUMN, Entity, canonical
-from portcullis.pii.folding import fold
+from portcullis.pii.folding import composed, fold
 from portcullis.pii.operators import VALUE
 from portcullis.pii.reading import Bytes, Ints, buffers, looked_up
 
@@ -29,10 +29,10 @@ _IN_CAPITALS = frozenset(
 
 
 def canonical_values(entity: str, values: pa.LargeStringArray) -> pa.LargeStringArray:
-    """Return the canonical spelling of each value; VALUE is as it is written, an entity of the user's own is folded.
+    """Return the canonical spelling of each value.
 
-    An encoded identifier is spelled as the one that it stands for. Plain ASCII of the common entities is spelled all at
-    once, the others one by one.
+    VALUE is as it is written, an entity of the user's own in NFC and folded. An encoded one is spelled as the one
+    that it stands for. Plain ASCII of the common entities is spelled all at once, the others one by one.
 
     Args:
         entity: An `Entity`, VALUE, or an entity of the user's own.
@@ -41,7 +41,7 @@ def canonical_values(entity: str, values: pa.LargeStringArray) -> pa.LargeString
     if entity == VALUE:
         return values
     if entity not in list(Entity):
-        return pa.array([fold(text).strip() for text in values.to_pylist()], pa.large_string())
+        return pa.array([fold(composed(text)).strip() for text in values.to_pylist()], pa.large_string())
     kind = Entity(entity)
     values = decoded(kind, values)
     offsets, data = buffers(values)

@@ -1,11 +1,12 @@
 """Identifiers that are encoded, in one way or in one upon another.
 
 Percent-encoding (RFC 3986), as forms write it too (`+` for a blank, in a text with `=` or `%`); character references of
-HTML; base64 of either alphabet (RFC 4648); and hexadecimal.
+HTML; backslash escapes, as JSON (RFC 8259) and `repr` write them, and control sequences of terminals (ECMA-48), which
+show nothing; base64 of either alphabet (RFC 4648); and hexadecimal.
 
-A text is decoded so that each byte knows where it came from. What percent-encoding and HTML spell character by
-character is masked exactly; a run of base64 or hexadecimal as a whole. Nothing grows when it is decoded, but for a few
-of HTML's references by half, and there are two levels, so the work is linear.
+A text is decoded so that each byte knows where it came from. What is spelled character by character is masked exactly;
+a run of base64 or hexadecimal as a whole. Nothing grows when it is decoded, but for a few of HTML's references by half,
+and there are two levels, so the work is linear.
 
 Base64 of text in ASCII is told from words by its form: no byte of it is above 127 or below a blank, which leaves each
 character of a group of four a part of the alphabet. Two such groups in a row make a run worth decoding. Hexadecimal
@@ -44,14 +45,21 @@ _PAIR, _LETTER = "[2-7][0-9A-Fa-f]", "[2-7][A-Fa-f]"
 _SPELT = "3[0-9]|2[05]|[46][1-6]"
 _SIX = f"(?:{_SPELT}){{6}}|{_LETTER}(?:{_PAIR}){{5}}|(?:{_PAIR}){{5}}{_LETTER}"
 _ASCII_HEX = f"(?:[2-9A-Fa-f][0-9A-Fa-f]|0[9ADad])*?(?:{_SIX})"
+# Behind an escape: what may begin an identifier or something encoded. Elsewhere an escape hides nothing, but for one
+# that spells a piece of an identifier itself: ASCII, or a digit of another script.
+_BEGINS = r"[^\s\\]{0,64}[^\\]{0,3}[\p{Nd}@:%&]|[A-Za-z0-9+/_-]{8}"
+_SPELLS = r"\\(?:x[2-7]|u(?:00[2-7]|0[6-9A-Fa-f]|1[07-9A-Ca-c]|[Aa][689ABab]|[Dd]8|[Ff][EFef]))"
 # Looked for in values where a glance shows that it may be; the rest is done where it is found.
 _SUSPECT = re2.compile(
     r"%[0-9A-Fa-f]{2}|&[#A-Za-z]|[0-9)]\+[0-9(]"
+    rf"|\\(?:[bfnrt/]|u[0-9A-Fa-f]{{4}}|x[0-9A-Fa-f]{{2}})(?:{_BEGINS})|{_SPELLS}|\x1b\["
     rf"|(?:^|[^A-Za-z0-9])(?:{_ASCII_BASE64}|(?:0[xX])?{_ASCII_HEX})"
 )
 _PERCENT = re.compile(rb"%([0-9A-Fa-f]{2})")
-_FORM = re.compile(rb"[=%].*\+|\+.*[=%]", re.DOTALL)
 _REFERENCE = re.compile(r"&(?:#[0-9]+;?|#[xX][0-9a-fA-F]+;?|[^\t\n\f <&#;]{1,32};?)")
+_SURROGATES = r"\\u[Dd][89ABab][0-9A-Fa-f]{2}\\u[Dd][C-Fc-f][0-9A-Fa-f]{2}"
+_ESCAPE = re.compile(rf"{_SURROGATES}|\\u[0-9A-Fa-f]{{4}}|\\x[0-9A-Fa-f]{{2}}|\\[bfnrt\"'/\\]|\x1b\[[0-?]*[ -/]*[@-~]")
+_ESCAPED = dict(zip("bfnrt", "\b\f\n\r\t", strict=True))
 _RUNS = (re.compile(rb"[A-Za-z0-9+/]{8,}"), re.compile(rb"[A-Za-z0-9_-]{8,}"))
 _PADDING = re.compile(rb"={0,2}")
 _IS_ASCII_BASE64 = re.compile(_ASCII_BASE64.encode())
@@ -60,7 +68,7 @@ _IS_ASCII_HEX = re.compile(_ASCII_HEX.encode())
 _STANDARD = bytes.maketrans(b"-_", b"+/")
 # What each byte may be in a match of `_SUSPECT`, as bits: of a group of base64; the first of a pair of hexadecimal; the
 # second, or what stands before a plus; the plus; what alone is enough.
-_PARTS = (_FIRST, _SECOND, _THIRD, _ANY, "[2-7]", "[0-9A-Fa-f)]", r"\+", "[%&]")
+_PARTS = (_FIRST, _SECOND, _THIRD, _ANY, "[2-7]", "[0-9A-Fa-f)]", r"\+", r"[%&\\\x1b]")
 _PART_OF = bytes(sum(1 << bit for bit, it in enumerate(_PARTS) if re.match(it, chr(code))) for code in range(256))
 _PLUS = 1 << 6
 _IS_SPELT = np.zeros((256, 256), np.bool_)
@@ -206,9 +214,9 @@ def _lowered(parts: Bytes, bit: int) -> Bytes:
 
 def _views(value: int, text: bytes) -> Iterator[_View]:
     places = np.arange(len(text) + 1)
-    level: Sequence[_View] = [_View(value, text, places[:-1], places[1:], form=_FORM.search(text) is not None)]
+    level: Sequence[_View] = [_View(value, text, places[:-1], places[1:], form=b"=" in text or b"%" in text)]
     for _ in range(LEVELS):
-        level = [decoded for view in level for decode in (_unquoted, _unescaped, _runs) for decoded in decode(view)]
+        level = [decoded for view in level for decode in _DECODERS for decoded in decode(view)]
         yield from level
 
 
@@ -228,17 +236,46 @@ def _unquoted(view: _View) -> Iterator[_View]:
         yield _View(view.value, _as_text(data[keep]), view.begins[keep], ends[keep])
 
 
-def _unescaped(view: _View) -> Iterator[_View]:
+def _unreferenced(view: _View) -> Iterator[_View]:
     """Yield a view with each `&#64;` as the character that it stands for."""
+    if b"&" in view.text:
+        yield from _replaced(view, _REFERENCE, lambda match: html.unescape(match[0]))
+
+
+def _unescaped(view: _View) -> Iterator[_View]:
+    r"""Yield a view with each `\u0040` as the character that it stands for and no control sequences.
+
+    And one with a blank for each of these, if there are any: what they colour may be a word of its own.
+    """
+    if b"\\" in view.text or b"\x1b[" in view.text:
+        yield from _replaced(view, _ESCAPE, _character)
+    if b"\x1b[" in view.text:
+        yield from _replaced(view, _ESCAPE, lambda match: _character(match) or " ")
+
+
+def _character(escape: re.Match[str]) -> str:
+    """Return what an escape stands for; nothing for a control sequence."""
+    text = escape[0]
+    match text[1]:
+        case "[":
+            return ""
+        case "u" | "x":
+            units = [int(it[1:], 16) for it in text.split("\\")[1:]]
+            data = b"".join(unit.to_bytes(2, "big") for unit in units)
+            return data.decode("utf-16-be", "replace")
+        case letter:
+            return _ESCAPED.get(letter, letter)
+
+
+def _replaced(view: _View, pattern: re.Pattern[str], plain: Callable[[re.Match[str]], str]) -> Iterator[_View]:
+    """Yield a view with each match as what it stands for, if there is any."""
     text = view.text.decode()
-    if "&" not in text:
-        return
     parts: list[bytes] = []
     begins, ends = [], []
     place = last = 0  # in bytes, in characters
-    for match in _REFERENCE.finditer(text):
+    for match in pattern.finditer(text):
         before, written = text[last : match.start()].encode(), match[0].encode()
-        spelled = html.unescape(match[0]).encode("utf-8", "replace")
+        spelled = plain(match).encode("utf-8", "replace")
         start = place + len(before)
         stop = start + len(written)
         parts += [before, spelled]
@@ -271,6 +308,9 @@ def _runs(view: _View) -> Iterator[_View]:
     for match in _HEX.finditer(view.text):
         if _IS_ASCII_HEX.match(match[1]):
             yield _whole(view, match.start(), match.end(), bytes.fromhex(match[1].decode()))
+
+
+_DECODERS = (_unquoted, _unreferenced, _unescaped, _runs)
 
 
 def _whole(view: _View, start: int, end: int, decoded: bytes) -> _View:

@@ -20,7 +20,7 @@ from enum import StrEnum
 
 import numpy as np
 
-from portcullis.pii.folding import fold
+from portcullis.pii.folding import composed, fold
 
 
 class Entity(StrEnum):
@@ -265,10 +265,12 @@ _DATE = re.compile(
 def canonical(entity: Entity, text: str) -> str:
     """Return the one spelling of an identifier, so that one identifier has one token however it is written.
 
-    Folded, then: e-mail and unparsable addresses in lower case; what has letters in upper case without blanks and
-    marks; IP as RFC 5952 and RFC 791 write it; names and street addresses in lower case with single blanks and no other
-    marks; dates with single blanks; ages in years; the others digits only, a telephone number without NANP's leading 1.
+    In NFC and folded, then: e-mail and unparsable addresses in lower case; what has letters in upper case without
+    blanks and marks; IP as RFC 5952 and RFC 791 write it; names and street addresses in lower case with single blanks
+    and no other marks; dates with single blanks; ages in years; the others digits only, a telephone number without
+    NANP's leading 1.
     """
+    text = composed(text)
     match entity:
         case Entity.EMAIL:
             return fold(text).strip().lower()

@@ -4,6 +4,7 @@ Folding works code point by code point, so it is linear; `unicodedata.normalize`
 and takes quadratic time on a long run of them.
 """
 
+import itertools
 import unicodedata
 
 # Letters that Unicode draws as nothing, and a symbol it draws as a blank; their categories do not tell.
@@ -43,3 +44,20 @@ def fold(text: str) -> str:
     Source: Unicode Standard Annex #15 (NFKC), and the general categories and decimal values of UAX #44.
     """
     return text if text.isascii() and text.isprintable() else text.translate(_FOLDS)
+
+
+# Of text that is written to be read; UAX #15 calls it stream-safe.
+_MARKS_IN_A_ROW = 30
+
+
+def composed(text: str) -> str:
+    """Return `text` in NFC, so that an accent is a part of its letter also where it was written as a combining mark.
+
+    A text with more than 30 combining marks in a row stays as it is, for the reason above.
+    """
+    if text.isascii():
+        return text
+    runs = itertools.groupby(text, lambda character: unicodedata.combining(character) > 0)
+    if any(marks and sum(1 for _ in run) > _MARKS_IN_A_ROW for marks, run in runs):
+        return text
+    return unicodedata.normalize("NFC", text)

@@ -7,12 +7,13 @@
 Nothing is signed here; in a pipeline the components do the same and leave evidence.
 """
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
 
-from portcullis.errors import DataError, GateFailedError
+from portcullis.errors import DataError, GateFailedError, UsageError
 from portcullis.pii.entities import IN_TEXT
 from portcullis.pii.mask import mask_table
 from portcullis.pii.page import PiiReport
@@ -42,7 +43,9 @@ def mask_frame(frame: Any, plan: MaskingPlan = DEFAULT_PLAN, *, key: bytes) -> t
             several types in one column.
         GateFailedError: The second search still finds something; nothing is returned.
         KeyMaterialError: The key is not 32 bytes.
+        UsageError: The frame is neither, or the plan none.
     """
+    _require_plan(plan)
     table, done = mask_table(_table(frame), plan, key=key)
     report = _judged(table, plan, done.counts, done.actions)
     if not report.passed:
@@ -59,8 +62,15 @@ def check_frame(frame: Any, plan: MaskingPlan = DEFAULT_PLAN) -> PiiReport:
 
     Raises:
         DataError: As `mask_frame`, of the table alone.
+        UsageError: As `mask_frame`.
     """
+    _require_plan(plan)
     return _judged(_table(frame), plan, {}, {})
+
+
+def _require_plan(plan: object) -> None:
+    if not isinstance(plan, MaskingPlan):
+        raise UsageError(f"plan is a MaskingPlan, not {type(plan).__name__}; MaskingPlan.parse reads a mapping")
 
 
 def _judged(
@@ -72,6 +82,9 @@ def _judged(
 def _table(frame: Any) -> pa.Table:
     if isinstance(frame, pa.Table):
         return frame
+    pandas = sys.modules.get("pandas")  # whoever has a data frame has loaded it
+    if pandas is None or not isinstance(frame, pandas.DataFrame):
+        raise UsageError(f"a frame is a pandas DataFrame or a pyarrow Table, not {type(frame).__name__}")
     if not all(isinstance(name, str) for name in frame.columns):
         raise DataError("a data frame's columns must be named by text; rename them")
     if not _is_plain(frame.index):

@@ -29,7 +29,7 @@ OLDEST = 89
 
 _YEAR = re.compile(r"(?<!\d)(?:1[6-9]|20)\d\d(?!\d)")
 _COMPACT_DATE = re.compile(r"((?:1[6-9]|20)\d\d)(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])(?!\d)")
-_AGE = re.compile(r"(\d{1,3})(?:\.0*)?(?: ?(?:years?|yrs?|y)(?: old)?)?", re.IGNORECASE)
+_AGE = re.compile(r"(\d{1,3})(?:\.\d*)?(?: ?(?:years?|yrs?|y)(?: old)?)?", re.IGNORECASE)
 _ZIP = re.compile(r"(\d{3})\d\d(?:[ -]?\d{4})?")
 
 
@@ -68,8 +68,8 @@ def generalised_numbers(operator: Operator, values: pa.Array) -> pa.Array:
         made = np.floor(numbers / operator.width) * operator.width
         good &= np.isfinite(made) & (np.abs(made) < 2**53)
     elif operator.form == "age":
-        made = np.minimum(numbers, OLDEST + 1)
-        good &= numbers >= 0
+        made = np.floor(np.minimum(numbers, OLDEST + 1))
+        good &= (numbers >= 0) & np.isfinite(numbers)
     else:
         made = np.floor(numbers)
         good &= (numbers >= 1600) & (numbers < 2100)

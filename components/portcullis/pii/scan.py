@@ -211,7 +211,8 @@ def _scan(values: Any, first: int, request: _Request) -> tuple[Ints, Ints, Ints,
     for finder in request.finders:
         which, starts, ends, ranks = finder(values, request.column)
         if len(which):
-            parts.append((which + first, starts, ends, ranks))
+            found = (which + first, starts, ends, ranks)
+            parts = [_outside_escapes(part, found, values, first) for part in (*parts, found)]
     numbers, starts, ends, ranks = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     if len(parts) == 1:
         return numbers, starts, ends, ranks
@@ -223,6 +224,34 @@ def _scan(values: Any, first: int, request: _Request) -> tuple[Ints, Ints, Ints,
     cells = np.searchsorted(offsets[:-1] + np.arange(len(values)), united.starts, "right") - 1
     base = offsets[cells] + cells
     return first + cells, united.starts - base, united.ends - base, united.ranks
+
+
+# An escape such as those of JSON, or a terminal's control sequence, plain or escaped; no longer one is looked at.
+_ESCAPE_END = re.compile(
+    rb"(?:\\(?:[bfnrt]|u[0-9A-Fa-f]{4}|x[0-9A-Fa-f]{2})|(?:\x1b|\\u001[Bb]|\\x1[Bb])\[[0-?]{0,32}[ -/]{0,8}[@-~])\Z"
+)
+_LONGEST_ESCAPE = 48
+
+
+def _outside_escapes(part: Found, decoded: Found, values: Any, first: int) -> Found:
+    r"""Return findings, of which each that begins inside of an escape begins behind it if a finder found just that.
+
+    Read as written, `\njane@example.com` holds `njane@example.com`: another mailbox, and half an escape is no JSON.
+    """
+    which, starts, ends, ranks = part
+    behind: dict[tuple[int, int, int], int] = {}
+    for value, start, end, rank in zip(*(array.tolist() for array in decoded), strict=True):
+        behind[value, end, rank] = max(start, behind.get((value, end, rank), start))
+    begins = starts.copy()
+    for place in np.flatnonzero(np.isin(which, decoded[0])).tolist():
+        value, start = int(which[place]), int(starts[place])
+        begin = behind.get((value, int(ends[place]), int(ranks[place])), start)
+        if start < begin <= start + _LONGEST_ESCAPE:
+            before = values[value - first].as_py().encode()[max(begin - _LONGEST_ESCAPE, 0) : begin]
+            escape = _ESCAPE_END.search(before)
+            if escape and begin - len(before) + escape.start() < start:
+                begins[place] = begin
+    return which, begins, ends, ranks
 
 
 def _for_column(recogniser: Recogniser, column: str) -> Recogniser:
