@@ -8,6 +8,7 @@ Whatever is looked for here needs a pattern in `portcullis.pii.sieve` that is at
 """
 
 import re
+import string
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 
@@ -16,20 +17,26 @@ from portcullis.pii.locales.eu import valid_dni, valid_nie, valid_nino, valid_ni
 from portcullis.pii.locales.us import valid_aba, valid_ein, valid_itin
 
 _GAP = r"[ \t\-._/()\[\]*~]{1,3}"
-_END = r"(?![^\W_])"
+# Between digits and letters only those of ASCII tie a number to what stands beside it; see `_alone`.
+_BEGIN = r"(?<![A-Za-z0-9])"
+_END = r"(?![A-Za-z0-9])"
+_WORD_END = r"(?=[A-Za-z]{0,12}(?![A-Za-z0-9]))"
+# Where no other digit stands, nor a decimal point; a comma is one behind nothing but a zero.
+_FRESH = r"(?<![0-9])(?<![0-9]\.)(?<!(?<![\w.,])0,)"
+# What letters may begin behind: a mark, or an escape as in JSON.
+_LETTERS_BEGIN = rf"(?:{_BEGIN}|(?<=\\[nrt]))"
+_WHOLE = r"(?!\.[0-9]*[1-9])"
 _EMAIL = re.compile(r"[\w\"](?:@| @ )(?:[\w-]++\.)+[^\W\d_]{2,}")
-_IBAN = re.compile(rf"(?<![^\W_])[A-Za-z]{{2}}\d\d(?:(?:{_GAP})?[A-Za-z0-9]){{11,30}}")
+_IBAN = re.compile(rf"(?<![0-9])[A-Za-z]{{2}}\d\d(?:(?:{_GAP})?[A-Za-z0-9]){{11,30}}")
 # No possessive group: before Python 3.11.5 those lose matches.
-_NUMBERS = re.compile(
-    rf"(?<![^\W_])(?<!\d,)([A-Za-z]{{0,12}})(\d+(?:{_GAP}\d+)*)"
-)  # a possessive group loses matches before Python 3.11.5
+_NUMBERS = re.compile(rf"{_FRESH}\d+(?:{_GAP}\d+)*")
 _SSN = re.compile(rf"(?<!\d)\d{{3}}{_GAP}\d\d{_GAP}\d{{4}}(?!\d)")
 _CUED_SSN = re.compile(rf"(?:ssn|social.?security)(?: no| number)?[^\w<>]{{0,4}}(\d(?:(?:{_GAP})?\d){{8}}){_END}", re.I)
-_IPV4 = re.compile(r"(?<![\w.])\d{1,3}(?:[\[(]?\.[\])]?\d{1,3}){3}(?!\w|\.\d)")
-_IPV6 = re.compile(r"(?<![^\W_])[0-9A-Fa-f:]{3,}")
-_NANP = re.compile(rf"(?<![^\W_])(?<!\d[.,])1?[2-9]\d\d(?:{_GAP})?[2-9]\d\d(?:{_GAP})?\d{{4}}{_END}")
-_E164 = re.compile(rf"\+(?:{_GAP})?[1-9](?:(?:{_GAP})?\d){{7,14}}{_END}")
-_MAC = re.compile(r"(?<![^\W_:-])[\dA-Fa-f]{2}(?:[:-][\dA-Fa-f]{2}){5}(?![^\W_]|[:-][^\W_])")
+_IPV4 = re.compile(r"(?<![0-9vV])(?<![0-9]\.)\d{1,3}(?:[\[(]?\.[\])]?\d{1,3}){3}(?![0-9]|\.[0-9])")
+_IPV6 = re.compile(rf"{_BEGIN}[0-9A-Fa-f:]{{3,}}")
+_NANP = re.compile(rf"{_FRESH}1?[2-9]\d\d(?:{_GAP})?[2-9]\d\d(?:{_GAP})?\d{{4}}{_WORD_END}")
+_E164 = re.compile(rf"\+(?:{_GAP})?[1-9](?:(?:{_GAP})?\d){{7,14}}{_WORD_END}")
+_MAC = re.compile(rf"{_LETTERS_BEGIN}[\dA-Fa-f]{{2}}(?:[:-][\dA-Fa-f]{{2}}){{5}}(?![A-Za-z0-9]|[:-][A-Za-z0-9])")
 _ITIN = re.compile(rf"(?<!\d)9\d\d{_GAP}\d\d{_GAP}\d{{4}}(?!\d)")
 # After a word that names it, with anything but digits and tokens between.
 _BETWEEN = r"[^\d<>|]{0,25}?"
@@ -42,16 +49,18 @@ _LICENSE = re.compile(
     rf"(?<![^\W_])([A-Z]{{0,2}}(?:\d(?:{_GAP})?){{5,13}}\d[A-Z]?){_END}",
     re.IGNORECASE,
 )
-_NINO = re.compile(rf"(?<![^\W_])[A-Za-z]{{2}}(?:(?:{_GAP})?\d\d){{3}}(?:{_GAP})?[A-Da-d]{_END}")
-_STEUER_ID = re.compile(rf"(?<![^\W_])(?<!\d[.,])(?:\d{{11}}|\d\d(?:{_GAP}\d{{3}}){{3}}){_END}(?![.,]\d)")
+_NINO = re.compile(rf"{_LETTERS_BEGIN}[A-Za-z]{{2}}(?:(?:{_GAP})?\d\d){{3}}(?:{_GAP})?[A-Da-d]{_END}")
+_STEUER_ID = re.compile(rf"{_FRESH}(?:\d{{11}}|\d\d(?:{_GAP}\d{{3}}){{3}}){_WORD_END}{_WHOLE}")
 _NIR = re.compile(
-    rf"(?<![^\W_])(?<!\d[.,])[123478](?:(?:{_GAP})?\d\d){{2}}(?:{_GAP})?(?:\d\d|2[ABab])"
-    rf"(?:(?:{_GAP})?\d{{3}}){{2}}(?:{_GAP})?\d\d{_END}(?![.,]\d)"
+    rf"{_FRESH}[123478](?:(?:{_GAP})?\d\d){{2}}(?:{_GAP})?(?:\d\d|2[ABab])"
+    rf"(?:(?:{_GAP})?\d{{3}}){{2}}(?:{_GAP})?\d\d{_WORD_END}{_WHOLE}"
 )
-_DNI = re.compile(rf"(?<![^\W_])(?:\d{{8}}|\d\d(?:{_GAP}\d{{3}}){{2}})(?:{_GAP})?[A-Za-z]{_END}")
-_NIE = re.compile(rf"(?<![^\W_])[X-Zx-z](?:{_GAP})?(?:\d{{7}}|\d{_GAP}\d{{3}}{_GAP}\d{{3}})(?:{_GAP})?[A-Za-z]{_END}")
+_DNI = re.compile(rf"(?<![0-9])(?:\d{{8}}|\d\d(?:{_GAP}\d{{3}}){{2}})(?:{_GAP})?[A-Za-z]{_END}")
+_NIE = re.compile(
+    rf"{_LETTERS_BEGIN}[X-Zx-z](?:{_GAP})?(?:\d{{7}}|\d{_GAP}\d{{3}}{_GAP}\d{{3}})(?:{_GAP})?[A-Za-z]{_END}"
+)
 _VAT = re.compile(
-    rf"(?<![^\W_])(?:ATU|BE|DE|DK|EL|FI|FR|GB|IT|LU|NL|PL|PT|SE)(?:(?:{_GAP})?\d){{8,12}}(?:(?:{_GAP})?B\d\d)?",
+    rf"{_LETTERS_BEGIN}(?:ATU|BE|DE|DK|EL|FI|FR|GB|IT|LU|NL|PL|PT|SE)(?:(?:{_GAP})?\d){{8,12}}(?:(?:{_GAP})?B\d\d)?",
     re.IGNORECASE,
 )
 
@@ -87,42 +96,47 @@ def _emails(text: str) -> int:
 
 
 def _ibans(text: str) -> int:
-    return sum(_begins_with_iban(match[0]) for match in _IBAN.finditer(text))
+    return sum(1 for _ in _standing(_IBAN, text, _begins_with_iban))
 
 
-def _begins_with_iban(text: str) -> bool:
-    places = [index for index, character in enumerate(text) if character.isalnum()]
-    length = IBAN_LENGTHS.get(text[:2].upper(), len(places) + 1)
+def _begins_with_iban(text: str, match: re.Match[str]) -> bool:
+    places = [index for index, character in enumerate(match[0], match.start()) if character.isalnum()]
+    length = IBAN_LENGTHS.get(match[0][:2].upper(), len(places) + 1)
     if length > len(places):
         return False
     end = places[length - 1] + 1
-    return not text[end : end + 1].isalnum() and valid_iban(text[:end])
+    return valid_iban(text[match.start() : end]) and _alone(text, match.start(), end)
 
 
 def _cards(text: str) -> int:
-    return sum(any(map(valid_card, _windows(text, match))) for match in _NUMBERS.finditer(text))
+    return sum(
+        any(valid_card(digits) and _alone(text, *place) for digits, *place in _windows(match))
+        for match in _NUMBERS.finditer(text)
+    )
 
 
-def _windows(text: str, numbers: re.Match[str]) -> Iterator[str]:
-    """Yield every 12 to 19 digits in a row of numbers that stand in groups as cards do, or are spelled out evenly."""
-    word, row = numbers.groups()
-    groups = re.findall(r"\d+", row)
+def _windows(numbers: re.Match[str]) -> Iterator[tuple[str, int, int]]:
+    """Yield every 12 to 19 digits in a row of numbers that stand in groups as cards do, or are spelled out evenly.
+
+    Of each, also where it starts and ends.
+    """
+    row = numbers[0]
+    places = [it.span() for it in re.finditer(r"\d+", row)]
+    groups = [row[start:end] for start, end in places]
     gaps = ["", *re.findall(r"\D+", row)]
-    if text[numbers.end() : numbers.end() + 1].isalpha():
-        groups.pop()  # the start of a word such as a hash
-    for first, gap in enumerate(gaps[: len(groups)]):
+    for first, gap in enumerate(gaps):
         if gap == ".":
             continue  # the fraction of a decimal
         window = ""
         for last in range(first, len(groups)):
             window += groups[last]
-            if len(window) > 19 or (word and first == 0 < last):
+            if len(window) > 19:
                 break
             sizes = [len(group) for group in groups[first : last + 1]]
             spelled_out = len(sizes) == len(groups) and max(sizes) <= 2
             decimal = len(sizes) == 2 and gaps[last] == "."
             if len(window) >= 12 and not decimal and (spelled_out or min(sizes[:-1], default=3) >= 3):
-                yield window
+                yield window, numbers.start() + places[first][0], numbers.start() + places[last][1]
 
 
 def _ssns(text: str) -> int:
@@ -143,12 +157,53 @@ _BRACKETS = str.maketrans("", "", "[]()")
 
 
 def _phones(text: str) -> int:
-    return sum(1 for _ in _NANP.finditer(text)) + sum(1 for _ in _E164.finditer(text))
+    return sum(1 for pattern in (_NANP, _E164) for _ in _standing(pattern, text))
 
 
 def _matching(pattern: re.Pattern[str], valid: Callable[[str], bool]) -> Callable[[str], int]:
     """Return the search that counts valid matches: of group 1 where the pattern has one."""
     return lambda text: sum(valid(match[pattern.groups]) for match in pattern.finditer(text))
+
+
+def _alone_and(pattern: re.Pattern[str], valid: Callable[[str], bool]) -> Callable[[str], int]:
+    """Return the search that counts valid matches that are no part of something longer."""
+    return lambda text: sum(valid(match[0]) for match in _standing(pattern, text))
+
+
+def _standing(
+    pattern: re.Pattern[str], text: str, holds: Callable[[str, re.Match[str]], bool] | None = None
+) -> Iterator[re.Match[str]]:
+    """Yield the matches that hold, by default those that stand alone; others may begin within one that does not."""
+    place = 0
+    while match := pattern.search(text, place):
+        if holds(text, match) if holds else _alone(text, *match.span()):
+            yield match
+            place = match.end()
+        else:
+            place = match.start() + 1
+
+
+_ALNUM = string.ascii_letters + string.digits
+
+
+def _alone(text: str, start: int, end: int) -> bool:
+    """Tell whether a number has no letter beside it, or on one side a short word as in `N4111…` and `4111…VISA`.
+
+    The letters and digits of a UUID's groups between dashes may look like that.
+    """
+    left, right = text[max(0, start - 15) : start], text[end : end + 15]
+    before = left[len(left.rstrip(_ALNUM)) :] if text[start].isalnum() else ""
+    after = right[: len(right) - len(right.lstrip(_ALNUM))]
+    word = before + after
+    if not word:
+        return True
+    if (before and after) or not word.isalpha() or len(word) > 12:
+        return False
+    joined = (left[: len(left) - len(before)][-2:], right[len(after) :][:2][::-1])
+    return not set(word) <= _HEX or not any(it[1:] == "-" and it[0] in _ALNUM for it in joined)
+
+
+_HEX = set("abcdefABCDEF")
 
 
 def _vat_numbers(text: str) -> int:
@@ -158,7 +213,7 @@ def _vat_numbers(text: str) -> int:
 def _beginnings(text: str, match: re.Match[str]) -> Iterator[str]:
     """Yield what a match begins with, up to each place where a word ends."""
     for end in range(match.start() + 1, match.end() + 1):
-        if text[end - 1].isalnum() and not text[end : end + 1].isalnum():
+        if text[end - 1].isalnum() and (end == len(text) or text[end] not in _ALNUM):
             yield text[match.start() : end]
 
 
@@ -175,9 +230,9 @@ SEARCHES: Mapping[Entity, Callable[[str], int]] = {
     Entity.US_PASSPORT: _matching(_PASSPORT, bool),
     Entity.US_DRIVER_LICENSE: _matching(_LICENSE, bool),
     Entity.UK_NINO: _matching(_NINO, valid_nino),
-    Entity.DE_STEUER_ID: _matching(_STEUER_ID, valid_steuer_id),
-    Entity.FR_NIR: _matching(_NIR, valid_nir),
-    Entity.ES_DNI: _matching(_DNI, valid_dni),
+    Entity.DE_STEUER_ID: _alone_and(_STEUER_ID, valid_steuer_id),
+    Entity.FR_NIR: _alone_and(_NIR, valid_nir),
+    Entity.ES_DNI: _alone_and(_DNI, valid_dni),
     Entity.ES_NIE: _matching(_NIE, valid_nie),
     Entity.EU_VAT: _vat_numbers,
     Entity.IP_ADDRESS: _addresses,

@@ -49,7 +49,8 @@ _PATTERNS: Mapping[str, str] = {
     rf"(?:(?:{_G})?{_D}{{3}}){{2}}(?:{_G})?{_D}{{2}}",
     Entity.ES_DNI: rf"(?:{_D}{{8}}|{_D}{{2}}(?:{_G}{_D}{{3}}){{2}})(?:{_G})?[A-Za-z]",
     Entity.ES_NIE: rf"[X-Zx-z](?:{_G})?(?:{_D}{{7}}|{_D}{_G}{_D}{{3}}{_G}{_D}{{3}})(?:{_G})?[A-Za-z]",
-    Entity.EU_VAT: rf"(?:^|[^A-Za-z0-9])(?i:ATU|BE|DE|DK|EL|F[Iı]|FR|GB|[Iı]T|LU|NL|PL|PT|SE)(?:(?:{_G})?{_D}){{8}}",
+    Entity.EU_VAT: r"(?:^|[^A-Za-z0-9]|\\[nrt])(?i:ATU|BE|DE|DK|EL|F[Iı]|FR|GB|[Iı]T|LU|NL|PL|PT|SE)"
+    rf"(?:(?:{_G})?{_D}){{8}}",
     Entity.IP_ADDRESS: rf"{_D}(?:[\[(]?\.[\])]?{_D}{{1,3}}){{3}}|::|(?:[0-9A-Fa-f]{{1,4}}:){{6}}",
     Entity.MAC_ADDRESS: r"[0-9A-Fa-f]{2}(?:[:-][0-9A-Fa-f]{2}){5}",
     Entity.PHONE: rf"[2-9]{_D}{{2}}(?:{_G})?[2-9]{_D}{{2}}(?:{_G})?{_D}{{4}}|\+(?:{_G})?[1-9](?:(?:{_G})?{_D}){{7}}",

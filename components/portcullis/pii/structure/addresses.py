@@ -21,6 +21,7 @@ from portcullis.pii.structure.spans import NONE, Spans, joined, spans_of
 
 _HEX = table(ASCII_DIGITS + b"abcdefABCDEF")
 _COLON_OR_DASH = table(b":-")
+_ESCAPED = table(b"nrt")
 _LONGEST_IPV6 = 39
 
 
@@ -82,8 +83,10 @@ def macs(of: Characters) -> Spans:
         pairs = np.arange(17) % 3 < 2
         good = _HEX[window[:, pairs]].all(1)
         before, after = text[starts - 1], text[starts + 17]
-        good &= (kinds[starts - 1] | kinds[starts + 17]) & IS_ALNUM == 0
-        good &= ~(_COLON_OR_DASH[before] & (kinds[starts - 2] & IS_ALNUM != 0))
+        apart = (kinds[starts - 1] & IS_ALNUM == 0) & ~(_COLON_OR_DASH[before] & (kinds[starts - 2] & IS_ALNUM != 0))
+        # Behind an escape as in JSON.
+        apart |= (text[starts - 2] == ord("\\")) & _ESCAPED[before]
+        good &= apart & (kinds[starts + 17] & IS_ALNUM == 0)
         good &= ~(_COLON_OR_DASH[after] & (kinds[starts + 18] & IS_ALNUM != 0))
         digits = window[:, pairs] | 32
         good &= (digits != ord("0") | 32).any(1) & (digits != ord("f")).any(1)
