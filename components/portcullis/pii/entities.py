@@ -333,7 +333,7 @@ class Cue:
         before: Ends where the number starts.
         after: Starts where the number ends.
         column: Is searched in the column's name.
-        stems: How the words begin, three letters each: where no word begins so, none of them is.
+        stems: How the words begin, two or three letters each: where no word begins so, none of them is.
     """
 
     before: re.Pattern[str]
@@ -358,12 +358,14 @@ class Hint:
         first: The first of these digits is one of these.
         lead: The letter before them is one of these, with at most one blank or mark between.
         tail: The letter after them likewise.
+        worded: Nothing of all this, since letters may stand anywhere between the digits: a word of its cue does.
     """
 
     groups: tuple[tuple[int, ...], ...] = ()
     first: str = "0123456789"
     lead: str = ""
     tail: str = ""
+    worded: bool = False
 
 
 # Letters of a word that touches a number; `socialsecuritynumber536228471`.
@@ -436,29 +438,48 @@ def shaped(
     return Recogniser(entity, pattern, valid, cue, hint, recall, apart=not (prefix and suffix))
 
 
+# Markup between a word and its number: a cell or another element that ends, and one that begins. None is the name of
+# an entity, so that what masking left is no such element.
+_MARKUP = (
+    r"(?:</[\w:.-]{1,20}>[^\w<>\0]{0,9}"
+    r"(?:<(?:td|th|dd|dt|li|p|b|i|a|em|div|span|strong|code|value)(?:\s[^<>\0]{0,30})?>[^\w<>\0]{0,9})?)?"
+)
+NUMBER = r"(?:[\s_]?(?:numbers?|nummer|n.mero|no|nr|num))?"
+
+
 def cue(before: str, after: str, column: str, stems: tuple[str, ...]) -> Cue:
-    """Return the cue of words, given as patterns; see `Cue`."""
+    """Return the cue of words, given as patterns; see `Cue`.
+
+    A column may be numbered (`phone1`), and so may the element that ends after a number (`</phone>`).
+    """
+    named = rf"(?:{column})(?:[\s_-]?(?:numbers?|nummer|no|nr|num))?"
+    element = rf"</(?:[\w:.-]{{0,20}}[:_.-])?{named}[\d_]{{0,3}}>"
     return Cue(
-        re.compile(rf"{_NOT_IN_WORD}(?:{before})(?:[^\w<>\0][^\d<>\0]*)?\Z", re.IGNORECASE),
-        re.compile(rf"[\s\\,:;(/-]{{0,3}}(?:{after}){_NOT_BEFORE_WORD}", re.IGNORECASE),
-        re.compile(rf"{_NOT_IN_WORD}(?:{column}){_NOT_BEFORE_WORD}", re.IGNORECASE),
+        re.compile(rf"{_NOT_IN_WORD}(?:{before})(?:_{{1,2}}|[^\w<>\0][^\d<>\0]*)?{_MARKUP}\Z", re.IGNORECASE),
+        re.compile(rf"[\s\\,:;(/-]{{0,3}}(?:(?:{after}){_NOT_BEFORE_WORD}|{element})", re.IGNORECASE),
+        re.compile(rf"(?<![A-Za-z]){named}(?![A-Za-z])", re.IGNORECASE),
         stems,
     )
 
 
-_PHONE_NOUN = r"(?:tele)?phones?|tel|mob|mobiles?|cell(?:ular|phone)?s?|fax|landline|msisdn|whatsapp|sms"
+# A letter with an accent is any one character to a reading.
+_PHONE_NOUN = (
+    r"(?:tele|home|work|office|mobile|cell|contact)?phones?|tel|t.l.(?:phones?|fono?s?|fone)"
+    r"|telefoo?n[aeu]?s?|telefoo?n(?:nummer|nr)|rufnummer|mob|mobiles?|mobil(?:e|nummer|telefon)?|m.vil(?:es)?"
+    r"|telem.vel|handy(?:nummer|nr)?|cell(?:ular|phone)?s?|cel(?:l?ulare?|l)|gsm|puhelin|fax|landline|msisdn|whatsapp|sms"
+)
 PHONE_CUE = cue(
-    rf"{_PHONE_NOUN}|(?:{_PHONE_NOUN}|contact)[\s_]?(?:numbers?|no|nr|num)|hotline|helpline|voicemail|pager|contact"
+    rf"(?:{_PHONE_NOUN}|contact){NUMBER}|ph|hotline|helpline|voicemail|pager"
     r"|call(?:s|ed|ing|er)?|dial(?:s|led|ed|ing)?|answering",
     rf"{_PHONE_NOUN}|office|home|work",
-    rf"{_PHONE_NOUN}",
+    _PHONE_NOUN,
     (
         *("pho", "tel", "mob", "cel", "fax", "lan", "msi", "wha", "sms", "con", "hot", "hel", "voi", "pag", "cal"),
-        *("dia", "ans", "off", "hom", "wor"),
+        *("dia", "ans", "off", "hom", "wor", "ruf", "vil", "han", "gsm", "puh", "ph"),
     ),
 )
-_SSN_NOUN = r"ssn|social[\s_-]?sec(?:urity)?|tax[\s_-]?id|tin"
-SSN_CUE = cue(rf"(?:{_SSN_NOUN})(?:[\s_]?(?:numbers?|no|nr|num))?", _SSN_NOUN, _SSN_NOUN, ("ssn", "soc", "tax", "tin"))
+_SSN_NOUN = r"ssn(?:um(?:ber)?)?|ss(?=#)|soc(?:ial|\.)?[\s_-]{0,2}sec(?:urity|\.)?|tax[\s_-]?id|tin"
+SSN_CUE = cue(rf"(?:{_SSN_NOUN}){NUMBER}", _SSN_NOUN, _SSN_NOUN, ("ssn", "ss", "soc", "tax", "tin"))
 
 # RFC 5321's atoms and dots, without the marks that delimit in URLs, JSON and markup (/ = ? ` { | }).
 _LOCAL_MARKS = r".!#$%&'*+^~\-"
@@ -475,6 +496,15 @@ def _by_country(account: Callable[[int], str]) -> str:
     return "|".join(f"(?:{'|'.join(those)}){account(length - 2)}" for length, those in lengths.items())
 
 
+# In groups of four however far apart, or with the country for itself.
+_IBAN_GAP = f"[{_BLANK}{_DASH}./]{{1,3}}"
+_IBAN_IN_GROUPS = _by_country(
+    lambda size: (
+        rf"(?:{_IBAN_GAP})?\d\d(?:{_IBAN_GAP}[A-Z\d]{{4}}){{{(size - 2) // 4}}}"
+        + (rf"{_IBAN_GAP}[A-Z\d]{{{(size - 2) % 4}}}" if (size - 2) % 4 else "")
+    )
+)
+_IBAN_AFTER_COUNTRY = _by_country(lambda size: rf"{_IBAN_GAP}\d\d[A-Z\d]{{{size - 2}}}")
 _IBAN = _by_country(lambda size: rf"\d\d(?:[{_BLANK}{_DASH}]?[A-Z\d]){{{size - 2}}}")
 
 RECOGNISERS = (
@@ -484,9 +514,18 @@ RECOGNISERS = (
     Recogniser(Entity.EMAIL, re.compile(rf'("[^"\r\n<>\0]{{1,64}}"@{_DOMAIN_PATTERN})'), valid_email),
     Recogniser(
         Entity.IBAN,
-        re.compile(rf"(?<!\d)((?:{_IBAN})(?!\d))", re.IGNORECASE),
+        re.compile(rf"(?<!\d)(?=[A-Z]{{2}}\d\d)((?:{_IBAN})(?!\d))", re.IGNORECASE),
         valid_iban,
         apart=True,
+    ),
+    Recogniser(
+        Entity.IBAN,
+        re.compile(
+            rf"{_NOT_IN_WORD}(?=[A-Z]{{2}}(?:{_IBAN_GAP})?\d\d)"
+            rf"((?:{_IBAN_IN_GROUPS}|{_IBAN_AFTER_COUNTRY}){_NOT_BEFORE_WORD})",
+            re.IGNORECASE,
+        ),
+        valid_iban,
     ),
     Recogniser(
         Entity.CREDIT_CARD,
@@ -512,8 +551,17 @@ RECOGNISERS = (
     Recogniser(
         Entity.MAC_ADDRESS,
         re.compile(
-            r"(?:(?<![A-Za-z\d])(?<![A-Za-z\d][:-])|(?<=\\[nrt]))([\da-fA-F]{2}(?:(?::[\da-fA-F]{2}){5}|(?:-[\da-fA-F]{2}){5}))"
+            r"(?:(?<![A-Za-z\d])(?<!\d[:-])(?<!(?<![A-Za-z\d])[\da-fA-F][a-fA-F][:-])|(?<=\\[nrt]))([\da-fA-F]{2}(?:(?::[\da-fA-F]{2}){5}|(?:-[\da-fA-F]{2}){5}))"
             r"(?![A-Za-z\d]|[:-][A-Za-z\d])"
+        ),
+        valid_mac,
+    ),
+    # As switches write it; with a letter, or the zeros that many begin with, it is no number.
+    Recogniser(
+        Entity.MAC_ADDRESS,
+        re.compile(
+            r"(?<![A-Za-z\d.])((?=00|[\d.]{0,13}[a-fA-F])(?=[a-fA-F.]{0,13}\d)"
+            r"[\da-fA-F]{4}(?:\.[\da-fA-F]{4}){2})(?![A-Za-z\d]|\.[A-Za-z\d])"
         ),
         valid_mac,
     ),

@@ -26,29 +26,76 @@ _FRESH = r"(?<![0-9])(?<![0-9]\.)(?<!(?<![\w.,])0,)"
 # What letters may begin behind: a mark, or an escape as in JSON.
 _LETTERS_BEGIN = rf"(?:{_BEGIN}|(?<=\\[nrt]))"
 _WHOLE = r"(?!\.[0-9]*[1-9])"
-_EMAIL = re.compile(r"[\w\"](?:@| @ )(?:[\w-]++\.)+[^\W\d_]{2,}")
+_EMAIL = re.compile(r"[\w\"][.!#$%&'*+^~-]{0,4}(?:@| @ )(?:[\w-]++\.)+[^\W\d_]{2,}")
 _IBAN = re.compile(rf"(?<![0-9])[A-Za-z]{{2}}\d\d(?:(?:{_GAP})?[A-Za-z0-9]){{11,30}}")
 # No possessive group: before Python 3.11.5 those lose matches.
+# The country for itself, then the check digits, and groups of four.
+_IBAN_APART = re.compile(
+    rf"{_BEGIN}[A-Za-z]{{2}}{_GAP}[0-9]{{2}}(?:[A-Za-z0-9]{{11,30}}|(?:{_GAP}[A-Za-z0-9]{{4}}){{2,7}}(?:{_GAP}[A-Za-z0-9]{{1,3}})?){_END}"
+)
 _NUMBERS = re.compile(rf"{_FRESH}\d+(?:{_GAP}\d+)*")
 _SSN = re.compile(rf"(?<!\d)\d{{3}}{_GAP}\d\d{_GAP}\d{{4}}(?!\d)")
-_CUED_SSN = re.compile(rf"(?:ssn|social.?security)(?: no| number)?[^\w<>]{{0,4}}(\d(?:(?:{_GAP})?\d){{8}}){_END}", re.I)
+# Words that name a number, also without the accents that the text has lost here.
+SSN_WORDS = "ssn|(?<![a-z])ss ?(?=#)|soc(?:[i]al)?.{0,3}sec(?:ur[i]ty)?"
+PASSPORT_WORDS = "passport|re[i]sepass|passeport|pasaporte|passaport[eo]|paspoort|paszport"
+LICENSE_WORDS = (
+    "dr[i]v(?:er|[i]ng).{0,3}l[i]c(?:en[cs]e)?|l[i]cen[cs]e.?(?:number|no|num|#)|(?<![a-z])dl(?=[ :#])"
+    "|f.{1,2}hrersche[i]n|perm[i]s de condu|(?:perm[i]so|carnet) de conduc|patente|r[i]jbew[i]js|prawo jazdy"
+    "|carta de condu"
+)
+PHONE_WORDS = (
+    "(?:home|work|office|mob[i]le|cell|contact)?_?phones?|telephones?|tel|telefoo?n[aeou]?|telefoo?n(?:nummer|nr)|mob[i]les?"
+    "|mob[i]l|mov[i]l|handy|cell|cellulare|celular|telemovel|gsm|fax|whatsapp|sms|ph"
+    "|(?:contact|call(?:ed|[i]ng)?|d[i]al(?:led)?|telephone)(?=[^:a-z])"
+)
+# Between a word and its number: a numbered column's end, or no digit and no spelling of masking; then markup.
+_TO = r"(?:[0-9]{1,2}(?=: ))?[^\d<>|]{0,30}?(?:>|</\w{1,10}>\s{0,4}(?:<\w{1,6}>)?)?[^\w<>|]{0,3}"
+_BACK = r"(?:[\s,:;(/-]{0,3}|</)"
+_NO_LETTER = "(?![A-Za-z])"
+_CUED_SSN = re.compile(
+    rf"(?:{SSN_WORDS})(?:(?: no| number)?[^\w<>]{{0,4}}(\d(?:(?:{_GAP})?\d){{8}}){_END}"
+    rf"|{_TO}(?<!\d)(\d{{9}}){_WORD_END})",
+    re.IGNORECASE,
+)
+_SSN_CUED = re.compile(rf"{_FRESH}(\d{{9}}){_END}{_BACK}(?:{SSN_WORDS}){_NO_LETTER}", re.IGNORECASE)
 _IPV4 = re.compile(r"(?<![0-9vV])(?<![0-9]\.)\d{1,3}(?:[\[(]?\.[\])]?\d{1,3}){3}(?![0-9]|\.[0-9])")
 _IPV6 = re.compile(rf"{_BEGIN}[0-9A-Fa-f:]{{3,}}")
 _NANP = re.compile(rf"{_FRESH}1?[2-9]\d\d(?:{_GAP})?[2-9]\d\d(?:{_GAP})?\d{{4}}{_WORD_END}")
 _E164 = re.compile(rf"\+(?:{_GAP})?[1-9](?:(?:{_GAP})?\d){{7,14}}{_WORD_END}")
-_MAC = re.compile(rf"{_LETTERS_BEGIN}[\dA-Fa-f]{{2}}(?:[:-][\dA-Fa-f]{{2}}){{5}}(?![A-Za-z0-9]|[:-][A-Za-z0-9])")
+_MAC = re.compile(
+    rf"(?:{_LETTERS_BEGIN}[\dA-Fa-f]{{2}}(?:[:-][\dA-Fa-f]{{2}}){{5}}(?![A-Za-z0-9]|[:-][A-Za-z0-9]))"
+    # As switches write it; with a letter, or the zeros that many begin with, it is no number.
+    rf"|{_BEGIN}(?<![A-Za-z0-9]\.)(?=00|[0-9.]{{0,13}}[A-Fa-f])(?=[A-Fa-f.]{{0,13}}[0-9])"
+    r"[0-9A-Fa-f]{4}(?:\.[0-9A-Fa-f]{4}){2}(?![A-Za-z0-9]|\.[A-Za-z0-9])"
+)
 _ITIN = re.compile(rf"(?<!\d)9\d\d{_GAP}\d\d{_GAP}\d{{4}}(?!\d)")
 # After a word that names it, with anything but digits and tokens between.
-_BETWEEN = r"[^\d<>|]{0,25}?"
-_CUED_ITIN = re.compile(rf"(?:itin|tax.?(?:payer.?)?id){_BETWEEN}(?<!\d)(9\d{{8}}){_END}", re.IGNORECASE)
-_EIN = re.compile(rf"(?:ein|employer.?id|tax.?id){_BETWEEN}(?<!\d)(\d\d(?:{_GAP})?\d{{7}}){_END}", re.IGNORECASE)
-_ABA = re.compile(rf"(?:aba|routing|rtn){_BETWEEN}(?<!\d)(\d{{9}}){_END}", re.IGNORECASE)
-_PASSPORT = re.compile(rf"passport{_BETWEEN}(?<![^\W_])((?:[A-Z]\d{{8}}|\d{{9}})){_END}", re.IGNORECASE)
-_LICENSE = re.compile(
-    rf"(?:driv\w{{1,5}}\W{{0,3}}licen[cs]e|licen[cs]e.?(?:number|no|num)){_BETWEEN}"
-    rf"(?<![^\W_])([A-Z]{{0,2}}(?:\d(?:{_GAP})?){{5,13}}\d[A-Z]?){_END}",
+_CUED_ITIN = re.compile(rf"(?:itin|tax.?(?:payer.?)?id){_TO}(?<!\d)(9\d{{8}}){_END}", re.IGNORECASE)
+_EIN = re.compile(rf"(?:ein|employer.?id|tax.?id){_TO}(?<!\d)(\d\d(?:{_GAP})?\d{{7}}){_END}", re.IGNORECASE)
+_ABA = re.compile(
+    rf"(?:aba|routing|rtn){_TO}(?<!\d)(\d{{9}}|(?:\d{{4}}{_GAP}){{2}}\d|\d{{3}}(?:{_GAP}\d{{3}}){{2}}){_END}",
     re.IGNORECASE,
 )
+# Letters and four digits or more, in any order, no part of a UUID.
+_MIXED = r"(?<!-)(?=(?:[A-Z]{0,8}[0-9]){4})[A-Z0-9]"
+_PASSPORT = re.compile(
+    rf"(?:{PASSPORT_WORDS}){_TO}{_BEGIN}([A-Z]\d{{8}}|\d{{9}}|{_MIXED}{{6,9}}){_END}(?!-[a-z0-9])", re.IGNORECASE
+)
+_LICENSE = re.compile(
+    rf"(?:{LICENSE_WORDS}){_TO}{_BEGIN}([A-Z]{{0,2}}(?:\d(?:{_GAP})?){{5,13}}\d[A-Z]?|{_MIXED}{{6,16}}){_END}(?!-[a-z0-9])",
+    re.IGNORECASE,
+)
+# Seven digits or more that begin as no date does.
+_LINE = (
+    r"(?!\(?[0-9]{1,4}[-./][0-9]{1,2}[-./][0-9]{1,4}(?![0-9]|[-./][0-9]))"
+    rf"(?!(?:19|20)[0-9]{{2}}[-./])(\+?\(?[0-9](?:[ \-./()]{{0,3}}[0-9]){{6,14}}){_WORD_END}"
+)
+_PHONE_NAMED = (
+    rf"{_BEGIN}(?:{PHONE_WORDS})(?:[\s_]?(?:numbers?|nummer|no|nr|num))?{_NO_LETTER}"
+    r"(?:_{1,2}|(?:[0-9]{1,2}(?=: ))?[^\w<>|][^\d<>|]{0,20}?|[^<>|\w]{0,12}>|\W?</\w{1,10}>\s{0,4}(?:<\w{1,6}>)?)?"
+)
+_CUED_PHONE = re.compile(rf"{_PHONE_NAMED}{_BEGIN}{_LINE}", re.IGNORECASE)
+_PHONE_CUED = re.compile(rf"{_FRESH}{_BEGIN}{_LINE}{_BACK}(?:{PHONE_WORDS}){_NO_LETTER}", re.IGNORECASE)
 _NINO = re.compile(rf"{_LETTERS_BEGIN}[A-Za-z]{{2}}(?:(?:{_GAP})?\d\d){{3}}(?:{_GAP})?[A-Da-d]{_END}")
 _STEUER_ID = re.compile(rf"{_FRESH}(?:\d{{11}}|\d\d(?:{_GAP}\d{{3}}){{3}}){_WORD_END}{_WHOLE}")
 _NIR = re.compile(
@@ -96,7 +143,8 @@ def _emails(text: str) -> int:
 
 
 def _ibans(text: str) -> int:
-    return sum(1 for _ in _standing(_IBAN, text, _begins_with_iban))
+    apart = sum(any(map(valid_iban, _beginnings(text, match))) for match in _IBAN_APART.finditer(text))
+    return apart + sum(1 for _ in _standing(_IBAN, text, _begins_with_iban))
 
 
 def _begins_with_iban(text: str, match: re.Match[str]) -> bool:
@@ -141,7 +189,9 @@ def _windows(numbers: re.Match[str]) -> Iterator[tuple[str, int, int]]:
 
 def _ssns(text: str) -> int:
     spaced = sum(valid_ssn(match[0]) for match in _SSN.finditer(text))
-    return spaced + sum(valid_ssn(match[1]) for match in _CUED_SSN.finditer(text) if not _SSN.search(match[1]))
+    named = {match.span(match.lastindex or 0): match[match.lastindex or 0] for match in _CUED_SSN.finditer(text)}
+    named |= {match.span(1): match[1] for match in _SSN_CUED.finditer(text)}
+    return spaced + sum(valid_ssn(number) for number in named.values() if not _SSN.search(number))
 
 
 def _addresses(text: str) -> int:
@@ -157,7 +207,13 @@ _BRACKETS = str.maketrans("", "", "[]()")
 
 
 def _phones(text: str) -> int:
-    return sum(1 for pattern in (_NANP, _E164) for _ in _standing(pattern, text))
+    places = [match.span() for pattern in (_NANP, _E164) for match in _standing(pattern, text)]
+    for pattern in (_CUED_PHONE, _PHONE_CUED):
+        for match in pattern.finditer(text):
+            start, end = match.span(1)
+            if _alone(text, start, end) and not any(start < last and first < end for first, last in places):
+                places.append((start, end))
+    return len(places)
 
 
 def _matching(pattern: re.Pattern[str], valid: Callable[[str], bool]) -> Callable[[str], int]:

@@ -10,6 +10,7 @@ from portcullis.pii.structure.characters import (
     ASCII_LETTERS,
     IS_ALNUM,
     IS_DIGIT,
+    IS_GAP,
     IS_LETTER,
     Bools,
     Characters,
@@ -79,6 +80,36 @@ def ibans(of: Characters, starts: Ints, ends: Ints) -> Spans:
         _spelled_otherwise(of, starts[other], length[other]),
     ]
     return _apart(of, joined(found))
+
+
+def grouped_otherwise(of: Characters, starts: Ints, ends: Ints, known: Spans) -> Ints:
+    """Return where an IBAN may begin that is in groups of four further apart, or with its country for itself.
+
+    `known` are those that are found.
+    """
+    kinds = of.kinds
+    size, lead = ends - starts, kinds[starts - 1]
+    which = np.flatnonzero((lead & IS_LETTER != 0) & (size == 2))
+    found = []
+    for gap in range(4):
+        if gap == 1:
+            # Behind the check digits is a letter or a gap, or at least the three digits of a bank.
+            which = np.flatnonzero((lead & IS_GAP != 0) & ((size == 2) | (size >= 5)))
+        elif gap:
+            which = which[kinds[starts[which] - gap] & IS_GAP != 0]
+        these = which[kinds[starts[which] - gap - 1] & IS_LETTER != 0]
+        letters = starts[these] - gap - 2
+        word = (kinds[letters] & IS_LETTER != 0) & (kinds[letters - 1] & IS_ALNUM == 0)
+        these, letters = these[word], letters[word]
+        one, two = of.text[letters] & 31, of.text[letters + 1] & 31
+        length = _COUNTRY_LENGTH[(one.astype(np.intp) << 5) | two]
+        these, letters, length = these[length > 0], letters[length > 0], length[length > 0]
+        run = count(first_run(bits(rows(kinds, starts[these]) & IS_ALNUM)))
+        # Groups of four begin after one to three blanks or marks.
+        apart = (run == 2) & (kinds[starts[these] + 2] & IS_GAP != 0)
+        found.append(letters[apart | ((run == length - 2) & (gap > 0))])
+    places = np.concatenate(found)
+    return places[~np.isin(places, known.starts)] if len(places) else places
 
 
 def _apart(of: Characters, spans: Spans) -> Spans:
