@@ -28,15 +28,16 @@ _LETTERS_BEGIN = rf"(?:{_BEGIN}|(?<=\\[nrt]))"
 _WHOLE = r"(?!\.[0-9]*[1-9])"
 _EMAIL = re.compile(r"[\w\"][.!#$%&'*+^~-]{0,4}(?:@| @ )(?:[\w-]++\.)+[^\W\d_]{2,}")
 _IBAN = re.compile(rf"(?<![0-9])[A-Za-z]{{2}}\d\d(?:(?:{_GAP})?[A-Za-z0-9]){{11,30}}")
-# No possessive group: before Python 3.11.5 those lose matches.
 # The country for itself, then the check digits, and groups of four.
 _IBAN_APART = re.compile(
-    rf"{_BEGIN}[A-Za-z]{{2}}{_GAP}[0-9]{{2}}(?:[A-Za-z0-9]{{11,30}}|(?:{_GAP}[A-Za-z0-9]{{4}}){{2,7}}(?:{_GAP}[A-Za-z0-9]{{1,3}})?){_END}"
+    rf"{_BEGIN}[A-Za-z]{{2}}{_GAP}[0-9]{{2}}"
+    rf"(?:[A-Za-z0-9]{{11,30}}|(?:{_GAP}[A-Za-z0-9]{{4}}){{2,7}}(?:{_GAP}[A-Za-z0-9]{{1,3}})?){_END}"
 )
+# No possessive group: before Python 3.11.5 those lose matches.
 _NUMBERS = re.compile(rf"{_FRESH}\d+(?:{_GAP}\d+)*")
 _SSN = re.compile(rf"(?<!\d)\d{{3}}{_GAP}\d\d{_GAP}\d{{4}}(?!\d)")
 # Words that name a number, also without the accents that the text has lost here.
-SSN_WORDS = "ssn|(?<![a-z])ss ?(?=#)|soc(?:[i]al)?.{0,3}sec(?:ur[i]ty)?"
+SSN_WORDS = "ssn|(?<![a-z])ss ?(?=#)|soc(?:[i]al)?.{0,3}sec(?:ur[i]ty|(?![a-z]))"
 PASSPORT_WORDS = "passport|re[i]sepass|passeport|pasaporte|passaport[eo]|paspoort|paszport"
 LICENSE_WORDS = (
     "dr[i]v(?:er|[i]ng).{0,3}l[i]c(?:en[cs]e)?|l[i]cen[cs]e.?(?:number|no|num|#)|(?<![a-z])dl(?=[ :#])"
@@ -49,7 +50,7 @@ PHONE_WORDS = (
     "|(?:contact|call(?:ed|[i]ng)?|d[i]al(?:led)?|telephone)(?=[^:a-z])"
 )
 # Between a word and its number: a numbered column's end, or no digit and no spelling of masking; then markup.
-_TO = r"(?:[0-9]{1,2}(?=: ))?[^\d<>|]{0,30}?(?:>|</\w{1,10}>\s{0,4}(?:<\w{1,6}>)?)?[^\w<>|]{0,3}"
+_TO = r"(?:_?[0-9]{1,2}(?=: ))?[^\d<>|]{0,30}?(?:>|</\w{1,10}>\s{0,4}(?:<\w{1,6}>)?)?[^\w<>|]{0,3}"
 _BACK = r"(?:[\s,:;(/-]{0,3}|</)"
 _NO_LETTER = "(?![A-Za-z])"
 _CUED_SSN = re.compile(
@@ -92,7 +93,7 @@ _LINE = (
 )
 _PHONE_NAMED = (
     rf"{_BEGIN}(?:{PHONE_WORDS})(?:[\s_]?(?:numbers?|nummer|no|nr|num))?{_NO_LETTER}"
-    r"(?:_{1,2}|(?:[0-9]{1,2}(?=: ))?[^\w<>|][^\d<>|]{0,20}?|[^<>|\w]{0,12}>|\W?</\w{1,10}>\s{0,4}(?:<\w{1,6}>)?)?"
+    r"(?:_{1,2}|(?:_?[0-9]{1,2}(?=: ))?[^\w<>|][^\d<>|]{0,20}?|[^<>|\w]{0,12}>|\W?</\w{1,10}>\s{0,4}(?:<\w{1,6}>)?)?"
 )
 _CUED_PHONE = re.compile(rf"{_PHONE_NAMED}{_BEGIN}{_LINE}", re.IGNORECASE)
 _PHONE_CUED = re.compile(rf"{_FRESH}{_BEGIN}{_LINE}{_BACK}(?:{PHONE_WORDS}){_NO_LETTER}", re.IGNORECASE)

@@ -32,7 +32,7 @@ _THREE_TWO_FOUR = rf"{_D}{{3}}{_G}{_D}{{2}}{_G}{_D}{{4}}"
 
 def _words(pattern: str) -> str:
     """Return a pattern of words as RE2 reads it: without what must follow, and a dotless i is an i as to Python's."""
-    return f"(?is:{re.sub(r'[(][?](?:=|<!).*?[)]', '', pattern).replace('[i]', '[iı]')})"
+    return f"(?is:{re.sub(r'[(][?](?:=|!|<!).*?[)]', '', pattern).replace('[i]', '[iı]')})"
 
 
 _SSN_CUE, _PHONE_CUE = _words(SSN_WORDS), _words(PHONE_WORDS)

@@ -1,5 +1,7 @@
 """E-mail addresses: the runs of characters on either side of an `@`."""
 
+import numpy as np
+
 from portcullis.pii.entities import Entity
 from portcullis.pii.reading import LETTER, Ints
 from portcullis.pii.structure.characters import (
@@ -34,7 +36,7 @@ def mailboxes(of: Characters, deferred: list[Ints]) -> Spans:
 
     domain = first_run(bits(after & IS_DOMAIN))
     # Letters of other scripts than ASCII's, too.
-    other = bits(rows(text, at + 1) == LETTER)
+    other = bits(rows(text, at + 1) == LETTER) if of.has(bytes([LETTER])) else np.zeros(len(at), np.uint64)
     alnum = bits(after & IS_ALNUM) | other
     dots = bits(rows(text, at + 1) == ord(".")) & domain
     first = text[at + 1]

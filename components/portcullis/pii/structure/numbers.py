@@ -92,7 +92,7 @@ class Judgement:
             if Entity.PHONE in self.speaking:
                 spoken = self.clean & self.one & (self.total >= 7) & (self.total <= 17) & ~self.plus & ~self.bracket
                 claim(np.flatnonzero(spoken), Entity.PHONE)
-        left = (rank[open_] == _NO_RANK) & ~(self.one & self._torn() & ~self.extended)[open_]
+        left = (rank[open_] == _NO_RANK) & ~self._torn(open_)
         flagged = left & (phones | others | self._lead_flag(open_))
         rest = np.flatnonzero(left & ~flagged & (self.total[open_] >= 6))
         if len(rest):
@@ -101,11 +101,13 @@ class Judgement:
         found = rank != _NO_RANK
         return Spans(begins[found], self.ends[found], rank[found])
 
-    def _torn(self) -> Bools:
+    def _torn(self, which: Ints) -> Bools:
         """Tell which have letters on both sides, or a single one and more digits beyond it: pieces of hashes."""
-        before, after = self._kind(self.starts - 1, IS_LETTER), self._kind(self.ends, IS_LETTER)
-        torn = before & (after | self._kind(self.starts - 2, IS_DIGIT))
-        torn |= after & self._kind(self.ends + 1, IS_DIGIT)
+        torn = np.zeros(len(which), np.bool_)
+        there = np.flatnonzero((self.one & ~self.extended)[which])
+        starts, ends = self.starts[which[there]], self.ends[which[there]]
+        before, after = self._kind(starts - 1, IS_LETTER), self._kind(ends, IS_LETTER)
+        torn[there] = before & (after | self._kind(starts - 2, IS_DIGIT)) | (after & self._kind(ends + 1, IS_DIGIT))
         return torn
 
     # Shapes. Each returns the regions that are that identifier and nothing else.
