@@ -30,7 +30,9 @@ FRAGMENTS = [
     *("AB123456C", "ab 12 34 56 c", "86095742719", "86 095 742 719", "12345678Z", "12.345.678-Z", "X-1234567-L"),
     *("DE136695976", "BE 0428.759.497", "NL004495445B01", "255081416802538", "2 55 08 14 168 025 38", "912-50-1234"),
     *("021000021", "12-3456789", "A12345678", "00:1b:44:11:3a:b7", "1 84 12 2A 451 089 33", "A123-4567-8901"),
-    *("routing ", "ein ", "passport ", "driver's license ", "tax id: "),
+    *("routing ", "ein ", "passport ", "driver's license ", "tax id: ", "<ssn>", "</ssn>", "</phone>", "</td><td>"),
+    *("0,", "1,", ",", "N", "ref", "abc", "BIC", "\\n", "mac:", "ssn_", "Reisepass ", "DL: ", "ph ", "ss# ", "IBAN"),
+    *("C01X00T47", "B072RRE2I55", "001a.2b3c.4d5e", "DE 89 3704 0044 0532 0130 00", "DE89.3704.0044.0532.0130.00"),
     *("\u200b", "\x00", "[192.0.2.1]"),
 ]
 pieces = st.one_of(identifiers.map(lambda pair: pair[1]), st.sampled_from(FRAGMENTS))
@@ -38,7 +40,7 @@ numbers = st.text(string.digits * 2 + " -.()+/:@xa,\u200b", max_size=45)
 texts = st.one_of(
     st.lists(pieces, max_size=8).map("".join), numbers, st.text(string.printable + "é１\u200b٣", max_size=60)
 )
-columns = st.sampled_from(["", "phone", "ssn", "note", "routing_number", "passport"])
+columns = st.sampled_from(["", "phone", "ssn", "note", "routing_number", "passport", "phone2", "dl"])
 
 
 def check(values: list[str], column: str) -> None:

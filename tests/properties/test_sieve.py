@@ -31,6 +31,16 @@ FRAGMENTS = [
         "passport ",
         "driving licence ",
         "driver lıcense no ",
+        "Reısepass ",
+        "call ",
+        "mobıle_",
+        "</td><td>",
+        "DL: ",
+        "C01X00T47",
+        "020 7946 0958",
+        "DE 89 3704 0044 0532 0130 00",
+        "001a.2b3c.4d5e",
+        "0210-0002-1",
     ),
     *(
         "itin ",
@@ -63,7 +73,20 @@ FRAGMENTS = [
 marks = st.text(string.digits * 2 + " -._/()[]*~+:@xaZ\n,\u200b", max_size=30)
 pieces = st.one_of(identifiers.map(lambda pair: pair[1]), st.sampled_from(FRAGMENTS), marks)
 texts = st.lists(pieces, max_size=6).map("".join)
-columns = st.sampled_from(["note", "ssn", "drivers_license", "license", "fe80:", "social security", "ann@example.com"])
+columns = st.sampled_from(
+    [
+        "note",
+        "ssn",
+        "drivers_license",
+        "license",
+        "fe80:",
+        "social security",
+        "ann@example.com",
+        "phone1",
+        "dl",
+        "Reisepass",
+    ]
+)
 
 
 @given(st.lists(texts, min_size=1, max_size=10), columns, st.sampled_from(PLANS))
@@ -85,17 +108,29 @@ def test_a_whole_column_counts_what_its_texts_count(values: list[str], column: s
 
 SPELLINGS = {
     "EMAIL": ["ann @ b.example", "ann@b.example"],
-    "IBAN": ["GB82_WEST_1234_5698_7654_32", "gb82 west 1234 5698 7654 32"],
+    "IBAN": ["GB82_WEST_1234_5698_7654_32", "gb82 west 1234 5698 7654 32", "DE 89 3704 0044 0532 0130 00"],
     "CREDIT_CARD": [
         *("4111111111111111", "4 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1", "4111\n1111\n1111\n1111", "3782-822463-10005"),
         *("41 11 11 11 11 11 11 11", "411111 1111111111"),
     ],
-    "US_SSN": ["123 / 45 / 6789", "ssn 1-2-3-4-5-6-7-8-9", "soc\u0131al security 12-345-6789"],
+    "US_SSN": [
+        "123 / 45 / 6789",
+        "536228471 (ssn)",
+        "<ssn>536228471</ssn>",
+        "SS# 536228471",
+        "ssn 1-2-3-4-5-6-7-8-9",
+        "soc\u0131al security 12-345-6789",
+    ],
     "US_ITIN": ["912 50 1234", "itin 912501234"],
     "US_EIN": ["employer id 12-3456789", "ein 123456789"],
-    "US_ABA": ["routing 021000021"],
-    "US_PASSPORT": ["passport A12345678", "passport 123456789"],
-    "US_DRIVER_LICENSE": ["driver lıcense 1 2 3 4 5 6", "license no D123456"],
+    "US_ABA": ["routing 021000021", "ABA# 0210-0002-1"],
+    "US_PASSPORT": ["passport A12345678", "passport 123456789", "re\u0131sepass C01X00T47"],
+    "US_DRIVER_LICENSE": [
+        "driver lıcense 1 2 3 4 5 6",
+        "license no D123456",
+        "DL: D123456",
+        "f\u00fchrersche\u0131n B072RRE2I55",
+    ],
     "UK_NINO": ["AB 12 34 56 C", "ab123456c"],
     "DE_STEUER_ID": ["86 095 742 719", "86095742719"],
     "FR_NIR": ["255081416802538", "1 84 12 2A 451 089 33"],
@@ -103,8 +138,8 @@ SPELLINGS = {
     "ES_NIE": ["X-1234567-L", "x 1 234 567 l"],
     "EU_VAT": ["DE 136 695 976", "f\u0131 20774740", "NL 004495445 B01"],
     "IP_ADDRESS": ["192[.]0[.]2[.]1", "1.1.1.1", "2001::1", "2001:db8:1:2:3:4:5:6"],
-    "MAC_ADDRESS": ["aa-bb-cc-dd-ee-ff", "00:1b:44:11:3a:b7"],
-    "PHONE": ["(212) 555-0100", "+ 44 20 7946 0958"],
+    "MAC_ADDRESS": ["aa-bb-cc-dd-ee-ff", "00:1b:44:11:3a:b7", "001a.2b3c.4d5e", "aaaa.bbbb.ccc1"],
+    "PHONE": ["(212) 555-0100", "+ 44 20 7946 0958", "call 020 7946 0958", "07700900123 (mob\u0131le)", "ph 5550100"],
 }
 
 

@@ -115,9 +115,13 @@ _GAP = f"(?:[{_BLANK}]?[{_DASH}./][{_BLANK}]?|[{_BLANK}])"
 # Between two groups of digits.
 _MARK = f"[{_BLANK}{_DASH}./]"
 _EXTENSION = f"(?:[{_BLANK},]{{0,2}}(?:x|ext\\.?|extension|#)[{_BLANK}.:]{{0,2}}\\d{{1,6}})"
-# A number begins neither inside a run of digits nor as the fraction of a decimal.
-_NOT_INSIDE_NUMBER = r"(?<!\d\d)(?<!\d[.,]\d)"
-_NOT_BEFORE_WORD = r"(?![^\W_])"
+# A number begins neither inside a run of digits nor as the fraction of a decimal. A comma makes one only behind a
+# lone zero: behind anything else it stands between the items of a list (`17,4111111111111111`).
+_NO_FRACTION = r"(?<!\d\.)(?<!(?<![\w.,])0,)"
+_NOT_INSIDE_NUMBER = r"(?<!\d\d)(?<!\d\.\d)(?<!(?<![\w.,])0,\d)"
+# Words are those of ASCII: where text has no blanks, a letter of another script beside a number says nothing.
+_NOT_IN_WORD = r"(?<![A-Za-z\d])"
+_NOT_BEFORE_WORD = r"(?![A-Za-z\d])"
 
 _NO_DIGITS = bytes(code for code in range(256) if not chr(code).isdecimal())
 _NO_WORD = bytes(code for code in range(256) if not chr(code).isalnum())
@@ -223,6 +227,31 @@ def valid_cued_phone(text: str) -> bool:
     return 6 + (number == text) <= len(number) <= 17 and _DATE.match(text) is None
 
 
+def torn(text: str, start: int, end: int, longest: int = 12) -> bool:
+    """Tell whether `text[start:end]` is a piece of something longer, such as a hash, by the letters beside it.
+
+    It may touch one word (`N4111…`, `4111…VISA`) of at most `longest` letters, of ASCII, and no digit beyond them. The
+    two together are no part of a UUID: where the word's letters are hexadecimal, no dash links them to more.
+    """
+    before = start > 0 and text[start].isalnum() and _LETTER.match(text, start - 1) is not None
+    after = _LETTER.match(text, end) is not None
+    if before == after:
+        return before
+    word = _WORD_BEFORE.search(text, max(0, start - longest), start) if before else _WORD_AFTER.match(text, end)
+    if word is None or len(word[0]) > longest:
+        return True
+    start, end = min(start, word.start()), max(end, word.end())
+    linked = _LINKED.fullmatch(text, max(0, start - 2), start) or _LINKED.fullmatch(text[end : end + 2][::-1])
+    return linked is not None and _HEXADECIMAL.fullmatch(word[0]) is not None
+
+
+_LETTER = re.compile("[A-Za-z]")
+_WORD_BEFORE = re.compile(r"(?<![A-Za-z\d])[A-Za-z]+\Z")
+_WORD_AFTER = re.compile(r"[A-Za-z]{1,25}(?![A-Za-z\d])")
+_LINKED = re.compile(r"[A-Za-z\d]-")
+_HEXADECIMAL = re.compile("[A-Fa-f]+")
+
+
 def alphanumeric(text: str) -> str:
     """Return the letters and digits of `text`, folded, in upper case."""
     folded = fold(text)
@@ -306,7 +335,7 @@ class Cue:
         before: Ends where the number starts.
         after: Starts where the number ends.
         column: Is searched in the column's name.
-        stems: How the words begin, three letters each: where no word begins so, none of them is.
+        stems: How the words begin, two or three letters each: where no word begins so, none of them is.
     """
 
     before: re.Pattern[str]
@@ -331,12 +360,18 @@ class Hint:
         first: The first of these digits is one of these.
         lead: The letter before them is one of these, with at most one blank or mark between.
         tail: The letter after them likewise.
+        worded: Nothing of all this, since letters may stand anywhere between the digits: a word of its cue does.
     """
 
     groups: tuple[tuple[int, ...], ...] = ()
     first: str = "0123456789"
     lead: str = ""
     tail: str = ""
+    worded: bool = False
+
+
+# Letters of a word that touches a number; `socialsecuritynumber536228471`.
+_LONGEST_WORD, _LONGEST_CUE = 12, 24
 
 
 @dataclass(frozen=True)
@@ -349,6 +384,7 @@ class Recogniser:
         valid: Tells whether a candidate, or a shorter prefix of it, is one.
         cue: Must agree where it is set.
         hint: Where it is not, none of its matches is; None for those that read what `portcullis.pii.structure` defers.
+        apart: What is `torn` from something longer is none.
         recall: It serves the mode `recall` alone, where a word makes up for a check digit that fails.
     """
 
@@ -358,6 +394,13 @@ class Recogniser:
     cue: Cue | None = None
     hint: Hint | None = None
     recall: bool = False
+    apart: bool = False
+
+    def accepts(self, text: str, start: int, end: int) -> bool:
+        """Tell whether `text[start:end]` is one by itself and by the letters beside it, whatever cue it needs."""
+        if not self.valid(text[start:end]):
+            return False
+        return not self.apart or not torn(text, start, end, _LONGEST_CUE if self.cue else _LONGEST_WORD)
 
 
 def shaped(
@@ -373,7 +416,7 @@ def shaped(
     cue: Cue | None = None,
     recall: bool = False,
 ) -> Recogniser:
-    """Return a recogniser of digits in groups between two words, with one blank or mark between groups.
+    """Return a recogniser of digits in groups, with one blank or mark between groups; beside a word as `torn` allows.
 
     Args:
         entity: What it recognises.
@@ -388,43 +431,83 @@ def shaped(
         recall: It serves the mode `recall` alone.
     """
     numbers = "|".join(_MARK.join(rf"\d{{{size}}}" for size in group) for group in groups)
-    decimal = "" if suffix else r"(?![.,]\d)"
-    pattern = re.compile(
-        rf"(?<![^\W_])(?<!\d[.,])({prefix}(?:{numbers}){suffix}){_NOT_BEFORE_WORD}{decimal}", re.IGNORECASE
-    )
-    return Recogniser(entity, pattern, valid, cue, Hint(tuple(groups), first, lead, tail), recall)
+    # Letters of its own begin where a word does, or behind an escape such as JSON's `\n`.
+    begin = rf"(?:{_NOT_IN_WORD}|(?<=\\[nrt]))" if prefix else r"(?<!\d)"
+    # `65929970489.0` is a whole number that was read as a decimal.
+    end = _NOT_BEFORE_WORD if suffix else r"(?!\d)(?!\.(?!0+(?!\d))\d)"
+    pattern = re.compile(rf"{begin}{_NO_FRACTION}({prefix}(?:{numbers}){suffix}){end}", re.IGNORECASE)
+    hint = Hint(tuple(groups), first, lead, tail)
+    return Recogniser(entity, pattern, valid, cue, hint, recall, apart=not (prefix and suffix))
+
+
+# Markup between a word and its number: a cell or another element that ends, and one that begins. None is the name of
+# an entity, so that what masking left is no such element.
+_MARKUP = (
+    r"(?:</[\w:.-]{1,20}>[^\w<>\0]{0,9}"
+    r"(?:<(?:td|th|dd|dt|li|p|b|i|a|em|div|span|strong|code|value)(?:\s[^<>\0]{0,30})?>[^\w<>\0]{0,9})?)?"
+)
+NUMBER = r"(?:[\s_]?(?:numbers?|nummer|n.mero|no|nr|num))?"
 
 
 def cue(before: str, after: str, column: str, stems: tuple[str, ...]) -> Cue:
-    """Return the cue of words, given as patterns; see `Cue`."""
+    """Return the cue of words, given as patterns; see `Cue`.
+
+    A column may be numbered (`phone1`), and so may the element that ends after a number (`</phone>`).
+    """
+    named = rf"(?:{column})(?:[\s_-]?(?:numbers?|nummer|no|nr|num))?"
+    element = rf"</(?:[\w:.-]{{0,20}}[:_.-])?{named}[\d_]{{0,3}}>"
     return Cue(
-        re.compile(rf"(?<![^\W_])(?:{before})(?:[^\w<>\0][^\d<>\0]*)?\Z", re.IGNORECASE),
-        re.compile(rf"[\s\\,:;(/-]{{0,3}}(?:{after})(?![^\W_])", re.IGNORECASE),
-        re.compile(rf"(?<![^\W_])(?:{column})(?![^\W_])", re.IGNORECASE),
+        re.compile(rf"{_NOT_IN_WORD}(?:{before})(?:_{{1,2}}|[^\w<>\0][^\d<>\0]*)?{_MARKUP}\Z", re.IGNORECASE),
+        re.compile(rf"[\s\\,:;(/-]{{0,3}}(?:(?:{after}){_NOT_BEFORE_WORD}|{element})", re.IGNORECASE),
+        re.compile(rf"(?<![A-Za-z]){named}(?![A-Za-z])", re.IGNORECASE),
         stems,
     )
 
 
-_PHONE_NOUN = r"(?:tele)?phones?|tel|mob|mobiles?|cell(?:ular|phone)?s?|fax|landline|msisdn|whatsapp|sms"
+# A letter with an accent is any one character to a reading.
+_PHONE_NOUN = (
+    r"(?:tele|home|work|office|mobile|cell|contact)?phones?|tel|t.l.(?:phones?|fono?s?|fone)"
+    r"|telefoo?n[aeu]?s?|telefoo?n(?:nummer|nr)|rufnummer|mob|mobiles?|mobil(?:e|nummer|telefon)?|m.vil(?:es)?"
+    r"|telem.vel|handy(?:nummer|nr)?|cell(?:ular|phone)?s?|cel(?:l?ulare?|l)|gsm|puhelin|fax|landline|msisdn|whatsapp|sms"
+)
 PHONE_CUE = cue(
-    rf"{_PHONE_NOUN}|(?:{_PHONE_NOUN}|contact)[\s_]?(?:numbers?|no|nr|num)|hotline|helpline|voicemail|pager|contact"
+    rf"(?:{_PHONE_NOUN}|contact){NUMBER}|ph|hotline|helpline|voicemail|pager"
     r"|call(?:s|ed|ing|er)?|dial(?:s|led|ed|ing)?|answering",
     rf"{_PHONE_NOUN}|office|home|work",
-    rf"{_PHONE_NOUN}",
+    _PHONE_NOUN,
     (
         *("pho", "tel", "mob", "cel", "fax", "lan", "msi", "wha", "sms", "con", "hot", "hel", "voi", "pag", "cal"),
-        *("dia", "ans", "off", "hom", "wor"),
+        *("dia", "ans", "off", "hom", "wor", "ruf", "vil", "han", "gsm", "puh", "ph"),
     ),
 )
-_SSN_NOUN = r"ssn|social[\s_-]?sec(?:urity)?|tax[\s_-]?id|tin"
-SSN_CUE = cue(rf"(?:{_SSN_NOUN})(?:[\s_]?(?:numbers?|no|nr|num))?", _SSN_NOUN, _SSN_NOUN, ("ssn", "soc", "tax", "tin"))
+_SSN_NOUN = r"ssn(?:um(?:ber)?)?|ss(?=#)|soc(?:ial|\.)?[\s_-]{0,2}sec(?:urity|\.)?|tax[\s_-]?id|tin"
+SSN_CUE = cue(rf"(?:{_SSN_NOUN}){NUMBER}", _SSN_NOUN, _SSN_NOUN, ("ssn", "ss", "soc", "tax", "tin"))
 
 # RFC 5321's atoms and dots, without the marks that delimit in URLs, JSON and markup (/ = ? ` { | }).
 _LOCAL_MARKS = r".!#$%&'*+^~\-"
 _LOCAL = rf"\w{_LOCAL_MARKS}"
-_PHONE_RUN = rf"\+?(?:[{_BLANK}{_DASH}./()]{{0,3}}\d){{5,17}}{_EXTENSION}?{_NOT_BEFORE_WORD}"
-# Digits glued to letters are mostly a piece of a UUID or hash.
-_NOT_INSIDE_WORD = r"(?<![^\W_]\d)(?<!\d[.,]\d)"
+_PHONE_RUN = rf"\+?(?:[{_BLANK}{_DASH}./()]{{0,3}}\d){{5,17}}{_EXTENSION}?(?!\d)"
+_PHONE = re.compile(rf"([\d(+]{_NOT_INSIDE_NUMBER}{_PHONE_RUN})", re.IGNORECASE)
+
+
+def _by_country(account: Callable[[int], str]) -> str:
+    """Return the pattern of IBANs, given that of what follows the country, of so many characters."""
+    lengths: dict[int, list[str]] = {}
+    for country, length in IBAN_LENGTHS.items():
+        lengths.setdefault(length, []).append(country)
+    return "|".join(f"(?:{'|'.join(those)}){account(length - 2)}" for length, those in lengths.items())
+
+
+# In groups of four however far apart, or with the country for itself.
+_IBAN_GAP = f"[{_BLANK}{_DASH}./]{{1,3}}"
+_IBAN_IN_GROUPS = _by_country(
+    lambda size: (
+        rf"(?:{_IBAN_GAP})?\d\d(?:{_IBAN_GAP}[A-Z\d]{{4}}){{{(size - 2) // 4}}}"
+        + (rf"{_IBAN_GAP}[A-Z\d]{{{(size - 2) % 4}}}" if (size - 2) % 4 else "")
+    )
+)
+_IBAN_AFTER_COUNTRY = _by_country(lambda size: rf"{_IBAN_GAP}\d\d[A-Z\d]{{{size - 2}}}")
+_IBAN = _by_country(lambda size: rf"\d\d(?:[{_BLANK}{_DASH}]?[A-Z\d]){{{size - 2}}}")
 
 RECOGNISERS = (
     Recogniser(
@@ -433,25 +516,30 @@ RECOGNISERS = (
     Recogniser(Entity.EMAIL, re.compile(rf'("[^"\r\n<>\0]{{1,64}}"@{_DOMAIN_PATTERN})'), valid_email),
     Recogniser(
         Entity.IBAN,
-        re.compile(rf"([A-Za-z](?<![^\W_].)[A-Za-z]\d\d(?:[{_BLANK}{_DASH}]?[A-Za-z\d]){{11,30}}{_NOT_BEFORE_WORD})"),
+        re.compile(rf"(?<!\d)(?=[A-Z]{{2}}\d\d)((?:{_IBAN})(?!\d))", re.IGNORECASE),
+        valid_iban,
+        apart=True,
+    ),
+    Recogniser(
+        Entity.IBAN,
+        re.compile(
+            rf"{_NOT_IN_WORD}(?=[A-Z]{{2}}(?:{_IBAN_GAP})?\d\d)"
+            rf"((?:{_IBAN_IN_GROUPS}|{_IBAN_AFTER_COUNTRY}){_NOT_BEFORE_WORD})",
+            re.IGNORECASE,
+        ),
         valid_iban,
     ),
     Recogniser(
         Entity.CREDIT_CARD,
         re.compile(
-            rf"(\d{_NOT_INSIDE_WORD}(?=(?:[{_BLANK}{_DASH}.]?\d){{11}})"
-            rf"\d{{2,18}}(?:[{_BLANK}{_DASH}.]\d{{1,13}}){{0,5}}{_NOT_BEFORE_WORD})"
+            rf"(\d{_NOT_INSIDE_NUMBER}(?=(?:[{_BLANK}{_DASH}.]?\d){{11}})"
+            rf"\d{{2,18}}(?:[{_BLANK}{_DASH}.]\d{{1,13}}){{0,5}}(?!\d))"
         ),
         valid_card,
-    ),
-    # `VISA4111…`; a prefix this short, and nothing after it, cannot be a hash.
-    Recogniser(
-        Entity.CREDIT_CARD,
-        re.compile(rf"(?<![^\W_])[A-Za-z]{{1,12}}(\d{{12,19}}){_NOT_BEFORE_WORD}"),
-        valid_card,
+        apart=True,
     ),
     Recogniser(Entity.US_SSN, re.compile(rf"(\d(?<!\d\d)\d\d{_GAP}\d\d{_GAP}\d{{4}}(?!\d))"), valid_ssn),
-    Recogniser(Entity.US_SSN, re.compile(rf"(\d{_NOT_INSIDE_NUMBER}\d{{8}}{_NOT_BEFORE_WORD})"), valid_ssn, SSN_CUE),
+    Recogniser(Entity.US_SSN, re.compile(rf"(\d{_NOT_INSIDE_NUMBER}\d{{8}}(?!\d))"), valid_ssn, SSN_CUE, apart=True),
     Recogniser(
         Entity.IP_ADDRESS,
         re.compile(r"(\d(?<![\dvV]\d)(?<!\d\.\d)\d{0,2}(?:\.\d{1,3}){3}(?!\d|\.\d))"),
@@ -459,26 +547,26 @@ RECOGNISERS = (
     ),
     Recogniser(
         Entity.IP_ADDRESS,
-        re.compile(r"([\da-fA-F:](?<![^\W_].)[\da-fA-F]{0,3}:[\da-fA-F:.]{1,43}(?:%\w{1,15})?)"),
+        re.compile(r"([\da-fA-F:](?<![A-Za-z\d].)[\da-fA-F]{0,3}:[\da-fA-F:.]{1,43}(?:%\w{1,15})?)"),
         valid_ip,
     ),
     Recogniser(
         Entity.MAC_ADDRESS,
         re.compile(
-            r"(?<![^\W_])(?<![^\W_][:-])([\da-fA-F]{2}(?:(?::[\da-fA-F]{2}){5}|(?:-[\da-fA-F]{2}){5}))"
-            r"(?![^\W_]|[:-][^\W_])"
+            r"(?:(?<![A-Za-z\d])(?<!\d[:-])(?<!(?<![A-Za-z\d])[\da-fA-F][a-fA-F][:-])|(?<=\\[nrt]))([\da-fA-F]{2}(?:(?::[\da-fA-F]{2}){5}|(?:-[\da-fA-F]{2}){5}))"
+            r"(?![A-Za-z\d]|[:-][A-Za-z\d])"
         ),
         valid_mac,
     ),
+    # As switches write it; with a letter, or the zeros that many begin with, it is no number.
     Recogniser(
-        Entity.PHONE,
-        re.compile(rf"([\d(+]{_NOT_INSIDE_WORD}{_PHONE_RUN})", re.IGNORECASE),
-        valid_phone,
+        Entity.MAC_ADDRESS,
+        re.compile(
+            r"(?<![A-Za-z\d.])((?=00|[\d.]{0,13}[a-fA-F])(?=[a-fA-F.]{0,13}\d)"
+            r"[\da-fA-F]{4}(?:\.[\da-fA-F]{4}){2})(?![A-Za-z\d]|\.[A-Za-z\d])"
+        ),
+        valid_mac,
     ),
-    Recogniser(
-        Entity.PHONE,
-        re.compile(rf"([\d(+]{_NOT_INSIDE_NUMBER}{_PHONE_RUN})", re.IGNORECASE),
-        valid_cued_phone,
-        PHONE_CUE,
-    ),
+    Recogniser(Entity.PHONE, _PHONE, valid_phone, apart=True),
+    Recogniser(Entity.PHONE, _PHONE, valid_cued_phone, PHONE_CUE, apart=True),
 )

@@ -327,21 +327,24 @@ def _matches(recogniser: Recogniser, text: str, column: str) -> Iterator[tuple[i
     position = 0
     while match := recogniser.pattern.search(text, position):
         start = match.start(1)
-        length = _longest_valid(recogniser, match[1])
+        length = _longest_valid(recogniser, text, start, match.end(1)) - start
         position = start + 1
-        if length and (cue is None or cue.speaks_for(text, start, start + length)):
+        if length > 0 and (cue is None or cue.speaks_for(text, start, start + length)):
             position = start + length
             yield start, position
 
 
-def _longest_valid(recogniser: Recogniser, candidate: str) -> int:
-    """Return the length of the longest prefix that is valid and ends between two words, or 0."""
-    if recogniser.valid(candidate):
-        return len(candidate)
-    for end in range(len(candidate) - 1, 0, -1):
-        if candidate[end - 1].isalnum() and not candidate[end].isalnum() and recogniser.valid(candidate[:end]):
+def _longest_valid(recogniser: Recogniser, text: str, start: int, stop: int) -> int:
+    """Return where the longest part of `text[start:stop]` ends that begins it and is one; `start` if none is.
+
+    A part ends between two words.
+    """
+    if recogniser.accepts(text, start, stop):
+        return stop
+    for end in range(stop - 1, start, -1):
+        if text[end - 1].isalnum() and not text[end].isalnum() and recogniser.accepts(text, start, end):
             return end
-    return 0
+    return start
 
 
 def _united(candidates: Sequence[Span]) -> Iterator[Span]:

@@ -8,10 +8,9 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
-from portcullis.pii.entities import Entity, alphanumeric, cue, digits, shaped
+from portcullis.pii.entities import NUMBER, Entity, alphanumeric, cue, digits, shaped
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_NUMBER = r"(?:[\s_]?(?:numbers?|no|nr|num|nummer))?"
 
 
 def mod_11_10(number: str) -> bool:
@@ -119,14 +118,14 @@ def valid_vat(text: str) -> bool:
 
 
 _STEUER_NOUN = r"steuer[\s_-]?id|idnr|identifikationsnummer|steuer(?:liche|identifikations)?nummer|tin"
-_STEUER_CUE = cue(rf"(?:{_STEUER_NOUN}){_NUMBER}", _STEUER_NOUN, _STEUER_NOUN, ("ste", "idn", "ide", "tin"))
+_STEUER_CUE = cue(rf"(?:{_STEUER_NOUN}){NUMBER}", _STEUER_NOUN, _STEUER_NOUN, ("ste", "idn", "ide", "tin"))
 _NIR_NOUN = r"nir|insee|s.cu(?:rit.[\s_]sociale)?|social[\s_-]?security"
-_NIR_CUE = cue(rf"(?:{_NIR_NOUN}){_NUMBER}", _NIR_NOUN, _NIR_NOUN, ("nir", "ins", "soc"))
+_NIR_CUE = cue(rf"(?:{_NIR_NOUN}){NUMBER}", _NIR_NOUN, _NIR_NOUN, ("nir", "ins", "soc"))
 _DNI_NOUN = r"dni|nif|nie"
-_DNI_CUE = cue(rf"(?:{_DNI_NOUN}){_NUMBER}", _DNI_NOUN, _DNI_NOUN, ("dni", "nif", "nie"))
+_DNI_CUE = cue(rf"(?:{_DNI_NOUN}){NUMBER}", _DNI_NOUN, _DNI_NOUN, ("dni", "nif", "nie"))
 _VAT_NOUN = r"vat|ust[\s_-]?id|umsatzsteuer|tva|iva|btw|nip|cvr"
 _VAT_CUE = cue(
-    rf"(?:{_VAT_NOUN}){_NUMBER}", _VAT_NOUN, _VAT_NOUN, ("vat", "ust", "ums", "tva", "iva", "btw", "nip", "cvr")
+    rf"(?:{_VAT_NOUN}){NUMBER}", _VAT_NOUN, _VAT_NOUN, ("vat", "ust", "ums", "tva", "iva", "btw", "nip", "cvr")
 )
 
 _STEUER_GROUPS = ((11,), (2, 3, 3, 3))

@@ -4,9 +4,9 @@ Only the bank's routing number has a check digit, and nine digits in a row are c
 written 3-2-4 need a word beside them or the column's name.
 """
 
-from portcullis.pii.entities import Entity, cue, digits, shaped
+import re
 
-_NUMBER = r"(?:[\s_]?(?:numbers?|no|nr|num))?"
+from portcullis.pii.entities import NUMBER, Cue, Entity, Hint, Recogniser, cue, digits, shaped
 
 
 def valid_itin(text: str) -> bool:
@@ -51,19 +51,35 @@ def valid_aba(text: str) -> bool:
 
 
 _ITIN_NOUN = r"itin|tin|tax(?:payer)?[\s_-]?id(?:entification)?"
-_ITIN_CUE = cue(rf"(?:{_ITIN_NOUN}){_NUMBER}", _ITIN_NOUN, _ITIN_NOUN, ("iti", "tin", "tax"))
+_ITIN_CUE = cue(rf"(?:{_ITIN_NOUN}){NUMBER}", _ITIN_NOUN, _ITIN_NOUN, ("iti", "tin", "tax"))
 _EIN_NOUN = r"f?ein|employer[\s_-]?id(?:entification)?|tax[\s_-]?(?:payer[\s_-]?)?id(?:entification)?|tin"
-_EIN_CUE = cue(rf"(?:{_EIN_NOUN}){_NUMBER}", _EIN_NOUN, r"f?ein|employer[\s_-]?id", ("ein", "fei", "emp", "tax", "tin"))
+_EIN_CUE = cue(rf"(?:{_EIN_NOUN}){NUMBER}", _EIN_NOUN, r"f?ein|employer[\s_-]?id", ("ein", "fei", "emp", "tax", "tin"))
 _ABA_NOUN = r"aba|routing|rtn|transit"
-_ABA_CUE = cue(rf"(?:{_ABA_NOUN}){_NUMBER}", _ABA_NOUN, r"aba|routing|rtn", ("aba", "rou", "rtn", "tra"))
-_PASSPORT_CUE = cue(rf"passport{_NUMBER}", "passport", "passport", ("pas",))
-_LICENSE_NOUN = r"(?:driver'?s?'?|driving)[\s_-]*licen[cs]e"
-_LICENSE_CUE = cue(
-    rf"(?:{_LICENSE_NOUN}|licen[cs]e[\s_](?:numbers?|no|num)){_NUMBER}",
-    _LICENSE_NOUN,
-    rf"{_LICENSE_NOUN}|licen[cs]e[\s_]?(?:number|no|num)|dl(?:[\s_]?(?:number|no|num))?",
-    ("dri", "lic"),
+_ABA_CUE = cue(rf"(?:{_ABA_NOUN}){NUMBER}", _ABA_NOUN, r"aba|routing|rtn", ("aba", "rou", "rtn", "tra"))
+_PASSPORT_NOUN = r"passports?|reisep(?:ass|.sse)|passeports?|pasaportes?|passaport[eoi]|paspoort|paszport|passi?(?=n)"
+_PASSPORT_CUE = cue(rf"(?:{_PASSPORT_NOUN}){NUMBER}", _PASSPORT_NOUN, _PASSPORT_NOUN, ("pas", "rei"))
+# An accent or a typographic apostrophe is any one character to a reading.
+_LICENSE_NOUN = (
+    r"(?:driver(?:s|.s)?.?|driving)[\s_-]{0,2}lic(?:en[cs]e|\.|\b)|f(?:ue|.)hrerschein|permis[\s_]de[\s_]conduire"
+    r"|(?:permiso|carnet)[\s_]de[\s_]conduc(?:ir|ci.n)|patente(?:[\s_]di[\s_]guida)?|rijbewijs|prawo[\s_]jazdy"
+    r"|carta[\s_]de[\s_]condu..o"
 )
+_LICENSE_CUE = cue(
+    rf"(?:{_LICENSE_NOUN}|licen[cs]e[\s_](?:numbers?|no|num)){NUMBER}|licen[cs]e(?=\s?#)|dl(?=\s?[:#])",
+    _LICENSE_NOUN,
+    rf"{_LICENSE_NOUN}|licen[cs]e(?=[\s_]?n)|dl",
+    ("dri", "lic", "dl", "fue", "fuh", "hre", "per", "car", "pat", "rij", "pra"),
+)
+
+
+def _worded(entity: Entity, longest: int, said: Cue) -> Recogniser:
+    """Return a recogniser of letters and at least four digits in any order, which only a word tells from others."""
+    pattern = re.compile(
+        rf"(?<![A-Za-z\d])(?<![A-Za-z\d]-)((?=(?:[A-Z]{{0,8}}\d){{4}})[A-Z\d]{{6,{longest}}})(?![A-Za-z\d]|-[A-Za-z\d])",
+        re.IGNORECASE,
+    )
+    return Recogniser(entity, pattern, bool, said, Hint(worded=True))
+
 
 RECOGNISERS = (
     shaped(Entity.US_ITIN, ((3, 2, 4),), valid_itin, first="9"),
@@ -74,10 +90,13 @@ RECOGNISERS = (
     # Nine digits, or a letter and eight (Department of State, since 2021).
     shaped(Entity.US_PASSPORT, ((9,),), bool, cue=_PASSPORT_CUE),
     shaped(Entity.US_PASSPORT, ((8,),), bool, lead="ABCDEFGHIJKLMNOPQRSTUVWXYZ", prefix="[A-Z]", cue=_PASSPORT_CUE),
+    # Of other countries: C01X00T47, 12AB34567.
+    _worded(Entity.US_PASSPORT, 12, _PASSPORT_CUE),
+    _worded(Entity.US_DRIVER_LICENSE, 16, _LICENSE_CUE),
     # Each state has its own form (AAMVA DL/ID standard: up to 25 characters); most are digits after up to two letters.
     shaped(
         Entity.US_DRIVER_LICENSE,
-        (*((size,) for size in range(6, 15)), (3, 4, 4), (3, 3, 2, 3, 1), (3, 3, 2, 3), (4, 4, 4)),
+        (*((size,) for size in range(6, 15)), (3, 4, 4), (3, 3, 2, 3, 1), (3, 3, 2, 3), (4, 4, 4), (2, 3, 4)),
         bool,
         prefix="[A-Z]{0,2}",
         suffix="[A-Z]?",

@@ -18,7 +18,7 @@ from portcullis.pii.entities import Entity, Recogniser
 from portcullis.pii.reading import Ints
 from portcullis.pii.structure.addresses import ipv6, macs
 from portcullis.pii.structure.characters import Characters, digit_runs
-from portcullis.pii.structure.iban import ibans
+from portcullis.pii.structure.iban import grouped_otherwise, ibans
 from portcullis.pii.structure.mail import mailboxes
 from portcullis.pii.structure.numbers import Judgement
 from portcullis.pii.structure.regions import Regions, Words, hinted
@@ -62,13 +62,17 @@ def survey(text: bytes, recognisers: Sequence[Recogniser], speaking: Collection[
     starts, ends = digit_runs(of.text)
     if Entity.IBAN in entities:
         found.append(ibans(of, starts, ends))
+        deferred.append(grouped_otherwise(of, starts, ends, found[-1]))
     numbers = Regions.of(of, starts, ends)
     settled = joined(found)
     if len(numbers.first):
         numbers = numbers.outside(settled, of)
+    words = Words(of, recognisers)
+    # Where the column's name speaks, wherever a digit is; else, where a word does and digits are.
+    worded = [it for it in recognisers if it.hint is not None and it.hint.worded] if len(starts) else []
+    possible += [(it, starts if it.cue is None else words.of(it.cue)) for it in worded]
     if len(numbers.first):
-        words = Words(of, recognisers)
         judged = Judgement(of, numbers, entities, speaking, words).settle(deferred)
-        possible = hinted(of, numbers, recognisers, words)
+        possible += hinted(of, numbers, recognisers, words)
         settled = joined([settled, judged])
     return Survey(settled, np.concatenate(deferred), possible)

@@ -21,6 +21,8 @@ from portcullis.pii.structure.spans import NONE, Spans, joined, spans_of
 
 _HEX = table(ASCII_DIGITS + b"abcdefABCDEF")
 _COLON_OR_DASH = table(b":-")
+_ESCAPED = table(b"nrt")
+_DIGIT = table(ASCII_DIGITS)
 _LONGEST_IPV6 = 39
 
 
@@ -82,10 +84,33 @@ def macs(of: Characters) -> Spans:
         pairs = np.arange(17) % 3 < 2
         good = _HEX[window[:, pairs]].all(1)
         before, after = text[starts - 1], text[starts + 17]
-        good &= (kinds[starts - 1] | kinds[starts + 17]) & IS_ALNUM == 0
-        good &= ~(_COLON_OR_DASH[before] & (kinds[starts - 2] & IS_ALNUM != 0))
+        # Another pair before it makes it a longer address; `mac:` is none.
+        pair = _HEX[text[starts - 2]] & (
+            _DIGIT[text[starts - 2]] | (_HEX[text[starts - 3]] & (kinds[starts - 4] & IS_ALNUM == 0))
+        )
+        apart = (kinds[starts - 1] & IS_ALNUM == 0) & ~(_COLON_OR_DASH[before] & pair)
+        # Behind an escape as in JSON.
+        apart |= (text[starts - 2] == ord("\\")) & _ESCAPED[before]
+        good &= apart & (kinds[starts + 17] & IS_ALNUM == 0)
         good &= ~(_COLON_OR_DASH[after] & (kinds[starts + 18] & IS_ALNUM != 0))
         digits = window[:, pairs] | 32
         good &= (digits != ord("0") | 32).any(1) & (digits != ord("f")).any(1)
         found.append(spans_of(starts[good], starts[good] + 17, Entity.MAC_ADDRESS))
+    found.append(_dotted_macs(of))
     return joined(found)
+
+
+def _dotted_macs(of: Characters) -> Spans:
+    """Find every MAC address of three groups of four with dots."""
+    text, kinds = of.text, of.kinds
+    dots = of.places_of(ord("."))
+    starts = dots[:-1][np.diff(dots) == 5] - 4
+    starts = starts[(kinds[starts - 1] & IS_ALNUM == 0) & (text[starts - 1] != ord("."))]
+    window = rows(text, starts, 14)
+    digits = window[:, np.arange(14) % 5 < 4]
+    decimal = _DIGIT[digits]
+    good = _HEX[digits].all(1) & decimal.any(1) & (~decimal.all(1) | (window[:, :2] == ord("0")).all(1))
+    good &= kinds[starts + 14] & IS_ALNUM == 0
+    good &= ~((text[starts + 14] == ord(".")) & (kinds[starts + 15] & IS_ALNUM != 0))
+    good &= (digits != ord("0")).any(1) & ((digits | 32) != ord("f")).any(1)
+    return spans_of(starts[good], starts[good] + 14, Entity.MAC_ADDRESS)

@@ -28,11 +28,12 @@ def table(characters: bytes) -> Bools:
 
 
 _WORD = ASCII_DIGITS + ASCII_LETTERS + bytes([LETTER]) + b"_"
-# The kinds. RFC 5321's atoms and dots; letters, digits, `_`, dots and dashes; hexadecimal digits and colons.
+# The kinds. Letters of ASCII; RFC 5321's atoms and dots; letters of every script, digits, `_`, dots and dashes;
+# hexadecimal digits and colons.
 IS_DIGIT, IS_LETTER, IS_LOCAL, IS_DOMAIN, IS_BLANK, IS_PUNCTUATION, IS_HEX, IS_BRACKET = (1 << bit for bit in range(8))
 _CHARACTERS = {
     IS_DIGIT: ASCII_DIGITS,
-    IS_LETTER: ASCII_LETTERS + bytes([LETTER]),
+    IS_LETTER: ASCII_LETTERS,
     IS_LOCAL: _WORD + b".!#$%&'*+^~-",
     IS_DOMAIN: _WORD + b".-",
     IS_BLANK: b" \t",

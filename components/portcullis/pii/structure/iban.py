@@ -3,12 +3,14 @@
 import numpy as np
 import numpy.typing as npt
 
-from portcullis.pii.entities import IBAN_LENGTHS, Entity
-from portcullis.pii.reading import DASH, Bytes, Ints
+from portcullis.pii.entities import IBAN_LENGTHS, Entity, torn
+from portcullis.pii.reading import DASH, ENCODING, Bytes, Ints
 from portcullis.pii.structure.characters import (
     ASCII_DIGITS,
     ASCII_LETTERS,
     IS_ALNUM,
+    IS_DIGIT,
+    IS_GAP,
     IS_LETTER,
     Bools,
     Characters,
@@ -51,17 +53,17 @@ def ibans(of: Characters, starts: Ints, ends: Ints) -> Spans:
     if not len(which):
         return joined([])
     starts = starts[which[ends[which] - starts[which] >= 2]] - 2
-    starts = starts[(kinds[starts] & ~kinds[starts - 1] & IS_LETTER) != 0]
-    one, two, before = text[starts], text[starts + 1], kinds[starts - 1]
+    starts = starts[(kinds[starts] & IS_LETTER) != 0]
+    one, two = text[starts], text[starts + 1]
     length = _COUNTRY_LENGTH[((one & 31).astype(np.intp) << 5) | (two & 31)]
-    usual = (one < 0x80) & (two < 0x80) & (before & IS_ALNUM == 0) & (length > 0)
+    usual = (kinds[starts - 1] & IS_DIGIT == 0) & (length > 0)
     starts, length = starts[usual], length[usual]
     if not len(starts):
         return joined([])
 
     alnum = bits(rows(kinds, starts) & IS_ALNUM)
     run = count(first_run(alnum))
-    solid = np.flatnonzero(run == length)
+    solid = np.flatnonzero((run >= length) & (kinds[starts + length] & IS_DIGIT == 0))
     fours = np.flatnonzero((run == 4) & ((alnum & _THROUGH[length]) == _IN_FOURS[length]))
     gaps = rows(text, starts[fours] + 4, 5 * (_LONGEST // 4))[:, ::5]
     fours = fours[(_BLANK_OR_DASH[gaps] | (np.arange(_LONGEST // 4) >= (length[fours, None] - 1) // 4)).all(1)]
@@ -77,7 +79,52 @@ def ibans(of: Characters, starts: Ints, ends: Ints) -> Spans:
         ),
         _spelled_otherwise(of, starts[other], length[other]),
     ]
-    return joined(found)
+    return _apart(of, joined(found))
+
+
+def grouped_otherwise(of: Characters, starts: Ints, ends: Ints, known: Spans) -> Ints:
+    """Return where an IBAN may begin that is in groups of four further apart, or with its country for itself.
+
+    `known` are those that are found.
+    """
+    kinds = of.kinds
+    size, lead = ends - starts, kinds[starts - 1]
+    which = np.flatnonzero((lead & IS_LETTER != 0) & (size == 2))
+    found = []
+    for gap in range(4):
+        if gap == 1:
+            # Behind the check digits is a letter or a gap, or at least the three digits of a bank.
+            which = np.flatnonzero((lead & IS_GAP != 0) & ((size == 2) | (size >= 5)))
+        elif gap:
+            which = which[kinds[starts[which] - gap] & IS_GAP != 0]
+        these = which[kinds[starts[which] - gap - 1] & IS_LETTER != 0]
+        letters = starts[these] - gap - 2
+        word = (kinds[letters] & IS_LETTER != 0) & (kinds[letters - 1] & IS_ALNUM == 0)
+        these, letters = these[word], letters[word]
+        one, two = of.text[letters] & 31, of.text[letters + 1] & 31
+        length = _COUNTRY_LENGTH[(one.astype(np.intp) << 5) | two]
+        these, letters, length = these[length > 0], letters[length > 0], length[length > 0]
+        run = count(first_run(bits(rows(kinds, starts[these]) & IS_ALNUM)))
+        # Groups of four begin after one to three blanks or marks.
+        apart = (run == 2) & (kinds[starts[these] + 2] & IS_GAP != 0)
+        found.append(letters[apart | ((run == length - 2) & (gap > 0))])
+    places = np.concatenate(found)
+    return places[~np.isin(places, known.starts)] if len(places) else places
+
+
+def _apart(of: Characters, spans: Spans) -> Spans:
+    """Return those that are not torn from something longer."""
+    beside = (of.kinds[spans.starts - 1] | of.kinds[spans.ends]) & IS_LETTER
+    good = np.ones(len(beside), np.bool_)
+    for index in np.flatnonzero(beside).tolist():
+        start, end = int(spans.starts[index]), int(spans.ends[index])
+        near = of.written[start - _NEAR : end + _NEAR].decode(ENCODING)
+        good[index] = not torn(near, _NEAR, _NEAR + end - start)
+    return Spans(spans.starts[good], spans.ends[good], spans.ranks[good])
+
+
+# Further than a word that may touch one.
+_NEAR = 32
 
 
 def _spelled_otherwise(of: Characters, starts: Ints, length: Ints) -> Spans:
@@ -90,7 +137,7 @@ def _spelled_otherwise(of: Characters, starts: Ints, length: Ints) -> Spans:
     last = np.argmax(place >= length[:, None], 1)
     within = np.arange(_REACH + 1) <= last[:, None]
     gap = within & ~alnum
-    good = (place[:, -1] >= length) & (of.kinds[starts + last + 1] & IS_ALNUM == 0)
+    good = (place[:, -1] >= length) & (of.kinds[starts + last + 1] & IS_DIGIT == 0)
     good &= ~((gap & ~_BLANK_OR_DASH[window]).any(1) | (gap[:, 1:] & gap[:, :-1]).any(1))
     row, column = np.nonzero(within[good] & alnum[good])
     spelled = np.zeros((int(good.sum()), _LONGEST), np.uint8)

@@ -1,7 +1,9 @@
 """E-mail addresses: the runs of characters on either side of an `@`."""
 
+import numpy as np
+
 from portcullis.pii.entities import Entity
-from portcullis.pii.reading import Ints
+from portcullis.pii.reading import LETTER, Ints
 from portcullis.pii.structure.characters import (
     IS_ALNUM,
     IS_DOMAIN,
@@ -33,7 +35,9 @@ def mailboxes(of: Characters, deferred: list[Ints]) -> Spans:
     begins = at - count(through_last(words))
 
     domain = first_run(bits(after & IS_DOMAIN))
-    alnum = bits(after & IS_ALNUM)
+    # Letters of other scripts than ASCII's, too.
+    other = bits(rows(text, at + 1) == LETTER) if of.has(bytes([LETTER])) else np.zeros(len(at), np.uint64)
+    alnum = bits(after & IS_ALNUM) | other
     dots = bits(rows(text, at + 1) == ord(".")) & domain
     first = text[at + 1]
     opens = (alnum & 1) != 0
@@ -46,7 +50,7 @@ def mailboxes(of: Characters, deferred: list[Ints]) -> Spans:
     ends = at + 1 + count(domain)
     torn = (dots & ~(alnum >> 1)) != 0
     top = domain & ~through_last(dots)
-    named = ((top & ~bits(after & IS_LETTER)) == 0) & (count(top) >= 2)
+    named = ((top & ~(bits(after & IS_LETTER) | other)) == 0) & (count(top) >= 2)
     usual = (dots != 0) & ~torn & named & (text[ends] != ord("@"))
     odd = (
         (candidate & ~usual)

@@ -11,6 +11,7 @@ from portcullis.pii.structure.characters import (
     IS_BLANK,
     IS_DIGIT,
     IS_GAP,
+    IS_LETTER,
     IS_PUNCTUATION,
     Bools,
     Characters,
@@ -53,10 +54,11 @@ class Judgement:
         self.bracket = lead == ord("(")
         self.far_lead = far_lead(of, self.starts)
         self.extended = extended(of, self.ends)
-        self.glued_after = self._kind(self.ends, IS_ALNUM)
         glued = self._kind(self.starts - 1, IS_ALNUM)
-        glued |= (self.plus | (lead == ord(","))) & self._kind(self.starts - 2, IS_DIGIT)
-        self.clean = ~(glued | self.glued_after | self.extended | self.far_lead)
+        glued |= self.plus & self._kind(self.starts - 2, IS_DIGIT)
+        glued |= (lead == ord(",")) & (self.text[self.starts - 2] == ord("0"))
+        glued |= self._kind(self.ends, IS_ALNUM)
+        self.clean = ~(glued | self.extended | self.far_lead)
 
     def settle(self, deferred: list[Ints]) -> Spans:
         """Return what is found; what must be deferred is added to `deferred`."""
@@ -90,7 +92,7 @@ class Judgement:
             if Entity.PHONE in self.speaking:
                 spoken = self.clean & self.one & (self.total >= 7) & (self.total <= 17) & ~self.plus & ~self.bracket
                 claim(np.flatnonzero(spoken), Entity.PHONE)
-        left = (rank[open_] == _NO_RANK) & ~(self.one & self.glued_after & ~self.extended)[open_]
+        left = (rank[open_] == _NO_RANK) & ~self._torn(open_)
         flagged = left & (phones | others | self._lead_flag(open_))
         rest = np.flatnonzero(left & ~flagged & (self.total[open_] >= 6))
         if len(rest):
@@ -98,6 +100,15 @@ class Judgement:
         deferred.append(self.starts[open_[flagged]])
         found = rank != _NO_RANK
         return Spans(begins[found], self.ends[found], rank[found])
+
+    def _torn(self, which: Ints) -> Bools:
+        """Tell which have letters on both sides, or a single one and more digits beyond it: pieces of hashes."""
+        torn = np.zeros(len(which), np.bool_)
+        there = np.flatnonzero((self.one & ~self.extended)[which])
+        starts, ends = self.starts[which[there]], self.ends[which[there]]
+        before, after = self._kind(starts - 1, IS_LETTER), self._kind(ends, IS_LETTER)
+        torn[there] = before & (after | self._kind(starts - 2, IS_DIGIT)) | (after & self._kind(ends + 1, IS_DIGIT))
+        return torn
 
     # Shapes. Each returns the regions that are that identifier and nothing else.
 

@@ -137,16 +137,22 @@ class Words:
         begin = np.zeros(256, np.bool_)
         for cue, bit in self._bits.items():
             for stem in cue.stems:
-                first, second, third = (letter & 31 for letter in stem.encode())
-                stems[(first << 10) | (second << 5) | third] |= bit
+                first, second, *third = (letter & 31 for letter in stem.encode())
+                stems[[(first << 10) | (second << 5) | last for last in third or range(32)]] |= bit
                 begin[[first | 0x40, first | 0x60]] = True
         word = (self._of.kinds & IS_ALNUM) != 0
         begins = np.flatnonzero(looked_up(begin, self._of.text)[1:] > word[:-1]) + 1
         one, two, three = ((self._of.text[begins + place] & 31).astype(np.uint16) for place in range(3))
         bits = stems[(one << 10) | (two << 5) | three]
         known = np.flatnonzero(bits)
-        known = known[_ASCII_LETTER[rows(self._of.text, begins[known], 3)].all(1)]
+        known = known[_ASCII_LETTER[rows(self._of.text, begins[known], 2)].all(1)]
         return begins[known], bits[known]
+
+    def of(self, cue: Cue) -> Ints:
+        """Return where words begin that may be the cue's."""
+        hits, bits = self._hits
+        found: Ints = hits[(bits & self._bits[cue]) != 0]
+        return found
 
     def near(self, cues: Sequence[Cue], starts: Ints, ends: Ints) -> Bools:
         """Tell where a word of one of the cues may be near enough to `text[starts:ends]`."""
@@ -162,7 +168,7 @@ def hinted(
     of: Characters, these: Regions, recognisers: Sequence[Recogniser], words: Words
 ) -> list[tuple[Recogniser, Ints]]:
     """Return the recognisers with a hint that may match, and a place near each candidate."""
-    asked = [it for it in recognisers if it.hint is not None]
+    asked = [it for it in recognisers if it.hint is not None and not it.hint.worded]
     enough = these.kept(these.total >= 6)
     if not asked or not len(enough.first):
         return []
