@@ -89,27 +89,33 @@ def grouped_otherwise(of: Characters, starts: Ints, ends: Ints, known: Spans) ->
     """
     kinds = of.kinds
     size, lead = ends - starts, kinds[starts - 1]
-    which = np.flatnonzero((lead & IS_LETTER != 0) & (size == 2))
+    two = size == 2
+    which = np.flatnonzero((lead & IS_LETTER != 0) & two & (kinds[ends] & IS_GAP != 0))
     found = []
     for gap in range(4):
         if gap == 1:
             # Behind the check digits is a letter or a gap, or at least the three digits of a bank.
-            which = np.flatnonzero((lead & IS_GAP != 0) & ((size == 2) | (size >= 5)))
+            which = np.flatnonzero((lead & IS_GAP != 0) & (two | (size >= 5)))
         elif gap:
             which = which[kinds[starts[which] - gap] & IS_GAP != 0]
-        these = which[kinds[starts[which] - gap - 1] & IS_LETTER != 0]
-        letters = starts[these] - gap - 2
+        these = starts[which[kinds[starts[which] - gap - 1] & IS_LETTER != 0]]
+        letters = these - gap - 2
         word = (kinds[letters] & IS_LETTER != 0) & (kinds[letters - 1] & IS_ALNUM == 0)
         these, letters = these[word], letters[word]
-        one, two = of.text[letters] & 31, of.text[letters + 1] & 31
-        length = _COUNTRY_LENGTH[(one.astype(np.intp) << 5) | two]
-        these, letters, length = these[length > 0], letters[length > 0], length[length > 0]
-        run = count(first_run(bits(rows(kinds, starts[these]) & IS_ALNUM)))
-        # Groups of four begin after one to three blanks or marks.
-        apart = (run == 2) & (kinds[starts[these] + 2] & IS_GAP != 0)
-        found.append(letters[apart | ((run == length - 2) & (gap > 0))])
-    places = np.concatenate(found)
-    return places[~np.isin(places, known.starts)] if len(places) else places
+        length = _COUNTRY_LENGTH[((of.text[letters] & 31).astype(np.intp) << 5) | (of.text[letters + 1] & 31)]
+        new = length > 0
+        if len(known.starts):
+            near = np.minimum(np.searchsorted(known.starts, letters), len(known.starts) - 1)
+            new &= known.starts[near] != letters
+        these, letters, length = these[new], letters[new], length[new]
+        alnum = bits(rows(kinds, these) & IS_ALNUM)
+        run = count(first_run(alnum))
+        # Two digits, one to three blanks or marks, and the first group of four.
+        beyond = alnum >> np.uint64(2)
+        space = count(first_run(~beyond)).astype(np.uint64)
+        group = (space >= 1) & (space <= 3) & (count(first_run(beyond >> np.minimum(space, np.uint64(3)))) == 4)
+        found.append(letters[((run == 2) & group) | ((run == length - 2) & (gap > 0))])
+    return np.concatenate(found)
 
 
 def _apart(of: Characters, spans: Spans) -> Spans:

@@ -11,8 +11,8 @@ from portcullis.pii.entities import Cue, Recogniser
 from portcullis.pii.reading import Ints, looked_up
 from portcullis.pii.structure.characters import (
     ASCII_LETTERS,
-    IS_ALNUM,
     IS_GAP,
+    IS_LETTER,
     IS_LINK,
     Bools,
     Characters,
@@ -140,7 +140,7 @@ class Words:
                 first, second, *third = (letter & 31 for letter in stem.encode())
                 stems[[(first << 10) | (second << 5) | last for last in third or range(32)]] |= bit
                 begin[[first | 0x40, first | 0x60]] = True
-        word = (self._of.kinds & IS_ALNUM) != 0
+        word = (self._of.kinds & IS_LETTER) != 0  # a digit may stand right before one: `(212) 555-0123phone`
         begins = np.flatnonzero(looked_up(begin, self._of.text)[1:] > word[:-1]) + 1
         one, two, three = ((self._of.text[begins + place] & 31).astype(np.uint16) for place in range(3))
         bits = stems[(one << 10) | (two << 5) | three]
