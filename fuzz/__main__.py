@@ -1,4 +1,4 @@
-"""Fuzz: `python -m fuzz [TARGET…] [--seconds 30] [--jobs 1]`; also `--list`, and `--replay FILE` for one input.
+"""Fuzz: `python -m fuzz [TARGET…] [--seconds 30] [--jobs 1] [--seed N]`; also `--list`, and `--replay FILE`.
 
 Each target runs in a process of its own, with a limit on the time of each input (10 s) and on memory. What was found
 lies in build/fuzz/TARGET/, and beside it the corpus, which the next run goes on from. Exit code: 0 nothing found,
@@ -35,13 +35,14 @@ def targets() -> Mapping[str, Target]:
     return {target.name: target for module in modules for target in module.TARGETS}
 
 
-def run(names: Sequence[str], *, seconds: int, jobs: int) -> list[str]:
+def run(names: Sequence[str], *, seconds: int, jobs: int, seed: int | None = None) -> list[str]:
     """Fuzz targets, each in its own process; returns the names of those with a finding.
 
     Args:
         names: Of the targets.
         seconds: For each of them.
         jobs: How many at a time.
+        seed: What is tried is drawn from it, as far as the time goes; from chance when None.
     """
 
     def one(name: str) -> str | None:
@@ -50,7 +51,7 @@ def run(names: Sequence[str], *, seconds: int, jobs: int) -> list[str]:
         before = set(folder.glob("*-*"))
         runs, left, code, text = 0, seconds, 0, ""
         while left > 0 and not code:
-            code, text = _round(name, min(left, ROUND_SECONDS), folder / "log")
+            code, text = _round(name, min(left, ROUND_SECONDS), folder / "log", seed)
             runs += sum(map(int, re.findall(r"^stat::number_of_executed_units: *(\d+)", text, re.M)))
             left -= ROUND_SECONDS
         if runs and not code:
@@ -64,10 +65,11 @@ def run(names: Sequence[str], *, seconds: int, jobs: int) -> list[str]:
         return [name for name in pool.map(one, names) if name]
 
 
-def _round(name: str, seconds: int, log: Path) -> tuple[int, str]:
+def _round(name: str, seconds: int, log: Path, seed: int | None) -> tuple[int, str]:
     """Fuzz one target in a process of its own; returns how that ended and what it printed."""
     path = os.pathsep.join([str(ROOT), *sys.path])
     command = [sys.executable, "-m", "fuzz", "--child", name, "--seconds", str(seconds)]
+    command += [] if seed is None else ["--seed", str(seed)]
     with log.open("wb") as file:
         # A native loop that never returns would not see its own alarm.
         limit = seconds + 10 * INPUT_SECONDS
@@ -80,10 +82,10 @@ def _round(name: str, seconds: int, log: Path) -> tuple[int, str]:
     return code, log.read_text(errors="replace")
 
 
-def _child(name: str, seconds: int) -> None:
+def _child(name: str, seconds: int, seed: int | None) -> None:
     folder = FOLDER / name
     if not GUIDED:
-        _unguided(targets()[name], seconds, folder)
+        _unguided(targets()[name], seconds, folder, seed)
         return
     import atheris
 
@@ -91,8 +93,8 @@ def _child(name: str, seconds: int) -> None:
         target = targets()[name]
     seeds = folder / "seeds"
     seeds.mkdir(exist_ok=True)
-    for number, seed in enumerate(target.seeds()):
-        (seeds / str(number)).write_bytes(seed)
+    for number, data in enumerate(target.seeds()):
+        (seeds / str(number)).write_bytes(data)
     words = folder / "words"
     words.write_text("".join(f'"{_escaped(word)}"\n' for word in target.words))
     options = [
@@ -104,6 +106,7 @@ def _child(name: str, seconds: int) -> None:
         f"-dict={words}",
         "-print_final_stats=1",
         "-reload=0",
+        f"-seed={seed or 0}",  # 0: libFuzzer draws one
     ]
     if target.allocations_mb is not None:
         held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -117,7 +120,7 @@ def _escaped(word: bytes) -> str:
     return "".join(f"\\x{byte:02x}" for byte in word)
 
 
-def _unguided(target: Target, seconds: int, folder: Path) -> None:
+def _unguided(target: Target, seconds: int, folder: Path, seed: int | None) -> None:
     from hypothesis import HealthCheck, Phase, given, settings
 
     from fuzz.inputs import inputs
@@ -125,7 +128,12 @@ def _unguided(target: Target, seconds: int, folder: Path) -> None:
     tried = 0
 
     @settings(
-        max_examples=200, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
+        max_examples=200,
+        deadline=None,
+        database=None,
+        derandomize=seed is not None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
     )
     @given(inputs(target))
     def try_some(data: bytes) -> None:
@@ -152,13 +160,16 @@ def main() -> int:
     parser.add_argument("target", nargs="*", help="all when none is named")
     parser.add_argument("--seconds", type=int, default=30, help="for each target (30)")
     parser.add_argument("--jobs", type=int, default=1, help="how many at a time (1)")
+    parser.add_argument("--seed", type=int, help="above 0: draw what is tried from it, not from chance")
     parser.add_argument("--list", action="store_true", help="name the targets")
     parser.add_argument("--replay", type=Path, metavar="FILE", help="run one target on one input")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        _child(arguments.target[0], arguments.seconds)
+        _child(arguments.target[0], arguments.seconds, arguments.seed)
         return 0
+    if arguments.seed is not None and not 0 < arguments.seed < 1 << 32:
+        parser.error("--seed is above 0, and below 2**32")
     known = targets()
     names = arguments.target or list(known)
     if unknown := set(names) - set(known):
@@ -174,7 +185,7 @@ def main() -> int:
         return 0
     if not GUIDED:
         print("atheris is not installed (pip install atheris): inputs come from hypothesis, without coverage")
-    found = run(names, seconds=arguments.seconds, jobs=arguments.jobs)
+    found = run(names, seconds=arguments.seconds, jobs=arguments.jobs, seed=arguments.seed)
     print(f"found something in: {', '.join(found)}; see {FOLDER}" if found else "nothing found")
     return 1 if found else 0
 
