@@ -7,7 +7,7 @@ from collections import OrderedDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from portcullis.supply_chain.pickled import _INSTRUCTIONS, _NAMES
+from portcullis.supply_chain.pickled import _INSTRUCTIONS, _OPCODES, may_import
 
 plain = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**100), 2**100) | st.floats() | st.text(max_size=300),
@@ -36,4 +36,13 @@ def test_instructions_are_parsed_as_the_standard_library_parses_them(value, behi
         argument = " ".join(argument) if instruction.name == "GLOBAL" else argument
         assert argument == expected or (argument != argument and expected != expected)
         assert end == following
-        assert _NAMES[data[position]] == instruction.name
+        assert _OPCODES[data[position]].name == instruction.name
+
+
+@settings(deadline=None, max_examples=200)
+@given(plain, st.integers(0, 5), st.integers(0, 9))
+def test_it_is_told_of_every_pickle_whether_it_imports_something(value, protocol, beyond):
+    data = pickle.dumps(value, protocol=protocol)
+    imports = {"GLOBAL", "INST", "STACK_GLOBAL"} & {instruction.name for instruction, *_ in pickletools.genops(data)}
+    assert may_import(data, len(data)) == bool(imports)
+    assert may_import(data[: len(data) - beyond], len(data)) or not imports  # what was not seen may hold one
