@@ -4,6 +4,7 @@ import pickle
 import pickletools
 from collections import OrderedDict
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -46,3 +47,17 @@ def test_it_is_told_of_every_pickle_whether_it_imports_something(value, protocol
     imports = {"GLOBAL", "INST", "STACK_GLOBAL"} & {instruction.name for instruction, *_ in pickletools.genops(data)}
     assert may_import(data, len(data)) == bool(imports)
     assert may_import(data[: len(data) - beyond], len(data)) or not imports  # what was not seen may hold one
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        *(b"I0x10\n", b"I 1\n", b"L0b1L\n", b"F    1.5\n", b"F" + b" " * 3000 + b"1\n", b"I1_0\n", b"p0\n", b"V\n"),
+        *(b"X\x01\0\0\0a", b"U\x00", b"(", b"]", b"S''\n", b"Va" + b"b" * 3000 + b"\n"),
+    ],
+)
+@pytest.mark.parametrize("name", [b"os\nsystem\n", b"os\n" + b"path.os." * 200 + b"system\n"])
+def test_no_spelling_hides_an_import_nor_does_the_end_of_what_is_seen(before, name):
+    data = before + b"c" + name + b"."
+    for seen in range(1, len(data) + 1):
+        assert may_import(data[:seen], len(data))

@@ -191,35 +191,28 @@ def may_import(data: bytes, size: int) -> bool:
         size: How many it has.
     """
     at = 0
-    while at < (size if len(data) == size else len(data) - 512):  # an import by its name takes less
+    while at < len(data):
         known, at = _OPCODES.get(data[at]), at + 1
-        if known is None:
+        if known is None or known.name in ("STOP", "PERSID"):  # a persistent name is never text
             return False
         if known.name == "STACK_GLOBAL" or known.name.startswith("EXT"):
             return True
-        length = known.arg.n if known.arg else 0
-        if known.name in ("STOP", "PERSID"):  # a persistent name is never text
-            return False
         if known.name in ("GLOBAL", "INST"):
-            return _DOTTED_LINES.match(data, at) is not None
+            names = _DOTTED.match(data, at)
+            end = names.end() if names else at
+            return data[end : end + 1] == b"\n" or end == len(data) < size
+        length = known.arg.n if known.arg else 0
         if length == pickletools.UP_TO_NEWLINE:
             end = data.find(b"\n", at)
-            if known.name in ("INT", "LONG", "FLOAT", "GET", "PUT") and not _is_number(data[at:end]):
+            end = len(data) if end < 0 else end
+            if known.name in _NUMBERS and not _NUMERIC.fullmatch(data, at, end):
                 return False
-            length = end + 1 - at if end >= 0 else len(data) - at
+            length = end + 1 - at
         elif length < 0:
             of_length = _LENGTHS[length]
             length = of_length + int.from_bytes(data[at : at + of_length], "little")
         at += length
     return at < size
-
-
-def _is_number(line: bytes) -> bool:
-    try:
-        float(line.rstrip(b"L"))
-    except ValueError:
-        return False
-    return True
 
 
 def _too_long() -> NoReturn:
@@ -410,7 +403,9 @@ _LENGTHS = {
     pickletools.TAKEN_FROM_ARGUMENT4U: 4,
     pickletools.TAKEN_FROM_ARGUMENT8U: 8,
 }
-_DOTTED_LINES = re.compile(rb"[\w.]{1,200}\n[\w.<>]{1,200}\n")
+# What no number has in it, in any spelling, is none; a module and a name, each on a line.
+_NUMBERS, _NUMERIC = ("INT", "LONG", "FLOAT", "GET", "PUT"), re.compile(rb"[\s\w.+-]*")
+_DOTTED = re.compile(rb"[\w.<>]*\n?[\w.<>]*")
 
 
 def _refused(code: int) -> NoReturn:
