@@ -247,7 +247,8 @@ def gradient_reach(module: torch.nn.Module, inputs: torch.Tensor, targets: torch
     Of each row, the margin's fall over a step of `epsilon` against the gradient's sign, within [0, 1], over that of the
     margin as a linear function; of all, the lower quartile, and 1 where there are no rows. A ripple too fine for
     `gradient_agreement` to tell from the margin's own slope has a gradient that says far more. Networks that were
-    trained, plainly or adversarially, are above 0.7; such ripples that deceived all attacks were below 0.18.
+    trained, plainly or adversarially, were above 0.7 at radii up to 0.3, and above 0.5 at 0.45; ripples that deceived
+    all attacks were below 0.18.
     """
     if not len(inputs):
         return 1.0
